@@ -1,0 +1,37 @@
+# Needs Python 3.10 to 3.12; everything else is set up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test setup clean-setup
+
+quickstart: $(READY)
+	$(BIN)/ted-stream prepare digits --out data/digits --overwrite
+	$(BIN)/ted-stream compare configs/quickstart.yaml --methods none,ted,random --seeds 3
+
+test: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+setup: $(READY)
+
+# Forces the next target to install again.
+clean-setup:
+	rm -f $(READY)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "error: $(PYTHON) is not Python 3.10 to 3.12; name one: make PYTHON=python3.11 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || \
+	  { echo "error: $(PYTHON) has no ensurepip (on Debian: install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(READY): requirements.txt pyproject.toml | $(BIN)/python
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip install --python $(BIN)/python --quiet -r requirements.txt
+	$(BIN)/python -m uv pip install --python $(BIN)/python --quiet --no-deps -e .
+	touch $@
