@@ -1,0 +1,257 @@
+"""The skip-list as a Parquet file: a row per shard, read back only if every part of it agrees."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyroaring import FrozenBitMap
+
+from ted_stream.skip_list.atomic import write_bytes_whole
+from ted_stream.skip_list.bitmaps import portable_bytes
+from ted_stream.skip_list.errors import SkipListError
+from ted_stream.skip_list.layout import DatasetLayout, ShardLayout, StreamLayout
+from ted_stream.skip_list.skip_list import SkipList
+from ted_stream.skip_list.version import FORMAT_VERSION
+
+_MAGIC = b"PAR1"
+_SHORTEST = 12
+_PREFIX = "ted_stream."
+_FIELDS = {
+    "format_version",
+    "fingerprint",
+    "epoch",
+    "keep_ratio",
+    "samples",
+    "kept",
+    "method",
+    "run",
+    "digest",
+    "content",
+    "checksum",
+}
+_SCHEMA = pa.schema(
+    [
+        pa.field("stream", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("samples", pa.int64(), nullable=False),
+        pa.field("kept", pa.int64(), nullable=False),
+        pa.field("pruned", pa.binary(), nullable=False),
+    ]
+)
+_AGAIN = "copy or write the file again"
+_Row = dict[str, Any]
+
+
+def write_skip_list(skip_list: SkipList, path: str | os.PathLike[str]) -> None:
+    """Write ``skip_list`` to the file ``path``, whole or not at all; missing folders are made.
+
+    Raises:
+        OSError: The file cannot be written; a file that was there before is unchanged.
+    """
+    write_bytes_whole(Path(path), to_bytes(skip_list))
+
+
+def read_skip_list(
+    path: str | os.PathLike[str], *, layout: DatasetLayout | None = None, digest: str | None = None
+) -> SkipList:
+    """Read the skip-list at ``path``; see `from_bytes` for the checks.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        SkipListError: The file is damaged, of another version, or not the list that was asked for.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no skip-list at {os.fspath(path)!r}, and none is assumed; check the path, "
+            "or whether the run wrote that epoch"
+        ) from error
+    return from_bytes(data, source=os.fspath(path), layout=layout, digest=digest)
+
+
+def to_bytes(skip_list: SkipList) -> bytes:
+    """Bytes of the Parquet file that holds ``skip_list``."""
+    rows = _rows_of(skip_list)
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "fingerprint": skip_list.layout.fingerprint,
+        "epoch": str(skip_list.epoch),
+        "keep_ratio": repr(skip_list.keep_ratio),
+        "samples": str(skip_list.num_samples),
+        "kept": str(skip_list.num_kept),
+        "method": skip_list.method,
+        "run": skip_list.run,
+        "digest": skip_list.digest,
+        "content": _content(rows),
+    }
+    metadata["checksum"] = _checksum(metadata)
+    schema = _SCHEMA.with_metadata({_PREFIX + name: value for name, value in metadata.items()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=schema),
+        sink,
+        compression="zstd",
+        compression_level=9,
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(data: bytes, *, source: str, layout: DatasetLayout | None = None, digest: str | None = None) -> SkipList:
+    """Read a skip-list from the bytes of its Parquet file and check every part against the others.
+
+    Args:
+        data: The whole file.
+        source: Where the bytes come from; named in errors.
+        layout: The dataset that the list must belong to; the result has its stream order.
+        digest: The `SkipList.digest` that the list must have.
+
+    Raises:
+        SkipListError: The bytes are not a skip-list of this format version, a checksum, count, fingerprint or
+            digest disagrees, or the list is not the one for ``layout`` and ``digest``.
+    """
+    try:
+        return _read(data, layout=layout, digest=digest)
+    except (SkipListError, pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        fix = "" if isinstance(error, SkipListError) else f"; the file is damaged: {_AGAIN}"
+        raise SkipListError(f"skip-list {source!r}: {error}{fix}") from error
+
+
+def _read(data: bytes, *, layout: DatasetLayout | None, digest: str | None) -> SkipList:
+    if len(data) < _SHORTEST or data[:4] != _MAGIC or data[-4:] != _MAGIC:
+        raise SkipListError(
+            f"these {len(data)} bytes are no Parquet file: they start with {data[:4]!r} and end with "
+            f"{data[-4:]!r} instead of {_MAGIC!r}; the file is cut off or something else: {_AGAIN}"
+        )
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    metadata = _checked_metadata(file.metadata.metadata)
+    if not file.schema_arrow.equals(_SCHEMA):
+        raise SkipListError(f"columns are {_inline(file.schema_arrow)} instead of {_inline(_SCHEMA)}; {_AGAIN}")
+    rows: list[_Row] = file.read().to_pylist()
+    _agree("content hash of the rows", _content(rows), metadata["content"])
+    found = _skip_list_of(rows, metadata)
+    _agree("number of samples", str(found.num_samples), metadata["samples"])
+    _agree("number of kept samples", str(found.num_kept), metadata["kept"])
+    _agree("dataset fingerprint", found.layout.fingerprint, metadata["fingerprint"])
+    _agree("stream keys", found.layout.stream_keys, tuple(key for key, _ in _by_stream(rows)))
+    _agree("digest", found.digest, metadata["digest"])
+    if digest is not None and found.digest != digest:
+        raise SkipListError(f"digest is {found.digest}, asked for {digest}; this is another list: check the path")
+    return found if layout is None else found.aligned_to(layout)
+
+
+def _checked_metadata(raw: dict[bytes, bytes] | None) -> dict[str, str]:
+    """Our entries of the file's metadata, without prefix, once version and checksum are right."""
+    prefix = _PREFIX.encode()
+    ours = {k[len(prefix) :].decode(): v.decode() for k, v in (raw or {}).items() if k.startswith(prefix)}
+    if not ours:
+        raise SkipListError(f"a Parquet file without {_PREFIX}* metadata is no skip-list; check the path")
+    version = ours.get("format_version")
+    if version != str(FORMAT_VERSION):
+        raise SkipListError(
+            f"format version {version} found, {FORMAT_VERSION} supported; "
+            "use the ted-stream release that wrote the file"
+        )
+    if ours.keys() != _FIELDS:
+        raise SkipListError(f"metadata has the entries {sorted(ours)} instead of {sorted(_FIELDS)}; {_AGAIN}")
+    checksum = ours.pop("checksum")
+    _agree("checksum of the metadata", _checksum(ours), checksum)
+    return ours
+
+
+def _skip_list_of(rows: list[_Row], metadata: dict[str, str]) -> SkipList:
+    seen: set[tuple[str, str]] = set()
+    bitmaps: list[FrozenBitMap] = []
+    for row in rows:
+        place = (row["stream"], row["shard"])
+        if place in seen:
+            raise SkipListError(f"two rows for shard {place[1]!r} of stream {place[0]}; {_AGAIN}")
+        seen.add(place)
+        bitmaps.append(_bitmap_of(row))
+    return SkipList(
+        layout=DatasetLayout(streams=tuple(_stream_of(list(group)) for _, group in _by_stream(rows))),
+        pruned=tuple(bitmaps),
+        epoch=int(metadata["epoch"]),
+        keep_ratio=float(metadata["keep_ratio"]),
+        method=metadata["method"],
+        run=metadata["run"],
+    )
+
+
+def _by_stream(rows: list[_Row]) -> Iterator[tuple[str, Iterator[_Row]]]:
+    return groupby(rows, key=itemgetter("stream"))
+
+
+def _stream_of(rows: list[_Row]) -> StreamLayout:
+    shards = (ShardLayout(name=row["shard"], size=row["bytes"], samples=row["samples"]) for row in rows)
+    return StreamLayout(shards=tuple(shards))
+
+
+def _bitmap_of(row: _Row) -> FrozenBitMap:
+    try:
+        bitmap = FrozenBitMap.deserialize(row["pruned"])
+    except (ValueError, IndexError) as error:
+        raise SkipListError(
+            f"the {len(row['pruned'])} bytes for shard {row['shard']!r} are no Roaring bitmap ({error}); "
+            f"the file is damaged: {_AGAIN}"
+        ) from error
+    if bitmap and bitmap.max() >= row["samples"]:
+        raise SkipListError(
+            f"position {bitmap.max()} is pruned in shard {row['shard']!r} of {row['samples']} samples; "
+            f"the file is damaged: {_AGAIN}"
+        )
+    kept = row["samples"] - len(bitmap)
+    _agree(f"number of kept samples in shard {row['shard']!r}", kept, row["kept"])
+    return bitmap
+
+
+def _rows_of(skip_list: SkipList) -> list[_Row]:
+    layout = skip_list.layout
+    keys = [
+        key for key, stream in zip(layout.stream_keys, layout.streams, strict=True) for _ in range(len(stream.shards))
+    ]
+    return [
+        {
+            "stream": key,
+            "shard": shard.name,
+            "bytes": shard.size,
+            "samples": shard.samples,
+            "kept": shard.samples - len(bitmap),
+            "pruned": portable_bytes(bitmap),
+        }
+        for key, shard, bitmap in zip(keys, layout.shards, skip_list.pruned, strict=True)
+    ]
+
+
+def _content(rows: list[_Row]) -> str:
+    """Hex sha256 of the raw rows: it vouches for a bitmap's bytes before they are deserialized."""
+    sha = hashlib.sha256()
+    for row in rows:
+        plain = [row[name] for name in ("stream", "shard", "bytes", "samples", "kept")]
+        sha.update(json.dumps([*plain, len(row["pruned"])]).encode())
+        sha.update(row["pruned"])
+    return sha.hexdigest()
+
+
+def _checksum(metadata: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def _agree(what: str, found: object, written: object) -> None:
+    if found != written:
+        raise SkipListError(f"{what} is {found}, the file says {written}; the file is damaged: {_AGAIN}")
+
+
+def _inline(schema: pa.Schema) -> str:
+    return ", ".join(f"{column.name}: {column.type}" + " or null" * column.nullable for column in schema)
