@@ -1,0 +1,100 @@
+"""The few collective operations that scores and selection need, on numpy arrays."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+__all__ = ["Communicator", "SingleProcess", "TorchDistributed", "default_communicator"]
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class Communicator(Protocol):
+    """Collectives among ``world_size`` ranks; every rank calls each of them, in the same order."""
+
+    rank: int
+    world_size: int
+
+    def all_reduce_sum(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
+        """The element-wise sum over ranks; the shape and dtype are the same on every rank."""
+        ...
+
+    def all_to_all(self, parts: Sequence[NDArray[Scalar]]) -> list[NDArray[Scalar]]:
+        """Send ``parts[r]`` (1-D, any length) to rank r; what comes back is indexed by the sending rank."""
+        ...
+
+    def all_gather(self, values: NDArray[Scalar]) -> list[NDArray[Scalar]]:
+        """Every rank's 1-D array, of any length, indexed by rank."""
+        ...
+
+
+class SingleProcess:
+    """The communicator of a run without a process group."""
+
+    rank = 0
+    world_size = 1
+
+    def all_reduce_sum(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
+        """The values themselves."""
+        return values
+
+    def all_to_all(self, parts: Sequence[NDArray[Scalar]]) -> list[NDArray[Scalar]]:
+        """The one part, back."""
+        return list(parts)
+
+    def all_gather(self, values: NDArray[Scalar]) -> list[NDArray[Scalar]]:
+        """The one array."""
+        return [values]
+
+
+class TorchDistributed:
+    """The communicator of torch's default process group.
+
+    Tensors stay on the CPU where the group has a CPU backend (gloo; Composer initialises "cuda:nccl,cpu:gloo"), and
+    travel over the current CUDA device where it has NCCL alone.
+    """
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        backends = dist.get_backend_config()
+        self._device = torch.device("cpu" if "gloo" in str(backends) else "cuda")
+
+    def all_reduce_sum(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
+        """(see Communicator)."""
+        tensor = torch.from_numpy(values.copy()).to(self._device)
+        dist.all_reduce(tensor)
+        return tensor.cpu().numpy()
+
+    def all_to_all(self, parts: Sequence[NDArray[Scalar]]) -> list[NDArray[Scalar]]:
+        """(see Communicator)."""
+        sent = [len(part) for part in parts]
+        counts = torch.empty(self.world_size, dtype=torch.int64, device=self._device)
+        dist.all_to_all_single(counts, torch.tensor(sent, dtype=torch.int64, device=self._device))
+        received = counts.tolist()
+        outgoing = torch.from_numpy(np.concatenate(parts)).to(self._device)
+        incoming = outgoing.new_empty(sum(received))
+        dist.all_to_all_single(incoming, outgoing, received, sent)
+        return np.split(incoming.cpu().numpy(), np.cumsum(received)[:-1])
+
+    def all_gather(self, values: NDArray[Scalar]) -> list[NDArray[Scalar]]:
+        """(see Communicator)."""
+        mine = torch.from_numpy(values.copy()).to(self._device)
+        counts = [torch.empty(1, dtype=torch.int64, device=self._device) for _ in range(self.world_size)]
+        dist.all_gather(counts, torch.tensor([len(values)], dtype=torch.int64, device=self._device))
+        lengths = [int(count) for count in counts]
+        # Collectives want equal shapes: pad to the longest, cut after.
+        padded = mine.new_zeros(max(lengths))
+        padded[: len(values)] = mine
+        gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(gathered, padded)
+        return [tensor[:length].cpu().numpy() for tensor, length in zip(gathered, lengths, strict=True)]
+
+
+def default_communicator() -> Communicator:
+    """Torch's default process group where one is initialised, else this process alone."""
+    return TorchDistributed() if dist.is_available() and dist.is_initialized() else SingleProcess()

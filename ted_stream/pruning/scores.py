@@ -1,0 +1,226 @@
+"""The running score of every sample, sharded over ranks by ranges of sample ids."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ted_stream.pruning.communicator import Communicator, SingleProcess
+from ted_stream.pruning.selection import kth_largest, sortable, unsortable
+
+__all__ = ["Measurements", "RunningMean", "ScoreStore", "ScoreUpdate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What one rank measured in (a part of) one epoch.
+
+    Args:
+        ids: (m,) int64 sample ids; an id may repeat, on this rank and on others.
+        importance: (m,) float64 importance I(z) of those samples.
+        steps: (m,) int64, the training step within the epoch that measured each, the same count on every rank.
+    """
+
+    ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    importance: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
+    steps: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def concatenate(cls, parts: "list[Measurements]") -> "Measurements":
+        """The parts one after the other."""
+        return cls(
+            ids=np.concatenate([part.ids for part in parts]),
+            importance=np.concatenate([part.importance for part in parts]),
+            steps=np.concatenate([part.steps for part in parts]),
+        )
+
+
+@dataclass
+class RunningMean:
+    """A bias-corrected exponential moving average of the mean importance per training step.
+
+    Args:
+        decay: weight of the past, per step.
+        total: decayed sum of the means.
+        weight: decayed sum of ones.
+    """
+
+    decay: float = 0.9
+    total: float = 0.0
+    weight: float = 0.0
+
+    def update(self, mean: float) -> float:
+        """Take in one step's mean and return the average including it."""
+        self.total = self.decay * self.total + (1 - self.decay) * mean
+        self.weight = self.decay * self.weight + (1 - self.decay)
+        return self.total / self.weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreUpdate:
+    """Counts of one fold, over all ranks.
+
+    Args:
+        measured: measurements handed in, repeats included: the samples that were forwarded.
+        non_finite: measurements dropped because they were infinite or NaN.
+        updated: different samples whose score changed.
+    """
+
+    measured: int
+    non_finite: int
+    updated: int
+
+
+class ScoreStore:
+    """Running scores of N samples (TED, eq. 19), N / W of them on each of W ranks.
+
+    score ← α·score + (1 - α)·I, and the first measurement of a sample sets score = I: a start at zero would rank
+    samples by how often they were seen. Rank r owns the ids with ⌊id·W / N⌋ = r. All methods are collective.
+
+    Args:
+        num_samples: N.
+        alpha: α in [0, 1), the weight of the past.
+        relative: divide every measurement by the running mean of the importance at its training step, so that
+            scores of different epochs can be compared although the scale of gradients drifts.
+        communicator: the ranks; this process alone by default.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        alpha: float = 0.9,
+        relative: bool = False,
+        communicator: Communicator | None = None,
+    ) -> None:
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}, but there must be at least one sample to score.")
+        if not 0 <= alpha < 1:
+            raise ValueError(
+                f"alpha is {alpha}, but it must lie in [0, 1): it is the weight of the past in the running score, "
+                "and 1 would ignore every measurement after the first. The paper uses 0.9."
+            )
+        self.num_samples = num_samples
+        self.alpha = alpha
+        self.relative = relative
+        self.communicator = communicator or SingleProcess()
+        # ⌊id·W / N⌋ = r  ⇔  ⌈r·N / W⌉ ≤ id < ⌈(r + 1)·N / W⌉
+        world_size = self.communicator.world_size
+        self._bounds = np.array([-(-rank * num_samples // world_size) for rank in range(world_size + 1)], np.int64)
+        self.first_id = int(self._bounds[self.communicator.rank])
+        self.scores = np.full(int(self._bounds[self.communicator.rank + 1]) - self.first_id, np.nan, np.float32)
+        self.running_mean = RunningMean()
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """(n,) int64, the sample ids that this rank owns."""
+        return np.arange(self.first_id, self.first_id + len(self.scores))
+
+    def ranges(self) -> list[range]:
+        """The sample ids that every rank owns, indexed by rank."""
+        return [range(int(start), int(stop)) for start, stop in pairwise(self._bounds)]
+
+    def update(self, measurements: Measurements) -> ScoreUpdate:
+        """Fold an epoch's measurements into the running scores.
+
+        Non-finite measurements (an overflow under a gradient scaler) are dropped and counted. Several measurements
+        of one sample count as their mean. The order in which ranks measured does not matter.
+
+        Raises:
+            ValueError: for an id outside [0, N); on every rank alike.
+        """
+        ids, importance = measurements.ids, measurements.importance
+        outside = (ids < 0) | (ids >= self.num_samples)
+        finite = np.isfinite(importance)
+        counts = np.array([len(ids), outside.sum(), (~finite).sum()], np.int64)
+        measured, num_outside, non_finite = self.communicator.all_reduce_sum(counts).tolist()
+        if num_outside:
+            raise ValueError(
+                f"{num_outside} measured sample ids lie outside [0, {self.num_samples}), for example "
+                f"{ids[outside][:3].tolist()} on rank {self.communicator.rank}: the ids come from another dataset "
+                "than the scores. Train with the dataset that the run started with, or start a new run."
+            )
+        ids, importance, steps = ids[finite], importance[finite], measurements.steps[finite]
+        if self.relative:
+            importance = importance / self._mean_at_step(importance, steps)[steps]
+        ids, importance = self._to_owners(ids, importance)
+
+        order = np.lexsort((importance, ids))
+        ids, importance = ids[order], importance[order]
+        unique, first, repeats = np.unique(ids, return_index=True, return_counts=True)
+        if len(unique):
+            mean = np.add.reduceat(importance, first) / repeats
+            local = unique - self.first_id
+            old = self.scores[local].astype(np.float64)
+            new = np.where(np.isnan(old), mean, self.alpha * old + (1 - self.alpha) * mean)
+            self.scores[local] = new.astype(np.float32)
+        updated = int(self.communicator.all_reduce_sum(np.array([len(unique)], np.int64))[0])
+        return ScoreUpdate(measured=measured, non_finite=non_finite, updated=updated)
+
+    def _mean_at_step(self, importance: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(steps,) float64, the running mean of the importance over all ranks as of every step."""
+        longest = np.concatenate(
+            self.communicator.all_gather(np.array([steps.max() + 1 if len(steps) else 0], np.int64))
+        ).max()
+        # bincount of nothing counts in integers, whatever the weights.
+        sums = np.bincount(steps, importance, minlength=longest).astype(np.float64)
+        sums = self.communicator.all_reduce_sum(sums)
+        counts = self.communicator.all_reduce_sum(np.bincount(steps, minlength=longest))
+        means = np.ones(longest)
+        for step in np.flatnonzero(counts):
+            mean = self.running_mean.update(float(sums[step] / counts[step]))
+            means[step] = mean or 1.0  # all importances zero so far: relative to one they stay zero
+        return means
+
+    def _to_owners(
+        self, ids: NDArray[np.int64], importance: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        order = np.argsort(ids, kind="stable")
+        ids, importance = ids[order], importance[order]
+        cuts = np.searchsorted(ids, self._bounds[1:-1])
+        received_ids = self.communicator.all_to_all(np.split(ids, cuts))
+        received_importance = self.communicator.all_to_all(np.split(importance, cuts))
+        return np.concatenate(received_ids), np.concatenate(received_importance)
+
+    def num_unmeasured(self) -> int:
+        """How many of the N samples were never measured."""
+        return int(self.communicator.all_reduce_sum(np.array([np.isnan(self.scores).sum()], np.int64))[0])
+
+    def quantiles(self, probabilities: tuple[float, ...]) -> dict[float, float]:
+        """Exact quantiles (the ⌈p·m⌉-th smallest) of the m measured scores; empty when none was measured."""
+        measured = sortable(self.scores[~np.isnan(self.scores)])
+        total = int(self.communicator.all_reduce_sum(np.array([len(measured)], np.int64))[0])
+        if not total:
+            return {}
+        ranks = {p: min(total, max(1, total - int(np.ceil(p * total)) + 1)) for p in probabilities}
+        return {p: unsortable(kth_largest(measured, k, self.communicator)[0]) for p, k in ranks.items()}
+
+    def gather(self) -> NDArray[np.float32]:
+        """(N,) float32, all running scores on every rank (NaN: never measured), for checkpoints and exports."""
+        return np.concatenate(self.communicator.all_gather(self.scores))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The gathered scores and the running mean; independent of the world size."""
+        return {
+            "scores": self.gather(),
+            "running_mean": (self.running_mean.total, self.running_mean.weight),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take this rank's range of gathered scores.
+
+        Raises:
+            ValueError: if the state belongs to a dataset of another size.
+        """
+        if len(state["scores"]) != self.num_samples:
+            raise ValueError(
+                f"The checkpoint holds scores of {len(state['scores'])} samples, but the training dataset has "
+                f"{self.num_samples}. Resume with the dataset that the run started with, or start a new run."
+            )
+        self.scores = np.array(state["scores"][self.first_id : self.first_id + len(self.scores)], np.float32)
+        self.running_mean.total, self.running_mean.weight = state["running_mean"]
