@@ -1,0 +1,254 @@
+"""A StreamingDataset that drops pruned samples before it plans an epoch, so that their bytes are never asked for."""
+
+import json
+import os
+import shutil
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from streaming.base.dataset import StreamingDataset
+from streaming.base.world import World
+
+from ted_stream.reading.storage import read_bytes, write_bytes
+from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, from_bytes, to_bytes
+
+__all__ = ["SAMPLE_ID", "Prunable", "PrunedStreamingDataset", "attach_sample_id", "samples_per_rank"]
+
+SAMPLE_ID = "sample_id"
+
+
+def attach_sample_id(sample: Any, sample_id: int) -> Any:
+    """A sample together with its id.
+
+    Args:
+        sample: a mapping, which gains an entry ``sample_id``; or a tuple or list, which gains a last element; or
+            anything else, which becomes the pair of itself and the id.
+        sample_id: the global sample id.
+
+    Raises:
+        ValueError: if a mapping has an entry of that name already.
+    """
+    if isinstance(sample, Mapping):
+        if SAMPLE_ID in sample:
+            raise ValueError(
+                f"The samples have a column {SAMPLE_ID!r} of their own, which would be overwritten by the id that "
+                "pruning needs; rename the column, or drop it in the dataset's __getitem__."
+            )
+        return {**sample, SAMPLE_ID: sample_id}
+    if isinstance(sample, (tuple, list)):
+        return (*sample, sample_id)
+    return sample, sample_id
+
+
+def samples_per_rank(num_samples: int, num_canonical_nodes: int, world: World) -> int:
+    """How many samples streaming's partitioning hands every rank, the repeats that it pads with included.
+
+    Every canonical node is padded to the same length, then every physical node to a multiple of its ranks
+    (streaming/base/partition/orig.py).
+    """
+    per_canonical_node = -(-num_samples // num_canonical_nodes)
+    if num_canonical_nodes < world.num_nodes:
+        split = world.num_nodes // num_canonical_nodes
+        per_canonical_node = -(-per_canonical_node // split) * split
+    per_node = num_canonical_nodes * per_canonical_node // world.num_nodes
+    return -(-per_node // world.ranks_per_node)
+
+
+class Prunable(StreamingDataset):
+    """Makes a StreamingDataset prunable; put it before the dataset's own class.
+
+    ``class Mine(Prunable, StreamingVisionDataset): pass`` takes all arguments of the class behind it. Without a
+    skip-list it yields what that class yields, in the same order. With one, the pruned samples are dropped where an
+    epoch is planned: before samples are partitioned over nodes, ranks and workers, so every rank gets equally many.
+
+    Samples of several streams are pruned after the streams' proportions have chosen them: a stream that contributes
+    30 % of an epoch contributes its share of kept samples among those, and a sample that is chosen twice is kept or
+    dropped twice.
+
+    ``len`` is the number of samples that this rank will yield, padding included. Stock's leaves the padding out.
+
+    Args:
+        skip_list: train on a fixed subset: a :class:`SkipList`, or the path or URI of its file.
+        sample_ids: yield every sample together with its id (see :func:`attach_sample_id`). An algorithm that needs
+            the ids switches them on by itself.
+
+    Raises:
+        SkipListError: if the skip-list does not belong to this dataset.
+        ValueError: if it leaves too few samples, or the batching method cannot be pruned.
+    """
+
+    def __init__(
+        self, *args: Any, skip_list: SkipList | str | None = None, sample_ids: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._stock_epoch_size = self.epoch_size
+        self._layout: DatasetLayout | None = None
+        self._keep: tuple[str, NDArray[np.bool_]] | None = None  # digest of the active list, its (N,) mask
+        self._current_id = -1
+        # What is active must reach workers that live on between epochs: they look it up here whenever an epoch is
+        # planned. Like streaming's own lock files, the name is this dataset's on this node.
+        self._active_folder = Path(self._filelock_root) / f"{self._shm_prefix_int:06}_ted_stream"
+        if self._unique_rank_world.is_local_leader:
+            _remove(self._active_folder, os.getpid())  # left behind by a killed run
+            weakref.finalize(self, _remove, self._active_folder, os.getpid())
+        self.fixed_skip_list: SkipList | None = None
+        if skip_list is not None:
+            if isinstance(skip_list, str):
+                skip_list = from_bytes(read_bytes(skip_list), source=skip_list)
+            self.fixed_skip_list = skip_list.aligned_to(self.layout)
+        self.activate(self.fixed_skip_list, sample_ids=sample_ids)
+
+    @property
+    def layout(self) -> DatasetLayout:
+        """The shards of every stream: names, sizes in bytes, sample counts."""
+        if self._layout is None:
+            streams = []
+            for first, count in zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True):
+                shards = tuple(
+                    ShardLayout(
+                        name=shard.file_pairs[0][0].basename,
+                        size=sum(raw.bytes for raw, _ in shard.file_pairs),
+                        samples=shard.samples,
+                    )
+                    for shard in self.shards[first : first + count]
+                )
+                streams.append(StreamLayout(shards=shards))
+            self._layout = DatasetLayout(streams=tuple(streams))
+        return self._layout
+
+    @property
+    def full_epoch_size(self) -> int:
+        """Samples of an epoch over all ranks when nothing is pruned, after the streams' proportions."""
+        return self._stock_epoch_size
+
+    def first_sample(self) -> Any:
+        """The sample of id 0, read in this process before any worker exists."""
+        try:
+            return self[0]
+        finally:
+            # Reading made a lock that cannot be pickled for workers that are spawned.
+            self.__dict__.pop("_cache_filelock", None)
+
+    def activate(self, skip_list: SkipList | None, *, sample_ids: bool) -> None:
+        """Make a skip-list the active one from the next epoch on, in this process and in every worker.
+
+        Every rank calls it with the same list before it makes the epoch's iterator; with several ranks on a node a
+        barrier must follow before any of them iterates.
+
+        Args:
+            skip_list: drops its pruned samples; ``None`` drops nothing.
+            sample_ids: whether samples are yielded with their ids.
+
+        Raises:
+            SkipListError: if the list belongs to another dataset.
+            ValueError: if too few samples remain, or the batching method cannot be pruned.
+        """
+        if skip_list is not None:
+            skip_list = skip_list.aligned_to(self.layout)
+            if self.batching_method != "random":
+                raise ValueError(
+                    f"batching_method is {self.batching_method!r}, but only 'random' batching can be pruned: the "
+                    "others drop the samples that do not fill a batch of one stream, so kept samples would go "
+                    "unseen. Pass batching_method='random'."
+                )
+        self._keep = None if skip_list is None else (skip_list.digest, skip_list.keep_mask())
+        self._set_length()
+        if self._unique_rank_world.is_local_leader:
+            self._publish(skip_list, sample_ids)
+
+    def _set_length(self) -> None:
+        """Make len() count what this rank will yield in the coming epoch."""
+        if self.batching_method != "random":
+            return  # never pruned; streaming's estimate stands
+        nodes = self._parallel_rank_world.num_nodes
+        # What streaming resolves the default to when the first epoch is planned.
+        canonical_nodes = self.num_canonical_nodes or (64 * nodes if self.shuffle_algo in ("py1s", "py2s") else nodes)
+        chosen = self._stock_epoch_size if self._keep is None else self._num_kept_of_chosen()
+        if self._keep is not None and chosen < canonical_nodes:
+            raise ValueError(
+                f"The skip-list leaves {chosen} samples per epoch, fewer than num_canonical_nodes = "
+                f"{canonical_nodes}, so they cannot be spread over the nodes. Prune less, or pass a smaller "
+                "num_canonical_nodes."
+            )
+        self.length = samples_per_rank(chosen, canonical_nodes, self._parallel_rank_world)
+
+    def _num_kept_of_chosen(self) -> int:
+        assert self._keep is not None, "counted under an active skip-list only"
+        keep = self._keep[1]
+        chosen = [stream.choose for stream in self.streams]
+        if chosen == self.samples_per_stream.tolist():
+            return int(keep.sum())
+        # Streams with proportions draw anew every epoch: ask for the coming epoch's draw.
+        epoch, _ = self._resume(self._parallel_rank_world, self.next_epoch)
+        return int(keep[super().resample_streams(epoch)[1]].sum())
+
+    def _publish(self, skip_list: SkipList | None, sample_ids: bool) -> None:
+        name = None
+        if skip_list is not None:
+            name = f"{skip_list.digest}.parquet"
+            write_bytes(str(self._active_folder / name), to_bytes(skip_list))
+        active = {"skip_list": name, "sample_ids": sample_ids}
+        write_bytes(str(self._active_folder / "active.json"), json.dumps(active).encode())
+        for path in self._active_folder.glob("*.parquet"):
+            if path.name != name:
+                path.unlink()
+
+    def _active(self) -> dict[str, Any]:
+        return json.loads((self._active_folder / "active.json").read_bytes())
+
+    def _active_keep_mask(self) -> NDArray[np.bool_] | None:
+        name = self._active()["skip_list"]
+        if name is None:
+            return None
+        digest = name.removesuffix(".parquet")
+        if self._keep is None or self._keep[0] != digest:
+            data = (self._active_folder / name).read_bytes()
+            skip_list = from_bytes(data, source=name, layout=self.layout, digest=digest)
+            self._keep = digest, skip_list.keep_mask()
+        return self._keep[1]
+
+    def resample_streams(self, epoch: int, stream_id: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's samples after pruning: (shuffle unit sizes, sample ids), both int64.
+
+        Units keep their number and order, so that shards stay with their canonical nodes; a unit may be empty.
+        """
+        units, ids = super().resample_streams(epoch, stream_id)
+        keep = self._active_keep_mask()
+        if keep is None:
+            self.epoch_size = self._stock_epoch_size
+            return units, ids
+        kept = keep[ids]
+        kept_before = np.concatenate(([0], np.cumsum(kept)))
+        stops = np.cumsum(units)
+        ids = ids[kept]
+        self.epoch_size = len(ids)  # what random batching plans with
+        return kept_before[stops] - kept_before[stops - units], ids
+
+    def _each_sample_id(self, it: Any) -> Iterator[int]:
+        for sample_id in super()._each_sample_id(it):
+            self._current_id = int(sample_id)
+            yield sample_id
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over this worker's samples, with their ids where those are switched on."""
+        with_ids: bool | None = None
+        for sample in super().__iter__():
+            if with_ids is None:  # read once planning has synchronised the node's workers
+                with_ids = self._active()["sample_ids"]
+            yield attach_sample_id(sample, self._current_id) if with_ids else sample
+
+
+class PrunedStreamingDataset(Prunable):
+    """A drop-in StreamingDataset whose samples can be pruned: by an algorithm while training, or by a fixed list.
+
+    Takes StreamingDataset's arguments, and those of :class:`Prunable`.
+    """
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:  # a forked worker must not take the folder away from its parent
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,50 @@
+"""Small datasets and processes that many tests share."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streaming import MDSWriter
+
+NUM_FEATURES = 6
+NUM_CLASSES = 3
+
+
+@pytest.fixture(scope="session")
+def make_mds(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """A function that writes n seeded samples {id, x, y} into several small shards and returns their folder."""
+
+    def make(num_samples: int, *, per_shard: int = 50, seed: int = 0) -> str:
+        folder = tmp_path_factory.mktemp("mds")
+        rng = np.random.default_rng(seed)
+        columns = {"id": "int", "x": f"ndarray:float32:{NUM_FEATURES}", "y": "int"}
+        row_bytes = 2 * 8 + 4 * NUM_FEATURES + 4
+        with MDSWriter(out=str(folder), columns=columns, size_limit=row_bytes * per_shard + 300) as writer:
+            centres = np.random.default_rng(1).normal(size=(NUM_CLASSES, NUM_FEATURES))
+            for index in range(num_samples):
+                y = int(rng.integers(NUM_CLASSES))
+                x = (centres[y] + rng.normal(size=NUM_FEATURES)).astype(np.float32)
+                writer.write({"id": index, "x": x, "y": y})
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., None]:
+    """A function that runs a script of the test folder on 1 or more ranks and fails with its output."""
+
+    def run(script: Path, *arguments: object, ranks: int = 1, timeout: float = 300) -> None:
+        command = [sys.executable]
+        if ranks > 1:
+            command += ["-m", "composer.cli.launcher", "-n", str(ranks)]
+        command += [str(script), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+
+    return run
