@@ -1,0 +1,41 @@
+"""Train on less data without losing accuracy: pruning while training, at shard-read time.
+
+The names are imported when first used, so that reading a skip-list costs no import of torch or Composer.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ted_stream.algorithms import TED, DataPruning, RandomPruning
+    from ted_stream.reading import Prunable, PrunedStreamingDataset
+    from ted_stream.skip_list import SkipList, SkipListError, read_skip_list, write_skip_list
+
+__all__ = [
+    "TED",
+    "DataPruning",
+    "Prunable",
+    "PrunedStreamingDataset",
+    "RandomPruning",
+    "SkipList",
+    "SkipListError",
+    "read_skip_list",
+    "write_skip_list",
+]
+
+_MODULES = {
+    "ted_stream.algorithms": ("TED", "DataPruning", "RandomPruning"),
+    "ted_stream.reading": ("Prunable", "PrunedStreamingDataset"),
+    "ted_stream.skip_list": ("SkipList", "SkipListError", "read_skip_list", "write_skip_list"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,533 @@
+"""Dynamic data pruning as a Composer algorithm: measure, score, select, and train the next epoch on what is kept."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from composer.algorithms import SelectiveBackprop, SeqLengthWarmup
+from composer.core import Algorithm, Event, State, TimeUnit
+from composer.loggers import Logger
+from composer.utils import dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ted_stream.algorithms.batch_ids import probe_collation, take_sample_ids
+from ted_stream.algorithms.stretching import ScheduleStretcher
+from ted_stream.export import write_manifest
+from ted_stream.pruning import (
+    Importance,
+    KeepRatioSchedule,
+    Measurements,
+    ScoreStore,
+    Selection,
+    default_communicator,
+    top_k_mask,
+)
+from ted_stream.reading import Prunable
+from ted_stream.reading.storage import join, read_bytes, write_bytes
+from ted_stream.skip_list import SkipList, from_bytes, to_bytes
+
+__all__ = ["DataPruning", "EpochRecord"]
+
+log = logging.getLogger(__name__)
+
+_STATE_VERSION = 1
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(kw_only=True)
+class EpochRecord:
+    """What one epoch kept and forwarded, over all ranks; a row of ``run.json``.
+
+    Args:
+        epoch: 0-based.
+        keep_ratio: r_t.
+        kept: samples of the dataset that the skip-list keeps.
+        returning: kept samples that the epoch before had pruned. Near zero over many epochs, the method is frozen.
+        unmeasured: samples without a score when the epoch was selected; they rank first.
+        skip_list: file name in the run folder.
+        digest: of the skip-list.
+        forwarded: samples that were trained on, padding repeats included.
+        non_finite: measurements that were dropped because they overflowed.
+        boundary_seconds: time to score, select, write and activate, on rank 0.
+    """
+
+    epoch: int
+    keep_ratio: float
+    kept: int
+    returning: int
+    unmeasured: int
+    skip_list: str
+    digest: str
+    forwarded: int = 0
+    non_finite: int = 0
+    boundary_seconds: float = 0.0
+
+
+class DataPruning(Algorithm):
+    """Prunes the training set at every epoch boundary: importance × selection × keep ratio × loss correction.
+
+    In every epoch the samples that are trained on are measured within the steps that train on them. At the epoch's
+    end the measurements are folded into running scores, and before the next epoch the samples to keep are selected
+    from all scores, a skip-list is written, and the training dataset drops the rest before its bytes are read. The
+    model, the loss and the learning-rate schedule stay as they are: an epoch of fewer batches counts as one epoch.
+
+    The training dataloader must be a torch DataLoader over a :class:`~ted_stream.PrunedStreamingDataset` (or any
+    dataset made :class:`~ted_stream.reading.Prunable`), and ``max_duration`` in epochs.
+
+    The run folder holds ``skip_lists/ep0007.parquet`` for every epoch, ``run.json``, and at the end
+    ``manifest.parquet``: the samples that the last pruned epoch kept, with their scores.
+
+    Args:
+        importance: what is measured on a batch; ``None`` measures nothing.
+        selection: which samples are kept, given their scores.
+        schedule: how many are kept in every epoch.
+        loss_correction: divide the loss by r_t (TED, eq. 23).
+        alpha: weight of the past in the running score (TED, eq. 19).
+        relative: divide measurements by the running mean importance, so that epochs can be compared.
+        seed: of the hash that breaks ties.
+        folder: of the run, a local path or a URI that streaming can up- and download; ``{run_name}`` is filled in.
+        method: the method's name, written into skip-lists.
+    """
+
+    def __init__(
+        self,
+        *,
+        importance: Importance | None,
+        selection: Selection,
+        schedule: KeepRatioSchedule,
+        loss_correction: bool = True,
+        alpha: float = 0.9,
+        relative: bool = False,
+        seed: int = 0,
+        folder: str = "ted_stream_runs/{run_name}",
+        method: str = "DataPruning",
+    ) -> None:
+        ScoreStore(1, alpha=alpha)  # refuses a bad alpha here, where the user wrote it
+        self.importance = importance
+        self.selection = selection
+        self.schedule = schedule
+        self.loss_correction = loss_correction
+        self.alpha = alpha
+        self.relative = relative
+        self.seed = seed
+        self.folder = folder
+        self.method = method
+        self.records: list[EpochRecord] = []
+        self._store: ScoreStore | None = None
+        self._attached: int | None = None  # id of the model that the importance is attached to
+        self._active: SkipList | None = None
+        self._subset_length: int | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._epoch_ids: list[NDArray[np.int64]] = []
+        self._epoch_importance: list[Tensor] = []
+        self._epoch_steps: list[int] = []
+        self._resumed = Measurements()
+        self._handlers: dict[Event, Callable[[State, Logger], None]] = {
+            Event.FIT_START: self._on_fit_start,
+            Event.EPOCH_START: self._on_epoch_start,
+            Event.AFTER_DATALOADER: self._on_after_dataloader,
+            Event.BATCH_START: self._on_batch_start,
+            Event.BEFORE_TRAIN_BATCH: self._on_before_train_batch,
+            Event.BEFORE_FORWARD: self._on_before_forward,
+            Event.BEFORE_BACKWARD: self._on_before_backward,
+            Event.AFTER_BACKWARD: self._on_after_backward,
+            Event.BATCH_END: self._on_batch_end,
+            Event.EPOCH_END: self._on_epoch_end,
+            Event.FIT_END: self._on_fit_end,
+        }
+
+    def __repr__(self) -> str:
+        names = (
+            "importance",
+            "selection",
+            "schedule",
+            "loss_correction",
+            "alpha",
+            "relative",
+            "seed",
+            "folder",
+        )
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    def match(self, event: Event, state: State) -> bool:
+        """Whether the event is one that pruning acts on."""
+        del state
+        return event in self._handlers
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Act on the event."""
+        self._handlers[event](state, logger)
+
+    # Before training -------------------------------------------------------------------------------------------
+
+    def _on_fit_start(self, state: State, logger: Logger) -> None:
+        self._refuse_wrong_use(state)
+        dataset = self._dataset = self._prunable_dataset(state)
+        self._run_folder = self.folder.format(run_name=state.run_name)
+        self._bare = probe_collation(dataset, state.dataloader.collate_fn)  # pyright: ignore
+
+        if self.importance is not None and self._attached != id(state.model):
+            self.importance.attach(state.model)
+            self._attached = id(state.model)
+        if self._store is None:
+            self._store = ScoreStore(
+                dataset.layout.num_samples,
+                alpha=self.alpha,
+                relative=self.relative,
+                communicator=default_communicator(),
+            )
+
+        epoch, batches_done = state.timestamp.epoch.value, state.timestamp.batch_in_epoch.value
+        if epoch and not batches_done:
+            # Streaming saves the epoch that ended, and would replay its order after a resume (and lag for ever).
+            dataset.load_state_dict({**dataset.state_dict(0, True), "epoch": epoch})
+        dataset.activate(None, sample_ids=True)
+        self._measure_full_length(state)
+        if self._loaded is not None:
+            self._restore(self._loaded)
+            self._loaded = None
+        self._stretcher.wrap(state)
+        if batches_done and self._active is not None:  # no EPOCH_START comes before the rest of this epoch
+            self._activate(state, self._active)
+        dist.barrier()
+
+    def _refuse_wrong_use(self, state: State) -> None:
+        if state.max_duration is None or state.max_duration.unit != TimeUnit.EPOCH:
+            raise ValueError(
+                f"max_duration is {state.max_duration}, but pruning plans in epochs: each has its keep ratio. "
+                "Pass max_duration in epochs, for example '90ep'."
+            )
+        for algorithm in state.algorithms:
+            if isinstance(algorithm, (SelectiveBackprop, SeqLengthWarmup)):
+                raise ValueError(
+                    f"{type(algorithm).__name__} cannot run beside {type(self).__name__}: it changes the batch after "
+                    "its sample ids were read, so scores would go to the wrong samples. Remove one of the two."
+                )
+            if isinstance(algorithm, DataPruning) and algorithm is not self:
+                raise ValueError(
+                    f"{type(self).__name__} and {type(algorithm).__name__} would both prune the training set; "
+                    "pass one pruning algorithm to the Trainer."
+                )
+
+    def _prunable_dataset(self, state: State) -> Prunable:
+        dataloader = state.dataloader
+        dataset = getattr(dataloader, "dataset", None)
+        if not isinstance(dataloader, torch.utils.data.DataLoader) or not isinstance(dataset, Prunable):
+            raise ValueError(
+                f"The training data is a {type(dataloader).__name__} over a {type(dataset).__name__}, which cannot be "
+                "pruned. Pass a torch DataLoader over a PrunedStreamingDataset, or make your own StreamingDataset "
+                "prunable: class Mine(Prunable, YourDataset): pass."
+            )
+        if dataset.fixed_skip_list is not None:
+            raise ValueError(
+                "The training dataset has a fixed skip_list, which pruning while training would replace at every "
+                "epoch. Drop skip_list= from the dataset, or drop the pruning algorithm."
+            )
+        if dataset.batching_method != "random":
+            raise ValueError(
+                f"The training dataset has batching_method={dataset.batching_method!r}, but only 'random' batching "
+                "can be pruned: the others drop kept samples that do not fill a batch of one stream."
+            )
+        if dataset.num_canonical_nodes is None and dataset.shuffle_algo in ("py1s", "py2s"):
+            raise ValueError(
+                f"The training dataset has shuffle_algo={dataset.shuffle_algo!r} and no num_canonical_nodes, which "
+                "streaming then sets to 64 per node: every pruned epoch would be padded with up to 64 repeats per "
+                "node, and the sample order would hang on the number of nodes. Pass num_canonical_nodes, for example "
+                "the number of physical nodes."
+            )
+        if dataloader.batch_size != dataset.batch_size:
+            raise ValueError(
+                f"The DataLoader's batch_size is {dataloader.batch_size}, the dataset's is {dataset.batch_size}. "
+                "Streaming plans whole batches per worker, so samples would be lost at the end of shrunken epochs; "
+                "pass the same batch_size to both."
+            )
+        return dataset
+
+    def _measure_full_length(self, state: State) -> None:
+        """Learn the batches of a full epoch, and the trainer's own bound on them (train_subset_num_batches)."""
+        full_length = len(state.dataloader)  # pyright: ignore
+        current = state.dataloader_len
+        is_ours = self._active is not None and current is not None and current == self._own_length
+        if not is_ours and current is not None and current.value < full_length:
+            self._subset_length = current.value
+        if self._subset_length is not None:
+            full_length = min(full_length, self._subset_length)
+        self._stretcher = ScheduleStretcher(full_length)
+
+    # The epoch boundary ----------------------------------------------------------------------------------------
+
+    def _num_epochs(self, state: State) -> int:
+        assert state.max_duration is not None, "checked at FIT_START"
+        return state.max_duration.value
+
+    def _on_epoch_start(self, state: State, logger: Logger) -> None:
+        start = time.perf_counter()
+        epoch, num_epochs = state.timestamp.epoch.value, self._num_epochs(state)
+        store, layout = self._ready_store(), self._dataset.layout
+        keep_ratio = self.schedule.keep_ratio(epoch, num_epochs)
+        mask = top_k_mask(
+            self.selection.keys(store.scores, store.ids, epoch),
+            self.schedule.num_kept(epoch, num_epochs, store.num_samples),
+            first_id=store.first_id,
+            seed=self.seed,
+            communicator=store.communicator,
+        )
+        skip_list = SkipList.from_keep_mask(
+            layout,
+            self._gather_mask(mask),
+            epoch=epoch,
+            keep_ratio=keep_ratio,
+            method=self.method,
+            run=state.run_name,
+        )
+        record = EpochRecord(
+            epoch=epoch,
+            keep_ratio=keep_ratio,
+            kept=skip_list.num_kept,
+            returning=self._count_returning(skip_list),
+            unmeasured=store.num_unmeasured(),
+            skip_list=f"skip_lists/ep{epoch:04d}.parquet",
+            digest=skip_list.digest,
+        )
+        self._write(record.skip_list, to_bytes(skip_list))
+        self._active = skip_list
+        self._activate(state, skip_list)
+        dist.barrier()
+        record.boundary_seconds = time.perf_counter() - start + self._fold_seconds
+        self.records = [*self.records, record]
+        logger.log_metrics(self._boundary_metrics(record, num_epochs))
+
+    def _gather_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(N,) bool from the owners' ranges; a bit per sample travels."""
+        store = self._ready_store()
+        sizes = [len(part) for part in store.ranges()]
+        parts = store.communicator.all_gather(np.packbits(mask))
+        unpacked = [np.unpackbits(part, count=size) for part, size in zip(parts, sizes, strict=True)]
+        return np.concatenate(unpacked).astype(np.bool_)
+
+    def _count_returning(self, skip_list: SkipList) -> int:
+        if self._active is None:
+            return 0
+        pairs = zip(self._active.pruned, skip_list.pruned, strict=True)
+        return sum(before.difference_cardinality(now) for before, now in pairs)
+
+    def _activate(self, state: State, skip_list: SkipList) -> None:
+        self._dataset.activate(skip_list, sample_ids=True)
+        length = len(state.dataloader)  # pyright: ignore
+        state.dataloader_len = length if self._subset_length is None else min(length, self._subset_length)
+        self._own_length = state.dataloader_len
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Rank 0 writes a file of the run folder; a failure stops every rank."""
+        failure: list[str | None] = [None]
+        if dist.get_global_rank() == 0:
+            try:
+                write_bytes(join(self._run_folder, name), data)
+            except Exception as error:
+                log.exception("writing to the run folder failed")
+                failure = [f"{type(error).__name__}: {error}"]
+        dist.broadcast_object_list(failure, src=0)
+        if failure[0] is not None:
+            raise RuntimeError(
+                f"{join(self._run_folder, name)} could not be written ({failure[0]}), so the run could not be resumed "
+                "from it. Check that the folder can be written, or choose another with folder='…'."
+            )
+
+    def _boundary_metrics(self, record: EpochRecord, num_epochs: int) -> dict[str, float]:
+        store = self._ready_store()
+        metrics = {
+            "pruning/keep_ratio": record.keep_ratio,
+            "pruning/kept_samples": record.kept,
+            "pruning/returning_samples": record.returning,
+            "pruning/unmeasured_samples": record.unmeasured,
+            "pruning/boundary_seconds": record.boundary_seconds,
+            "pruning/planned_save_ratio": self.schedule.planned_save_ratio(store.num_samples, num_epochs),
+        }
+        quantiles = store.quantiles(_QUANTILES)
+        return metrics | {f"pruning/score_q{round(100 * p):02d}": value for p, value in quantiles.items()}
+
+    # Within a step ---------------------------------------------------------------------------------------------
+
+    def _on_after_dataloader(self, state: State, logger: Logger) -> None:
+        state.batch, self._batch_ids = take_sample_ids(state.batch, bare=self._bare)
+
+    def _on_batch_start(self, state: State, logger: Logger) -> None:
+        self._stretcher.before_batch(state)
+
+    def _on_before_train_batch(self, state: State, logger: Logger) -> None:
+        # Also where a batch is tried again, after it ran out of memory or for a second closure evaluation.
+        self._pending: list[Tensor] = []
+
+    def _on_before_forward(self, state: State, logger: Logger) -> None:
+        if self.importance is not None:
+            state.batch = self.importance.before_forward(state.batch)
+
+    def _on_before_backward(self, state: State, logger: Logger) -> None:
+        loss = _total(state.loss)
+        if self.importance is not None:
+            self.importance.before_backward(state.batch, state.outputs, loss)
+        if self.loss_correction and self._active is not None and self._active.keep_ratio < 1:
+            state.loss = _scaled(state.loss, 1 / self._active.keep_ratio)
+
+    def _on_after_backward(self, state: State, logger: Logger) -> None:
+        if self.importance is not None:
+            self._pending.append(self.importance.measure())
+
+    def _on_batch_end(self, state: State, logger: Logger) -> None:
+        self._epoch_ids.append(self._batch_ids)
+        self._epoch_steps.append(state.timestamp.batch_in_epoch.value - 1)
+        if self.importance is not None:
+            self._epoch_importance.append(torch.cat(self._pending).detach())
+        self._stretcher.after_batch(state)
+
+    def _measurements(self) -> Measurements:
+        """This rank's measurements of the epoch so far; the only place that waits for the device."""
+        if not self._epoch_ids:
+            return self._resumed
+        sizes = [len(ids) for ids in self._epoch_ids]
+        ids = np.concatenate(self._epoch_ids)
+        importance = np.zeros(len(ids))
+        if self.importance is not None:
+            importance = torch.cat(self._epoch_importance).double().cpu().numpy()
+        steps = np.repeat(np.array(self._epoch_steps, np.int64), sizes)
+        measured = Measurements(ids=ids, importance=importance, steps=steps)
+        return Measurements.concatenate([self._resumed, measured])
+
+    def _on_epoch_end(self, state: State, logger: Logger) -> None:
+        start = time.perf_counter()
+        store, record = self._ready_store(), self.records[-1]
+        measurements = self._measurements()
+        self._clear_measurements()
+        if self.importance is None:
+            record.forwarded = int(store.communicator.all_reduce_sum(np.array([len(measurements)], np.int64))[0])
+        else:
+            update = store.update(measurements)
+            record.forwarded, record.non_finite = update.measured, update.non_finite
+        self._fold_seconds = time.perf_counter() - start
+        logger.log_metrics(
+            {
+                "pruning/save_ratio": self.save_ratio,
+                "pruning/forwarded_samples": record.forwarded,
+                "pruning/non_finite_measurements": record.non_finite,
+            }
+        )
+        self._write("run.json", json.dumps(self._summary(state), indent=1).encode())
+
+    _fold_seconds = 0.0
+
+    def _clear_measurements(self) -> None:
+        self._epoch_ids, self._epoch_importance, self._epoch_steps = [], [], []
+        self._resumed = Measurements()
+
+    @property
+    def save_ratio(self) -> float:
+        """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24); padding repeats count."""
+        done = [record for record in self.records if record.forwarded]
+        if not done:
+            return 0.0
+        return 1 - sum(record.forwarded for record in done) / (self._dataset.full_epoch_size * len(done))
+
+    def _summary(self, state: State) -> dict[str, Any]:
+        num_samples, num_epochs = self._ready_store().num_samples, self._num_epochs(state)
+        return {
+            "method": self.method,
+            "settings": repr(self),
+            "run": state.run_name,
+            "dataset": self._dataset.layout.fingerprint,
+            "samples": num_samples,
+            "max_epochs": num_epochs,
+            "planned_save_ratio": self.schedule.planned_save_ratio(num_samples, num_epochs),
+            "save_ratio": self.save_ratio,
+            "epochs": [asdict(record) for record in self.records],
+        }
+
+    def _on_fit_end(self, state: State, logger: Logger) -> None:
+        """Write the manifest of what the last pruned epoch kept."""
+        pruned = [record for record in self.records if record.keep_ratio < 1]
+        scores = self._ready_store().gather()
+        if dist.get_global_rank() == 0 and pruned:
+            skip_list = self._read_list(pruned[-1].skip_list, pruned[-1].digest)
+            write_manifest(join(self._run_folder, "manifest.parquet"), skip_list, scores)
+        dist.barrier()
+
+    def _read_list(self, name: str, digest: str) -> SkipList:
+        path = join(self._run_folder, name)
+        try:
+            data = read_bytes(path)
+        except Exception as error:
+            raise FileNotFoundError(
+                f"The skip-list {path} of this run cannot be read ({type(error).__name__}: {error}). Put the run "
+                "folder back where it was, or start a new run."
+            ) from error
+        return from_bytes(data, source=path, layout=self._dataset.layout, digest=digest)
+
+    def _ready_store(self) -> ScoreStore:
+        if self._store is None:
+            raise RuntimeError("Pruning has not started: the scores exist from FIT_START on.")
+        return self._store
+
+    # Checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scores, records and the measurements of an unfinished epoch, of all ranks; every rank must call it."""
+        if self._store is None:
+            return {"version": _STATE_VERSION}
+        gather = self._store.communicator.all_gather
+        mine = self._measurements()
+        return {
+            "version": _STATE_VERSION,
+            "scores": self._store.state_dict(),
+            "records": [asdict(record) for record in self.records],
+            "subset_length": self._subset_length,
+            "measurements": {
+                "ids": np.concatenate(gather(mine.ids)),
+                "importance": np.concatenate(gather(mine.importance)),
+                "steps": np.concatenate(gather(mine.steps)),
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
+        """Keep the state until FIT_START, when the dataset is known."""
+        del strict
+        if state.get("version") != _STATE_VERSION:
+            raise ValueError(
+                f"The checkpoint's pruning state has version {state.get('version')}, but this ted-stream reads "
+                f"version {_STATE_VERSION}; resume with the version that wrote it."
+            )
+        self._loaded = state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if "scores" not in state:
+            return  # saved before training started
+        store = self._ready_store()
+        store.load_state_dict(state["scores"])
+        self.records = [EpochRecord(**record) for record in state["records"]]
+        self._subset_length = state["subset_length"]
+        self._clear_measurements()
+        if store.communicator.rank == 0:  # owners get their share when the epoch is folded
+            self._resumed = Measurements(**state["measurements"])
+        if self.records:
+            self._active = self._read_list(self.records[-1].skip_list, self.records[-1].digest)
+
+
+def _total(loss: Any) -> Tensor:
+    """The tensor whose gradient shows the factor that the trainer applies to all of the loss."""
+    if isinstance(loss, Tensor):
+        return loss
+    if isinstance(loss, Mapping):
+        return loss["total"] if "total" in loss else next(iter(loss.values()))
+    return loss[0]
+
+
+def _scaled(loss: Any, factor: float) -> Any:
+    if isinstance(loss, Tensor):
+        return loss * factor
+    if isinstance(loss, Mapping):
+        return {key: value * factor for key, value in loss.items()}
+    return type(loss)(value * factor for value in loss)

@@ -1,0 +1,29 @@
+"""A small model and dataset that the tests of this folder share."""
+
+from typing import Any
+
+import torch
+from composer.models import ComposerClassifier
+from torch import nn
+
+from ted_stream import PrunedStreamingDataset
+
+BATCH_SIZE = 8
+
+
+class TupleDataset(PrunedStreamingDataset):
+    """(x, y) samples, and a count of how often each sample was read in this process."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.read: list[int] = []
+        super().__init__(**arguments)
+
+    def __getitem__(self, at: Any) -> Any:
+        sample = super().__getitem__(at)
+        self.read.append(sample["id"])
+        return sample["x"], sample["y"]
+
+
+def make_model(seed: int = 0) -> ComposerClassifier:
+    torch.manual_seed(seed)
+    return ComposerClassifier(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), num_classes=3)
