@@ -1,0 +1,218 @@
+"""CIFAR-10 and CIFAR-100, from torchvision's download, a tree of class folders, or a tar of such a tree."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import tarfile
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from .images import write_images
+from .prepared import Description, new_dataset
+
+__all__ = ["prepare_cifar"]
+
+SIDE = 32
+SUFFIXES = (".jpg", ".jpeg", ".png")
+SPLITS = ("train", "test")
+CLASSES = {"cifar10": 10, "cifar100": 100}
+CHUNK = 512  # files handed to a worker at a time
+
+File = tuple[str, str, str, bytes]  # split, class, file name, content
+Progress = Callable[[str, int, int | None], None]  # stage, samples just done, total if known
+
+
+def prepare_cifar(
+    name: str,
+    out: str | Path,
+    *,
+    source: str | Path | None = None,
+    download_folder: str | Path = "data/downloads",
+    workers: int = 1,
+    seed: int = 0,
+    size_limit: int = 1 << 22,
+    overwrite: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Description:
+    """Write CIFAR as a prepared dataset of decoded pixels: 3 KB a sample, no image decoding while training.
+
+    A class' index is the position of its name in sorted order, which is also torchvision's. The stored order
+    is random, drawn from ``seed`` (see `write_images`).
+
+    Args:
+        name: ``cifar10`` or ``cifar100``.
+        out: the dataset's folder.
+        source: a folder with ``train/<class>/*.jpg|png`` and ``test/<class>/…``, or a tar of one (``.tar``,
+            ``.tar.gz``, ``.tar.xz``, …), top folders allowed; None downloads through torchvision.
+        download_folder: where torchvision puts its download.
+        workers: processes that decode images.
+        seed: of the stored order.
+        size_limit: bytes per shard.
+        overwrite: replace a finished dataset.
+        progress: told the stage, how many samples were just done, and the total where known.
+
+    Raises:
+        FileExistsError: ``out`` is taken (see `new_dataset`).
+        FileNotFoundError: ``source`` does not exist.
+        ValueError: ``source`` is not such a tree, or an image is not 32×32.
+        ConnectionError: the download failed.
+    """
+    if name not in CLASSES:
+        raise ValueError(f"no CIFAR called {name!r}; there is {' and '.join(CLASSES)}.")
+    with new_dataset(out, overwrite=overwrite) as folder:
+        if source is None:
+            splits, classes = _download(name, Path(download_folder))
+        else:
+            splits, classes = _decode(_files(Path(source)), str(source), workers, progress)
+        if len(classes) != CLASSES[name]:
+            warnings.warn(f"{source} has {len(classes)} classes; {name} has {CLASSES[name]}.", stacklevel=2)
+        total = sum(len(images) for images, _ in splits.values())
+        return write_images(
+            folder,
+            splits,
+            name=name,
+            classes=classes,
+            size_limit=size_limit,
+            seed=seed,
+            notes={"source": "torchvision" if source is None else str(source)},
+            progress=lambda count: progress("write", count, total),
+        )
+
+
+def _download(name: str, folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    builder = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    splits, classes = {}, []
+    for split in SPLITS:
+        try:
+            corpus = builder(str(folder), train=split == "train", download=True)
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(
+                f"torchvision could not download {name} to {folder} ({error}); "
+                "pass --source with a folder of class folders or a tar of one."
+            ) from error
+        splits[split] = (corpus.data, np.asarray(corpus.targets))
+        classes = corpus.classes
+    return splits, classes
+
+
+def _files(source: Path) -> Iterator[File]:
+    if source.is_dir():
+        return _folder_files(source)
+    if source.is_file():
+        return _tar_files(source)
+    raise FileNotFoundError(f"the source {source} does not exist; name a folder or a tar file.")
+
+
+def _locate(path: PurePosixPath) -> tuple[str, str, str] | None:
+    """Split, class and file name of an image's path, whatever folders are above; None for other files."""
+    if len(path.parts) < 3 or path.suffix.lower() not in SUFFIXES or path.parts[-3] not in SPLITS:
+        return None
+    return path.parts[-3], path.parts[-2], path.parts[-1]
+
+
+def _folder_files(source: Path) -> Iterator[File]:
+    for file in sorted(source.rglob("*")):
+        place = _locate(PurePosixPath(source.name, *file.relative_to(source).parts))
+        if place is not None and file.is_file():
+            yield (*place, file.read_bytes())
+
+
+def _tar_files(source: Path) -> Iterator[File]:
+    """Images of a tar in one streaming pass; nothing is unpacked to disk.
+
+    Raises:
+        ValueError: not a tar, or a member's name is absolute, climbs with ``..`` or is a link.
+    """
+    try:
+        with tarfile.open(source, "r|*") as archive:
+            for member in archive:
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or ".." in path.parts or "\\" in member.name:
+                    raise ValueError(
+                        f"{source} holds the unsafe member name {member.name!r} (absolute or climbing); "
+                        "nothing was written. Make the tar again with relative names."
+                    )
+                place = _locate(path)
+                if place is None or member.isdir():
+                    continue
+                handle = archive.extractfile(member) if member.isreg() else None
+                if handle is None:
+                    raise ValueError(f"{source} holds {member.name!r} as a link or device, not as a file.")
+                yield (*place, handle.read())
+    except tarfile.TarError as error:
+        raise ValueError(f"{source} cannot be read as a tar file: {error}.") from error
+
+
+def _decode_chunk(chunk: list[File]) -> np.ndarray:
+    """Decode images to (n, 32, 32, 3) uint8."""
+    images = np.empty((len(chunk), SIDE, SIDE, 3), np.uint8)
+    for index, (split, label, name, content) in enumerate(chunk):
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                if image.size != (SIDE, SIDE):
+                    width, height = image.size
+                    raise ValueError(f"it is {width}×{height}, CIFAR images are {SIDE}×{SIDE}")
+                images[index] = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot use the image {split}/{label}/{name}: {error}.") from error
+    return images
+
+
+def _decoded(files: Iterable[File], workers: int) -> Iterator[tuple[list[tuple[str, str, str]], np.ndarray]]:
+    """Chunks of (split, class, file name) with their images, in the order of ``files``."""
+    files = iter(files)
+    chunks = iter(lambda: list(islice(files, CHUNK)), [])
+    if workers <= 1:
+        for chunk in chunks:
+            yield [file[:3] for file in chunk], _decode_chunk(chunk)
+        return
+    pending: deque[tuple[list[tuple[str, str, str]], Future[np.ndarray]]] = deque()
+    # Spawned, not forked: the parent may hold threads (a progress bar).
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for chunk in chunks:
+            pending.append(([file[:3] for file in chunk], pool.submit(_decode_chunk, chunk)))
+            if len(pending) > 2 * workers:  # bounds memory when reading outruns decoding
+                places, future = pending.popleft()
+                yield places, future.result()
+        while pending:
+            places, future = pending.popleft()
+            yield places, future.result()
+
+
+def _decode(
+    files: Iterable[File], source: str, workers: int, progress: Progress
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+    places, blocks = [], []
+    for names, images in _decoded(files, workers):
+        places.extend(names)
+        blocks.append(images)
+        progress("decode", len(names), None)
+    found = {split: {label for where, label, _ in places if where == split} for split in SPLITS}
+    if not all(found.values()):
+        raise ValueError(
+            f"{source} has no images of train/<class>/*.jpg|png and test/<class>/… "
+            f"(found {len(found['train'])} classes in train, {len(found['test'])} in test)."
+        )
+    if found["train"] != found["test"]:
+        odd = ", ".join(sorted(found["train"] ^ found["test"]))
+        raise ValueError(f"{source} has classes in only one of train and test: {odd}.")
+    classes = sorted(found["train"])
+    index = {label: position for position, label in enumerate(classes)}
+    images = np.concatenate(blocks)
+    # Sorted by name first, so that a folder and a tar of it give the same dataset.
+    order = sorted(range(len(places)), key=places.__getitem__)
+    splits = {}
+    for split in SPLITS:
+        rows = [row for row in order if places[row][0] == split]
+        splits[split] = (images[rows], np.array([index[places[row][1]] for row in rows]))
+    return splits, classes

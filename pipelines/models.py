@@ -1,0 +1,130 @@
+"""Models by name, wrapped for Composer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from composer.metrics import CrossEntropy, LanguageCrossEntropy
+from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+__all__ = ["classifier", "convnet", "gpt", "resnet18_cifar", "resnet50"]
+
+
+def convnet(
+    *, classes: int, in_channels: int, channels: Sequence[int] = (32, 64), batch_norm: bool = True
+) -> nn.Module:
+    """A plain ConvNet: 3×3 convolutions with ReLU, halving the image between stages, then average and linear.
+
+    Args:
+        classes: number of logits.
+        in_channels: channels of the images.
+        channels: width of each stage; one convolution each.
+        batch_norm: normalise after each convolution (which then has no bias).
+    """
+    layers: list[nn.Module] = []
+    for stage, width in enumerate(channels):
+        if stage:
+            layers.append(nn.MaxPool2d(2))
+        layers.append(nn.Conv2d(in_channels, width, 3, padding=1, bias=not batch_norm))
+        if batch_norm:
+            layers.append(nn.BatchNorm2d(width))
+        layers.append(nn.ReLU(inplace=True))
+        in_channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, classes))
+
+
+def resnet18_cifar(*, classes: int, in_channels: int = 3) -> nn.Module:
+    """ResNet-18 for 32×32 images: torchvision's, with a 3×3 stem of stride 1 and no max-pooling."""
+    from torchvision.models import resnet18
+
+    model = resnet18(num_classes=classes)
+    model.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+def resnet50(*, classes: int, in_channels: int = 3) -> nn.Module:
+    """Torchvision's ResNet-50, randomly initialised."""
+    from torchvision.models import resnet50 as build
+
+    model = build(num_classes=classes)
+    if in_channels != 3:
+        model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+    return model
+
+
+IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "convnet": convnet,
+    "resnet18_cifar": resnet18_cifar,
+    "resnet50": resnet50,
+}
+
+
+def classifier(
+    name: str,
+    *,
+    classes: int,
+    in_channels: int,
+    label_smoothing: float = 0.0,
+    channels_last: bool = False,
+    **options: Any,
+) -> ComposerModel:
+    """An image classifier with accuracy and cross entropy as test metrics.
+
+    Args:
+        name: a key of ``IMAGE_MODELS``.
+        classes: number of classes.
+        in_channels: channels of the images.
+        label_smoothing: of the training loss.
+        channels_last: keep weights in the memory format of interleaved channels.
+        options: of the model's builder.
+    """
+    module = IMAGE_MODELS[name](classes=classes, in_channels=in_channels, **options)
+    if channels_last:
+        module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return ComposerClassifier(
+        module,
+        num_classes=classes,
+        train_metrics=MetricCollection([]),  # the loss is logged anyway
+        val_metrics=MetricCollection([MulticlassAccuracy(num_classes=classes, average="micro"), CrossEntropy()]),
+        loss_fn=partial(cross_entropy, label_smoothing=label_smoothing),
+    )
+
+
+def gpt(
+    *, vocab_size: int, max_length: int, n_layer: int = 4, n_head: int = 4, n_embd: int = 128, dropout: float = 0.0
+) -> ComposerModel:
+    """A randomly initialised GPT-2 with token-mean loss and language cross entropy as the test metric.
+
+    Args:
+        vocab_size: number of tokens.
+        max_length: longest sequence.
+        n_layer: blocks.
+        n_head: attention heads per block.
+        n_embd: width; a multiple of ``n_head``.
+        dropout: after embeddings, attention and blocks.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=max_length,
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_embd,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        use_cache=False,
+        bos_token_id=None,  # pyright: ignore[reportArgumentType]
+        eos_token_id=None,  # pyright: ignore[reportArgumentType]
+    )
+    return HuggingFaceModel(GPT2LMHeadModel(config), use_logits=True, metrics=[], eval_metrics=[LanguageCrossEntropy()])

@@ -1,0 +1,51 @@
+"""``ted-stream compare``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ted_stream.pipelines.train import Result
+
+__all__ = ["compare"]
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]…", help="Settings that replace the file's.", show_default=False),
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Pruning methods, separated by commas.")] = "none,ted,random",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per method; seeds count up from the config's.")] = 3,
+) -> None:
+    """Train with several pruning methods over several seeds, all else equal, and show one table."""
+    from ted_stream.pipelines.settings import load_settings
+
+    settings = load_settings(config, overrides or ())
+
+    from ted_stream.cli.show import LABELS, console, quiet, show_arms, show_places
+
+    quiet()
+    from ted_stream.pipelines.compare import compare as run
+    from ted_stream.pipelines.compare import headline
+
+    def finished(result: "Result") -> None:
+        metric = headline(list(result.metrics))
+        console.print(
+            f"{result.method}, seed {result.seed}: {LABELS.get(metric, metric)} {result.metrics[metric]:.4f}, "
+            f"{result.forwarded:,} samples, {result.seconds:.1f} s",
+            highlight=False,
+        )
+
+    arms = run(
+        settings,
+        [method.strip() for method in methods.split(",")],
+        range(settings.seed, settings.seed + seeds),
+        finished=finished,
+    )
+    show_arms(f"{settings.run_name}: {settings.max_duration}, {seeds} seeds", arms)
+    for arm in arms:
+        if arm.method == "ted":
+            show_places(arm.results[0])

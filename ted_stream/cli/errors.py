@@ -1,0 +1,27 @@
+"""Errors that a user can mend are shown as one message, not as a traceback."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+__all__ = ["Commands"]
+
+MENDABLE = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ConnectionError)
+
+
+class Commands(TyperGroup):
+    """A command group that prints an error's message and ends with status 1, unless ``--traceback`` is given."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except MENDABLE as error:
+            if ctx.params.get("traceback"):
+                raise
+            from rich.console import Console
+            from rich.text import Text
+
+            Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+            raise typer.Exit(1) from error

@@ -1,0 +1,142 @@
+"""``ted-stream prepare``: corpora to shards."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ted_stream.pipelines.prepared import Description
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Turn a corpus into MDS shards that training reads.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option(help="Folder of the dataset.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished dataset.")]
+Seed = Annotated[int, typer.Option(help="Of the stored order and of any split.")]
+
+
+@app.command()
+def digits(out: Out = Path("data/digits"), seed: Seed = 0, overwrite: Overwrite = False) -> None:
+    """scikit-learn's 1,797 handwritten digits, 80/20, stratified; nothing is downloaded."""
+    from ted_stream.pipelines.digits import prepare_digits
+
+    _show(prepare_digits(out, seed=seed, overwrite=overwrite), out)
+
+
+Source = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder, or tar of one, with train/<class>/*.jpg|png and test/<class>/…; else torchvision downloads.",
+        show_default=False,
+    ),
+]
+Download = Annotated[Path, typer.Option(help="Where torchvision puts its download.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that decode images.", show_default="all cores")]
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@app.command()
+def cifar10(
+    out: Out = Path("data/cifar10"),
+    source: Source = None,
+    download_folder: Download = Path("data/downloads"),
+    workers: Workers = CORES,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """CIFAR-10 as decoded pixels, in a seeded random order."""
+    _cifar("cifar10", out, source, download_folder, workers, seed, overwrite)
+
+
+@app.command()
+def cifar100(
+    out: Out = Path("data/cifar100"),
+    source: Source = None,
+    download_folder: Download = Path("data/downloads"),
+    workers: Workers = CORES,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """CIFAR-100 as decoded pixels, in a seeded random order."""
+    _cifar("cifar100", out, source, download_folder, workers, seed, overwrite)
+
+
+def _cifar(
+    name: str, out: Path, source: Path | None, download_folder: Path, workers: int, seed: int, overwrite: bool
+) -> None:
+    from ted_stream.cli.show import progress_bar
+    from ted_stream.pipelines.cifar import prepare_cifar
+
+    with progress_bar() as bar:
+        tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("decode", "write")}
+
+        def progress(stage: str, count: int, total: int | None) -> None:
+            bar.update(tasks[stage], advance=count, total=total, visible=True)
+
+        description = prepare_cifar(
+            name,
+            out,
+            source=source,
+            download_folder=download_folder,
+            workers=workers,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _show(description, out)
+
+
+@app.command()
+def instructions(
+    train: Annotated[Path, typer.Option(help="JSON lines, or an Alpaca JSON array.", show_default=False)],
+    out: Out = Path("data/instructions"),
+    test: Annotated[Path | None, typer.Option(help="The same for testing.", show_default=False)] = None,
+    test_fraction: Annotated[float, typer.Option(help="Share of --train set aside when no --test is given.")] = 0.05,
+    prompt_field: Annotated[str, typer.Option(help="Field of the prompt.")] = "prompt",
+    response_field: Annotated[str, typer.Option(help="Field of the response.")] = "response",
+    tokenizer: Annotated[str | None, typer.Option(help="Folder, or name on the hub.", show_default=False)] = None,
+    train_tokenizer: Annotated[
+        int | None,
+        typer.Option(
+            metavar="VOCAB_SIZE",
+            help="Train a byte-level BPE tokenizer of this size on the training split.",
+            show_default=False,
+        ),
+    ] = None,
+    max_length: Annotated[
+        int,
+        typer.Option(help="Longest sample in tokens; longer ones lose their end, and are counted and reported."),
+    ] = 512,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Prompt/response pairs as tokens, with the prompt masked from the loss."""
+    from ted_stream.cli.show import console
+    from ted_stream.pipelines.instructions import prepare_instructions
+
+    description = prepare_instructions(
+        out,
+        train,
+        test=test,
+        test_fraction=test_fraction,
+        prompt_field=prompt_field,
+        response_field=response_field,
+        tokenizer=tokenizer,
+        train_tokenizer_size=train_tokenizer,
+        max_length=max_length,
+        seed=seed,
+        overwrite=overwrite,
+        report=lambda sentence: console.print(sentence, highlight=False),
+    )
+    _show(description, out)
+
+
+def _show(description: "Description", out: Path) -> None:
+    from ted_stream.cli.show import console
+
+    counts = ", ".join(f"{count:,} {split}" for split, count in description.samples.items())
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    console.print(f"{description.name}: {counts} samples, {size / 2**20:.1f} MiB in {out}", highlight=False)

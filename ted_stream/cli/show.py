@@ -1,0 +1,96 @@
+"""Tables, progress bars and quiet libraries, shared by the commands."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ted_stream.pipelines.compare import Arm
+    from ted_stream.pipelines.train import Result
+
+__all__ = ["LABELS", "console", "progress_bar", "quiet", "show_arms", "show_places", "show_result"]
+
+console = Console()
+LABELS = {
+    "MulticlassAccuracy": "test accuracy",
+    "CrossEntropy": "test cross entropy",
+    "LanguageCrossEntropy": "test loss per token",
+}
+
+
+def progress_bar() -> Progress:
+    """A bar with count and time, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def quiet() -> None:
+    """Leave our own warnings visible and the host libraries' chatter out."""
+    for name in ("composer", "streaming", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", module="ted_stream")
+
+
+def _metric(name: str, mean: float, deviation: float | None = None) -> str:
+    scale, unit = (100, " %") if "Accuracy" in name else (1, "")
+    digits = 2 if scale == 100 else 4
+    text = f"{scale * mean:.{digits}f}"
+    if deviation is not None and deviation == deviation:  # not nan: one seed has no deviation
+        text += f" ± {scale * deviation:.{digits}f}"
+    return text + unit
+
+
+def show_result(result: "Result") -> None:
+    """One run as one table."""
+    table = Table(title=f"{result.run_name}: {result.epochs} epochs", show_header=False)
+    for name, value in result.metrics.items():
+        table.add_row(LABELS.get(name, name), _metric(name, value))
+    table.add_row("samples forwarded", f"{result.forwarded:,} of {result.samples * result.epochs:,}")
+    table.add_row("save ratio", f"planned {result.planned_save_ratio:.4f}, measured {result.save_ratio:.4f}")
+    table.add_row("seconds", f"{result.seconds:.1f} training, {result.wall_seconds:.1f} with evaluation")
+    console.print(table)
+    show_places(result)
+
+
+def show_places(result: "Result") -> None:
+    """Where a run left what."""
+    for name, place in (
+        ("run folder", result.folder),
+        ("skip-lists", result.skip_lists),
+        ("manifest", result.manifest),
+    ):
+        if place is not None:
+            console.print(f"{name}: {place}", soft_wrap=True, highlight=False)
+
+
+def show_arms(title: str, arms: "Sequence[Arm]") -> None:
+    """A comparison as one table, by its headline metric; `compare.json` holds the others."""
+    from ted_stream.pipelines.compare import headline
+
+    metric = headline(list(arms[0].results[0].metrics))
+    table = Table(title=title)
+    table.add_column("method", no_wrap=True)
+    table.add_column(LABELS.get(metric, metric), justify="right", no_wrap=True)
+    for column in ("samples forwarded", "save ratio planned", "save ratio measured", "seconds"):
+        table.add_column(column, justify="right")
+    for arm in arms:
+        table.add_row(
+            arm.method,
+            _metric(metric, *arm.spread(metric)),
+            f"{arm.mean_of('forwarded'):,.0f}",
+            f"{arm.mean_of('planned_save_ratio'):.4f}",
+            f"{arm.mean_of('save_ratio'):.4f}",
+            f"{arm.mean_of('seconds'):.1f}",
+        )
+    console.print(table)

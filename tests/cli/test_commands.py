@@ -1,0 +1,70 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ted_stream.cli import app
+
+runner = CliRunner()
+QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+
+
+def run(*arguments: str):
+    return runner.invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("compare",), ("prepare",), ("prepare", "instructions")])
+def test_help(command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_help_needs_no_heavy_import():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from ted_stream.cli import app\n"
+        "assert CliRunner().invoke(app, ['prepare', 'cifar10', '--help']).exit_code == 0\n"
+        "heavy = {'torch', 'composer', 'streaming', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_prepare_and_refuse(tmp_path):
+    out = str(tmp_path / "digits")
+    assert "1,437 train" in run("prepare", "digits", "--out", out).output
+    again = run("prepare", "digits", "--out", out)
+    assert again.exit_code == 1
+    assert "--overwrite" in again.output
+    assert run("prepare", "digits", "--out", out, "--overwrite").exit_code == 0
+
+
+def test_errors_are_one_message(tmp_path):
+    result = run("train", str(tmp_path / "none.yaml"))
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: no config file")
+    assert "Traceback" not in result.output
+    shown = run("--traceback", "train", str(tmp_path / "none.yaml"))
+    assert isinstance(shown.exception, FileNotFoundError)
+
+
+def test_an_unknown_key_is_refused_with_the_nearest(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("run_name: x\npruning:\n  prune_ration: 0.5\n")
+    result = run("train", str(config))
+    assert result.exit_code == 1
+    assert "did you mean pruning.prune_ratio?" in result.output
+
+
+def test_train_shows_one_table(tmp_path):
+    data = str(tmp_path / "digits")
+    run("prepare", "digits", "--out", data)
+    overrides = [f"data.path={data}", f"folder={tmp_path / 'run'}", "max_duration=2ep", "data.num_workers=0"]
+    result = run("train", QUICKSTART, *overrides, "model.channels=[4]")
+    assert result.exit_code == 0, result.output
+    for words in ("test accuracy", "samples forwarded", "planned", "skip-lists:", "manifest:"):
+        assert words in result.output

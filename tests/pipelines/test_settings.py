@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+
+from ted_stream.pipelines.settings import ConfigError, epochs, load_settings, replaced
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+QUICKSTART = next(path for path in CONFIGS if path.name == "quickstart.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_without_a_warning(path, recwarn):
+    settings = load_settings(path)
+    assert epochs(settings) > 0
+    assert settings.folder == f"runs/{settings.run_name}"
+    assert not recwarn.list
+
+
+def test_overrides_win_and_the_last_most():
+    overrides = ["pruning.prune_ratio=0.3", "model.channels=[4, 8]", "seed=1", "seed=2", "pruning.beta=null"]
+    settings = load_settings(QUICKSTART, overrides)
+    assert settings.pruning.prune_ratio == 0.3
+    assert settings.model.channels == [4, 8]
+    assert settings.seed == 2
+    assert settings.pruning.beta is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pruning.prune_ration=0.5", "no setting pruning.prune_ration; did you mean pruning.prune_ratio"),
+        ("modle.name=gpt", "no setting modle; did you mean model"),
+        ("prune_ratio=0.5", "no setting prune_ratio; did you mean pruning.prune_ratio"),
+        ("data.zzz=1", "no setting data.zzz; there is data.augment, data.batch_size"),
+        ("data.batch_size=many", "data.batch_size: Value 'many'"),
+        ("data.batch_size=0", "data.batch_size is 0, expected 1 or more"),
+        ("optimizer.name=adma", "optimizer.name: no 'adma'; did you mean adamw"),
+        ("pruning.method=teds", "pruning.method: no 'teds'; did you mean ted"),
+        ("model=convnet", "model is a section"),
+        ("max_duration=100ba", "max_duration is '100ba', expected epochs"),
+        ("run_name", "not of the form key=value"),
+        ("scheduler.name=multistep", "multistep needs at least one"),
+    ],
+)
+def test_what_is_wrong_is_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_settings(QUICKSTART, [override])
+
+
+def test_unknown_keys_of_a_file_are_refused_by_name_at_every_level(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(QUICKSTART.read_text().replace("  momentum:", "  momentun:"))
+    with pytest.raises(ConfigError, match=r"bad\.yaml: no setting optimizer\.momentun; did you mean optimizer\.mom"):
+        load_settings(path)
+    path.write_text("run_nam: x\n")
+    with pytest.raises(ConfigError, match="no setting run_nam; did you mean run_name"):
+        load_settings(path)
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_settings(tmp_path / "nowhere.yaml")
+    path = tmp_path / "c.yaml"
+    path.write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_settings(path)
+    path.write_text("- a\n")
+    with pytest.raises(ConfigError, match="settings by name"):
+        load_settings(path)
+    path.write_text("run_name: x\n")
+    with pytest.raises(ConfigError, match=r"no value for data\.path, max_duration, model\.name, optimizer\.lr"):
+        load_settings(path)
+
+
+def test_an_option_of_another_choice_is_a_warning():
+    with pytest.warns(UserWarning, match=r"model\.n_layer has no effect: convnet does not take it"):
+        load_settings(QUICKSTART, ["model.n_layer=3"])
+
+
+def test_replaced_copies_and_checks():
+    settings = load_settings(QUICKSTART)
+    other = replaced(settings, {"pruning.method": "random", "seed": 5})
+    assert (other.pruning.method, other.seed) == ("random", 5)
+    assert (settings.pruning.method, settings.seed) == ("ted", 0)
+    with pytest.raises(ConfigError, match=r"pruning\.methud"):
+        replaced(settings, {"pruning.methud": "ted"})

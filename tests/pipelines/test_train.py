@@ -1,0 +1,114 @@
+import inspect
+import json
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+from ted_stream import TED, RandomPruning
+from ted_stream.pipelines.compare import compare
+from ted_stream.pipelines.instructions import prepare_instructions
+from ted_stream.pipelines.settings import METHODS, ConfigError, Pruning, load_settings
+from ted_stream.pipelines.train import METHODS as BUILDERS
+from ted_stream.pipelines.train import train
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMALL = ["max_duration=3ep", "data.num_workers=0", "model.channels=[8, 16]", "pruning.annealing=0"]
+
+
+@pytest.fixture
+def settings(digits, tmp_path):
+    def load(*overrides: str):
+        places = [f"data.path={digits}", f"folder={tmp_path / 'run'}"]
+        return load_settings(CONFIGS / "quickstart.yaml", [*SMALL, *places, *overrides])
+
+    return load
+
+
+def test_compare_runs_every_method_with_every_seed(settings, tmp_path):
+    told = []
+    arms = compare(settings(), METHODS, [0], finished=told.append)
+    assert [arm.method for arm in arms] == list(METHODS)
+    assert len(told) == 3
+    full, ted, random = (arm.results[0] for arm in arms)
+    assert (full.forwarded, full.save_ratio, full.planned_save_ratio) == (3 * 1437, 0.0, 0.0)
+    assert full.skip_lists is None
+    for pruned in (ted, random):
+        assert pruned.planned_save_ratio == pytest.approx(pruned.save_ratio, abs=1e-12)
+        assert pruned.save_ratio > 0.3
+        assert pruned.skip_lists is not None
+        assert pruned.manifest is not None
+        assert len(list(Path(pruned.skip_lists).glob("*.parquet"))) == 3
+        assert Path(pruned.manifest).is_file()
+    for result in (full, ted, random):
+        assert json.loads((Path(result.folder) / "result.json").read_text()) == asdict(result)
+        assert result.metrics["MulticlassAccuracy"] > 0.15
+    kept = json.loads((tmp_path / "run" / "compare.json").read_text())
+    assert [arm["method"] for arm in kept] == list(METHODS)
+
+
+def test_the_seed_decides_a_run(settings):
+    common = ["max_duration=2ep", "data.augment=crop_flip"]
+    first, again, other = (train(settings(*common, f"seed={seed}")) for seed in (0, 0, 1))
+    assert first.metrics == again.metrics
+    assert first.metrics != other.metrics
+
+
+def test_an_interrupted_run_ends_as_the_whole_one(settings, tmp_path):
+    common = ["pruning.method=ted", "data.augment=crop_flip", "save_interval=1ep"]
+    whole = train(settings(*common, f"folder={tmp_path / 'whole'}"))
+    part = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", part, symlinks=True)
+    (part / "result.json").unlink()
+    latest = part / "checkpoints" / "latest-rank0.pt"
+    latest.unlink()
+    latest.symlink_to("ep1-ba23-rank0.pt")  # as if it had been killed after the first epoch
+    for later in part.glob("checkpoints/ep[23]*"):
+        later.unlink()
+    resumed = train(settings(*common, f"folder={part}", "autoresume=true"))
+    assert resumed.metrics == whole.metrics
+    assert resumed.forwarded == whole.forwarded
+    assert resumed.wall_seconds < whole.wall_seconds
+
+
+def test_a_language_model_trains_from_the_config(tmp_path):
+    lines = [{"prompt": f"Count to {n}.", "response": " ".join(map(str, range(n + 1)))} for n in range(40)]
+    corpus = tmp_path / "train.jsonl"
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepare_instructions(tmp_path / "data", corpus, test_fraction=0.2, train_tokenizer_size=300)
+    overrides = [f"data.path={tmp_path / 'data'}", f"folder={tmp_path / 'run'}", "data.num_workers=0"]
+    sizes = ["data.batch_size=8", "model.n_embd=16", "model.n_layer=1", "max_duration=2ep", "scheduler.warmup=2ba"]
+    result = train(load_settings(CONFIGS / "gsm8k_cpu.yaml", [*overrides, *sizes, "progress_bar=false"]))
+    assert result.metrics["LanguageCrossEntropy"] < 6
+    assert result.save_ratio == pytest.approx(result.planned_save_ratio)
+
+
+def test_an_earlier_run_is_replaced_only_when_told(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="overwrite=true"):
+        train(settings("overwrite=false"))
+    train(settings("pruning.method=none", "max_duration=1ep"))
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert (tmp_path / "run" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name=gpt", "model.channels=null"], "gpt cannot train on .* holds images"),
+        (["autoresume=true"], "set save_interval"),
+    ],
+)
+def test_contradictions_are_refused_before_training(overrides, message, settings):
+    with pytest.raises(ConfigError, match=message):
+        train(settings(*overrides))
+
+
+def test_the_schema_knows_every_argument_of_the_methods():
+    known = {option.name for option in fields(Pruning)} | {"seed", "folder"}
+    assert {"none", *BUILDERS} == set(METHODS)
+    for method in (TED, RandomPruning):
+        assert set(inspect.signature(method).parameters) <= known
