@@ -124,6 +124,7 @@ def gpt(
         embd_pdrop=dropout,
         attn_pdrop=dropout,
         use_cache=False,
+        loss_type="ForCausalLM",
         bos_token_id=None,  # pyright: ignore[reportArgumentType]
         eos_token_id=None,  # pyright: ignore[reportArgumentType]
     )

@@ -55,30 +55,30 @@ def targets_of(batch: Any) -> Tensor:
 
 def _predicted(targets: Tensor, *, shifted: bool) -> Tensor:
     """The targets that the loss counts: a causal model never predicts the first token."""
-    return targets[:, 1:] if shifted else targets
+    return targets[:, 1:] if shifted and targets.ndim > 1 else targets
 
 
 def loss_shares(batch: Any, *, shifted: bool) -> Tensor | float:
     """Each sample's share in a mean loss, summing to 1.
 
-    A loss that is a mean over samples gives every sample 1 / B. One that is a mean over tokens (or pixels: integer
-    targets of more than one axis) gives sample k the share n_k / Σ n of its own targets, those that are not -100.
+    A mean over integer targets, one or more per sample (tokens, pixels), gives sample k the share n_k / Σ n of its
+    own targets, those that are not -100. A mean over anything else gives every sample 1 / B.
 
     Args:
         batch: a microbatch.
         shifted: whether the model predicts the next token, so that a row's first target does not count.
 
     Returns:
-        (B,) float64, or 1 / B where all are equal.
+        (B,) float64, or the float 1 / B.
     """
     uniform = 1 / batch_size(batch)
     try:
         targets = targets_of(batch)
     except ValueError:  # a model that brings its own targets: its loss is a mean over samples
         return uniform
-    if targets.ndim < 2 or targets.is_floating_point():
+    if targets.is_floating_point():
         return uniform
-    counted = _predicted(targets, shifted=shifted).flatten(1).ne(IGNORE_INDEX).sum(1).double()
+    counted = _predicted(targets, shifted=shifted).reshape(len(targets), -1).ne(IGNORE_INDEX).sum(1).double()
     return counted / counted.sum()
 
 
@@ -86,8 +86,8 @@ def per_sample_cross_entropy(outputs: Any, batch: Any, *, shifted: bool) -> Tens
     """The cross-entropy ℓ_k of every sample; over several targets, the mean over the sample's own.
 
     Args:
-        outputs: logits, (B, C) or (B, S, C), or a model output that holds them as ``logits``.
-        batch: with targets (B,), (B, S) or class probabilities (B, C).
+        outputs: logits, (B, C), (B, S, C) or (B, C, H, W), or a model output that holds them as ``logits``.
+        batch: with targets (B,), (B, S), (B, H, W) or class probabilities (B, C).
         shifted: whether position i predicts target i + 1.
 
     Returns:
@@ -102,5 +102,7 @@ def per_sample_cross_entropy(outputs: Any, batch: Any, *, shifted: bool) -> Tens
         return F.cross_entropy(logits, targets, reduction="none")
     targets = _predicted(targets, shifted=shifted)
     logits = logits[:, :-1] if shifted else logits
-    losses = F.cross_entropy(logits.movedim(-1, 1), targets, ignore_index=IGNORE_INDEX, reduction="none")
+    if logits.shape[:-1] == targets.shape:
+        logits = logits.movedim(-1, 1)  # cross_entropy wants the classes second
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
     return losses.flatten(1).sum(1) / targets.ne(IGNORE_INDEX).flatten(1).sum(1).clamp(min=1)

@@ -150,6 +150,11 @@ class MaskGradient:
             layer.register_forward_hook(self._mask_output)
 
     def _mask_features(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not args:
+            raise ValueError(
+                f"{type(module).__name__}, the layer at site='features', is called with keyword arguments alone, so its "
+                "input cannot be masked. Call it with the features as first argument, or choose site='output'."
+            )
         return self._multiply(args[0], module), *args[1:]
 
     def _mask_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:

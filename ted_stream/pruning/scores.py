@@ -136,7 +136,8 @@ class ScoreStore:
         """
         ids, importance = measurements.ids, measurements.importance
         outside = (ids < 0) | (ids >= self.num_samples)
-        finite = np.isfinite(importance)
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(importance.astype(np.float32))  # scores are float32
         counts = np.array([len(ids), outside.sum(), (~finite).sum()], np.int64)
         measured, num_outside, non_finite = self.communicator.all_reduce_sum(counts).tolist()
         if num_outside:
