@@ -152,8 +152,8 @@ class MaskGradient:
     def _mask_features(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not args:
             raise ValueError(
-                f"{type(module).__name__}, the layer at site='features', is called with keyword arguments alone, so its "
-                "input cannot be masked. Call it with the features as first argument, or choose site='output'."
+                f"{type(module).__name__}, the layer at site='features', is called with keyword arguments alone, so "
+                "its input cannot be masked. Call it with the features as first argument, or choose site='output'."
             )
         return self._multiply(args[0], module), *args[1:]
 

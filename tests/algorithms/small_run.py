@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from composer import Callback, State
 from composer.models import ComposerClassifier
 from torch import nn
 
@@ -27,3 +28,17 @@ class TupleDataset(PrunedStreamingDataset):
 def make_model(seed: int = 0) -> ComposerClassifier:
     torch.manual_seed(seed)
     return ComposerClassifier(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), num_classes=3)
+
+
+class ReadPerEpoch(Callback):
+    """The sample ids that the dataset read in every epoch, in this process."""
+
+    def __init__(self, dataset: TupleDataset) -> None:
+        self.dataset = dataset
+        self.epochs: list[list[int]] = []
+
+    def epoch_start(self, state: State, logger: Any) -> None:
+        self.dataset.read.clear()
+
+    def epoch_end(self, state: State, logger: Any) -> None:
+        self.epochs.append(list(self.dataset.read))

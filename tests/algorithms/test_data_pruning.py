@@ -14,7 +14,7 @@ from composer import Callback, Event, State, Trainer
 from composer.algorithms import SelectiveBackprop, SeqLengthWarmup
 from composer.models import ComposerModel
 from composer.utils import reproducibility
-from small_run import BATCH_SIZE, TupleDataset, make_model
+from small_run import BATCH_SIZE, ReadPerEpoch, TupleDataset, make_model
 from streaming import StreamingDataset
 from torch import nn
 from torch.utils.data import DataLoader
@@ -28,20 +28,6 @@ SCHEDULES = ("roller-coaster", "constant", "linear", "cosine")
 @pytest.fixture(scope="module")
 def folder(make_mds: Callable[..., str]) -> str:
     return make_mds(NUM_SAMPLES)
-
-
-class ReadPerEpoch(Callback):
-    """How many samples the dataset read in every epoch, in this process."""
-
-    def __init__(self, dataset: TupleDataset) -> None:
-        self.dataset = dataset
-        self.epochs: list[list[int]] = []
-
-    def epoch_start(self, state: State, logger: Any) -> None:
-        self.dataset.read.clear()
-
-    def epoch_end(self, state: State, logger: Any) -> None:
-        self.epochs.append(list(self.dataset.read))
 
 
 @pytest.mark.parametrize("annealing", [0, 0.125])

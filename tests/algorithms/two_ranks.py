@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from composer import Callback, State, Trainer
+from composer import Trainer
 from composer.models import ComposerClassifier
 from composer.utils import dist
-from small_run import TupleDataset, make_model
+from small_run import ReadPerEpoch, TupleDataset, make_model
 from torch.utils.data import DataLoader
 
 from ted_stream import TED
@@ -42,24 +42,10 @@ def scores_and_selection() -> dict[str, Any]:
     }
 
 
-class Ids(Callback):
-    """The sample ids that this rank trained on, by epoch."""
-
-    def __init__(self, dataset: TupleDataset) -> None:
-        self.dataset = dataset
-        self.epochs: list[list[int]] = []
-
-    def epoch_start(self, state: State, logger: Any) -> None:
-        self.dataset.read.clear()
-
-    def epoch_end(self, state: State, logger: Any) -> None:
-        self.epochs.append(list(self.dataset.read))
-
-
 def train(data: str, out: str, model: ComposerClassifier) -> dict[str, Any]:
     batch_size = 8 // dist.get_world_size()
     dataset = TupleDataset(local=data, shuffle=True, batch_size=batch_size)
-    ids = Ids(dataset)
+    ids = ReadPerEpoch(dataset)
     ted = TED(0.6, folder=f"{out}/run")
     trainer = Trainer(
         model=model,
