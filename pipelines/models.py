@@ -124,8 +124,9 @@ def gpt(
         embd_pdrop=dropout,
         attn_pdrop=dropout,
         use_cache=False,
-        loss_type="ForCausalLM",
         bos_token_id=None,  # pyright: ignore[reportArgumentType]
         eos_token_id=None,  # pyright: ignore[reportArgumentType]
     )
-    return HuggingFaceModel(GPT2LMHeadModel(config), use_logits=True, metrics=[], eval_metrics=[LanguageCrossEntropy()])
+    model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"  # what it falls back to, with a warning
+    return HuggingFaceModel(model, use_logits=True, metrics=[], eval_metrics=[LanguageCrossEntropy()])

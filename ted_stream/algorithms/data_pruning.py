@@ -1,7 +1,6 @@
 """Dynamic data pruning as a Composer algorithm: measure, score, select, and train the next epoch on what is kept."""
 
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -9,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from composer.algorithms import SelectiveBackprop, SeqLengthWarmup
-from composer.core import Algorithm, Event, State, TimeUnit
+from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ted_stream.algorithms.batch_ids import probe_collation, take_sample_ids
+from ted_stream.algorithms.requirements import prunable_dataset, refuse_wrong_use
+from ted_stream.algorithms.run_folder import RunFolder
 from ted_stream.algorithms.stretching import ScheduleStretcher
 from ted_stream.export import write_manifest
 from ted_stream.pruning import (
@@ -28,13 +28,9 @@ from ted_stream.pruning import (
     default_communicator,
     top_k_mask,
 )
-from ted_stream.reading import Prunable
-from ted_stream.reading.storage import join, read_bytes, write_bytes
 from ted_stream.skip_list import SkipList, from_bytes, to_bytes
 
 __all__ = ["DataPruning", "EpochRecord"]
-
-log = logging.getLogger(__name__)
 
 _STATE_VERSION = 1
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -122,6 +118,7 @@ class DataPruning(Algorithm):
         self._store: ScoreStore | None = None
         self._attached: int | None = None  # id of the model that the importance is attached to
         self._active: SkipList | None = None
+        self._own_length: Time[int] | None = None  # the epoch length that we set last, in batches
         self._subset_length: int | None = None
         self._loaded: dict[str, Any] | None = None
         self._epoch_ids: list[NDArray[np.int64]] = []
@@ -143,7 +140,7 @@ class DataPruning(Algorithm):
         }
 
     def __repr__(self) -> str:
-        names = (
+        names = [
             "importance",
             "selection",
             "schedule",
@@ -152,7 +149,8 @@ class DataPruning(Algorithm):
             "relative",
             "seed",
             "folder",
-        )
+            "method",
+        ]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def match(self, event: Event, state: State) -> bool:
@@ -167,9 +165,9 @@ class DataPruning(Algorithm):
     # Before training -------------------------------------------------------------------------------------------
 
     def _on_fit_start(self, state: State, logger: Logger) -> None:
-        self._refuse_wrong_use(state)
-        dataset = self._dataset = self._prunable_dataset(state)
-        self._run_folder = self.folder.format(run_name=state.run_name)
+        refuse_wrong_use(state, self, DataPruning)
+        dataset = self._dataset = prunable_dataset(state.dataloader)
+        self._run_folder = RunFolder(self.folder.format(run_name=state.run_name))
         self._bare = probe_collation(dataset, state.dataloader.collate_fn)  # pyright: ignore
 
         if self.importance is not None and self._attached != id(state.model):
@@ -197,64 +195,11 @@ class DataPruning(Algorithm):
             self._activate(state, self._active)
         dist.barrier()
 
-    def _refuse_wrong_use(self, state: State) -> None:
-        if state.max_duration is None or state.max_duration.unit != TimeUnit.EPOCH:
-            raise ValueError(
-                f"max_duration is {state.max_duration}, but pruning plans in epochs: each has its keep ratio. "
-                "Pass max_duration in epochs, for example '90ep'."
-            )
-        for algorithm in state.algorithms:
-            if isinstance(algorithm, (SelectiveBackprop, SeqLengthWarmup)):
-                raise ValueError(
-                    f"{type(algorithm).__name__} cannot run beside {type(self).__name__}: it changes the batch after "
-                    "its sample ids were read, so scores would go to the wrong samples. Remove one of the two."
-                )
-            if isinstance(algorithm, DataPruning) and algorithm is not self:
-                raise ValueError(
-                    f"{type(self).__name__} and {type(algorithm).__name__} would both prune the training set; "
-                    "pass one pruning algorithm to the Trainer."
-                )
-
-    def _prunable_dataset(self, state: State) -> Prunable:
-        dataloader = state.dataloader
-        dataset = getattr(dataloader, "dataset", None)
-        if not isinstance(dataloader, torch.utils.data.DataLoader) or not isinstance(dataset, Prunable):
-            raise ValueError(
-                f"The training data is a {type(dataloader).__name__} over a {type(dataset).__name__}, which cannot be "
-                "pruned. Pass a torch DataLoader over a PrunedStreamingDataset, or make your own StreamingDataset "
-                "prunable: class Mine(Prunable, YourDataset): pass."
-            )
-        if dataset.fixed_skip_list is not None:
-            raise ValueError(
-                "The training dataset has a fixed skip_list, which pruning while training would replace at every "
-                "epoch. Drop skip_list= from the dataset, or drop the pruning algorithm."
-            )
-        if dataset.batching_method != "random":
-            raise ValueError(
-                f"The training dataset has batching_method={dataset.batching_method!r}, but only 'random' batching "
-                "can be pruned: the others drop kept samples that do not fill a batch of one stream."
-            )
-        if dataset.num_canonical_nodes is None and dataset.shuffle_algo in ("py1s", "py2s"):
-            raise ValueError(
-                f"The training dataset has shuffle_algo={dataset.shuffle_algo!r} and no num_canonical_nodes, which "
-                "streaming then sets to 64 per node: every pruned epoch would be padded with up to 64 repeats per "
-                "node, and the sample order would hang on the number of nodes. Pass num_canonical_nodes, for example "
-                "the number of physical nodes."
-            )
-        if dataloader.batch_size != dataset.batch_size:
-            raise ValueError(
-                f"The DataLoader's batch_size is {dataloader.batch_size}, the dataset's is {dataset.batch_size}. "
-                "Streaming plans whole batches per worker, so samples would be lost at the end of shrunken epochs; "
-                "pass the same batch_size to both."
-            )
-        return dataset
-
     def _measure_full_length(self, state: State) -> None:
         """Learn the batches of a full epoch, and the trainer's own bound on them (train_subset_num_batches)."""
         full_length = len(state.dataloader)  # pyright: ignore
         current = state.dataloader_len
-        is_ours = self._active is not None and current is not None and current == self._own_length
-        if not is_ours and current is not None and current.value < full_length:
+        if current is not None and current != self._own_length and current.value < full_length:
             self._subset_length = current.value
         if self._subset_length is not None:
             full_length = min(full_length, self._subset_length)
@@ -295,7 +240,7 @@ class DataPruning(Algorithm):
             skip_list=f"skip_lists/ep{epoch:04d}.parquet",
             digest=skip_list.digest,
         )
-        self._write(record.skip_list, to_bytes(skip_list))
+        self._run_folder.write(record.skip_list, to_bytes(skip_list))
         self._active = skip_list
         self._activate(state, skip_list)
         dist.barrier()
@@ -322,22 +267,6 @@ class DataPruning(Algorithm):
         length = len(state.dataloader)  # pyright: ignore
         state.dataloader_len = length if self._subset_length is None else min(length, self._subset_length)
         self._own_length = state.dataloader_len
-
-    def _write(self, name: str, data: bytes) -> None:
-        """Rank 0 writes a file of the run folder; a failure stops every rank."""
-        failure: list[str | None] = [None]
-        if dist.get_global_rank() == 0:
-            try:
-                write_bytes(join(self._run_folder, name), data)
-            except Exception as error:
-                log.exception("writing to the run folder failed")
-                failure = [f"{type(error).__name__}: {error}"]
-        dist.broadcast_object_list(failure, src=0)
-        if failure[0] is not None:
-            raise RuntimeError(
-                f"{join(self._run_folder, name)} could not be written ({failure[0]}), so the run could not be resumed "
-                "from it. Check that the folder can be written, or choose another with folder='…'."
-            )
 
     def _boundary_metrics(self, record: EpochRecord, num_epochs: int) -> dict[str, float]:
         store = self._ready_store()
@@ -417,7 +346,7 @@ class DataPruning(Algorithm):
                 "pruning/non_finite_measurements": record.non_finite,
             }
         )
-        self._write("run.json", json.dumps(self._summary(state), indent=1).encode())
+        self._run_folder.write("run.json", json.dumps(self._summary(state), indent=1).encode())
 
     _fold_seconds = 0.0
 
@@ -452,20 +381,14 @@ class DataPruning(Algorithm):
         pruned = [record for record in self.records if record.keep_ratio < 1]
         scores = self._ready_store().gather()
         if dist.get_global_rank() == 0 and pruned:
-            skip_list = self._read_list(pruned[-1].skip_list, pruned[-1].digest)
-            write_manifest(join(self._run_folder, "manifest.parquet"), skip_list, scores)
+            skip_list = self._read_list(pruned[-1])
+            write_manifest(self._run_folder.path("manifest.parquet"), skip_list, scores)
         dist.barrier()
 
-    def _read_list(self, name: str, digest: str) -> SkipList:
-        path = join(self._run_folder, name)
-        try:
-            data = read_bytes(path)
-        except Exception as error:
-            raise FileNotFoundError(
-                f"The skip-list {path} of this run cannot be read ({type(error).__name__}: {error}). Put the run "
-                "folder back where it was, or start a new run."
-            ) from error
-        return from_bytes(data, source=path, layout=self._dataset.layout, digest=digest)
+    def _read_list(self, record: EpochRecord) -> SkipList:
+        data = self._run_folder.read(record.skip_list)
+        source = self._run_folder.path(record.skip_list)
+        return from_bytes(data, source=source, layout=self._dataset.layout, digest=record.digest)
 
     def _ready_store(self) -> ScoreStore:
         if self._store is None:
@@ -513,7 +436,7 @@ class DataPruning(Algorithm):
         if store.communicator.rank == 0:  # owners get their share when the epoch is folded
             self._resumed = Measurements(**state["measurements"])
         if self.records:
-            self._active = self._read_list(self.records[-1].skip_list, self.records[-1].digest)
+            self._active = self._read_list(self.records[-1])
 
 
 def _total(loss: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from composer.core import State, Time, TimeUnit
@@ -37,17 +38,19 @@ class ScheduleStretcher:
         self._counts: dict[int, int] = {}
 
     def wrap(self, state: State) -> None:
-        """Stretch Composer's compiled schedules; each is wrapped once."""
+        """Stretch Composer's compiled schedules, or stretch them anew."""
         for scheduler in state.schedulers:
             if _is_compiled(scheduler):
                 scheduler.lr_lambdas = [self._stretched(function, state) for function in scheduler.lr_lambdas]
 
     def _stretched(self, function: Callable[[int], float], state: State) -> Callable[[int], float]:
+        function = getattr(function, "__wrapped__", function)
+
+        @wraps(function)
         def stretched(epoch: int) -> float:
             with self._full_epochs(state):
                 return function(epoch)
 
-        stretched.__module__ = _COMPOSER_MODULE
         return stretched
 
     @contextmanager

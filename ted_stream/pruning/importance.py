@@ -132,6 +132,9 @@ class MaskGradient:
         self._applied = False
         self._masks_embedding = False
 
+    def __repr__(self) -> str:
+        return f"MaskGradient({self.site!r}, output_layer={self.output_layer!r})"
+
     def attach(self, model: nn.Module) -> None:
         """Register the hooks that multiply the mask in; they do nothing outside of a measured step."""
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -225,6 +228,9 @@ class MaskGradient:
 
 class LossImportance:
     """I(z_k) = ℓ_k, the sample's cross-entropy ("TED base on Loss": TED, Table 6)."""
+
+    def __repr__(self) -> str:
+        return "LossImportance()"
 
     def attach(self, model: nn.Module) -> None:
         """Learn whether the labels are shifted."""

@@ -19,7 +19,8 @@ from streaming import StreamingDataset
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ted_stream import TED, PrunedStreamingDataset, RandomPruning, read_skip_list
+from ted_stream import TED, DataPruning, PrunedStreamingDataset, RandomPruning, read_skip_list
+from ted_stream.pruning import HighestScores, LinearSchedule, MaskGradient
 
 NUM_SAMPLES = 203
 SCHEDULES = ("roller-coaster", "constant", "linear", "cosine")
@@ -348,6 +349,13 @@ def test_repr_rebuilds_the_algorithm() -> None:
     assert repr(eval(repr(ted))) == repr(ted)
     pruning = RandomPruning(0.3, schedule="constant")
     assert repr(eval(repr(pruning))) == repr(pruning)
+    own = DataPruning(
+        importance=MaskGradient("input"),
+        selection=HighestScores(),
+        schedule=LinearSchedule(prune_ratio=0.2),
+        method="mine",
+    )
+    assert repr(eval(repr(own))) == repr(own)
 
 
 def test_an_unwritable_run_folder_stops_the_run(

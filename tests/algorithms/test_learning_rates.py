@@ -105,3 +105,38 @@ def test_native_schedules(
     assert min(pruned.lengths) < BATCHES // 2 + 1
     assert len(set(full.rates)) > 1
     assert pruned.rates == pytest.approx(full.rates, rel=1e-12)
+
+
+def test_a_second_fit_goes_on_with_the_schedule(
+    make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    folder = make_mds(80)
+
+    def rates(algorithms: list[TED]) -> list[float]:
+        recorder = Rates()
+        schedule = MultiStepScheduler(milestones=["2ep", "35ba", "45ba"], gamma=0.3)
+        trainer = make_trainer(folder, algorithms, callbacks=[recorder], schedulers=schedule, max_duration="3ep")
+        trainer.fit()
+        trainer.fit(duration="3ep")
+        return recorder.rates
+
+    assert rates([TED(0.6, annealing=0, folder=str(tmp_path))]) == rates([])
+
+
+def test_a_bound_on_the_batches_per_epoch_is_kept(
+    make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Under train_subset_num_batches a full epoch is the subset, and a pruned one is never longer."""
+    folder = make_mds(80)
+
+    def run(algorithms: list[TED]) -> Rates:
+        recorder = Rates()
+        schedule = CosineAnnealingScheduler()
+        make_trainer(folder, algorithms, callbacks=[recorder], schedulers=schedule, train_subset_num_batches=7).fit()
+        return recorder
+
+    full, pruned = run([]), run([TED(0.6, annealing=0.2, folder=str(tmp_path))])
+    assert full.lengths == [7] * EPOCHS
+    assert (pruned.lengths[0], max(pruned.lengths)) == (7, 7)
+    assert min(pruned.lengths) < 7
+    assert pruned.rates == full.rates
