@@ -32,8 +32,9 @@ def write_bytes(path: str, data: bytes) -> None:
     folder, _, name = path.rpartition("/")
     if _is_remote(path):
         with tempfile.TemporaryDirectory() as scratch:
+            uploader = CloudUploader.get((scratch, folder))  # wants the folder empty
             (Path(scratch) / name).write_bytes(data)
-            CloudUploader.get((scratch, folder), exist_ok=True).upload_file(name)
+            uploader.upload_file(name)
         return
     write_bytes_whole(Path(path), data)
 
@@ -45,7 +46,10 @@ def read_bytes(path: str) -> bytes:
         FileNotFoundError: if a local path does not exist; an object store's own error otherwise.
     """
     if not _is_remote(path):
-        return Path(path).read_bytes()
+        try:
+            return Path(path).read_bytes()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"There is no file {path!r}; check the path, or that the run wrote it.") from error
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, "file")
         CloudDownloader.direct_download(path, local)
