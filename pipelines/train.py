@@ -15,12 +15,13 @@ import torch
 from composer import DataSpec, Trainer
 from composer.core import Evaluator
 from composer.models import ComposerModel
-from composer.utils import dist, reproducibility
+from composer.utils import dist, get_device, reproducibility
 from omegaconf import OmegaConf
 from streaming import StreamingDataset
 from torch.utils.data import DataLoader
 
 from ted_stream import TED, DataPruning, PrunedStreamingDataset, RandomPruning
+from ted_stream.algorithms.run_folder import on_rank_zero
 from ted_stream.reading import Prunable
 from ted_stream.reading.storage import join, write_bytes
 
@@ -105,6 +106,7 @@ def train(settings: Settings) -> Result:
         FileExistsError: the run folder holds another run.
     """
     gc.collect()  # streaming gives up a folder only when the earlier run's dataset is collected
+    dist.initialize_dist(get_device(None))
     description = read_description(settings.data.path)
     _check(settings, description)
     folder = settings.folder
@@ -114,7 +116,7 @@ def train(settings: Settings) -> Result:
     steps = len(train_data.dataloader) * epochs(settings)  # pyright: ignore[reportArgumentType]
     optimizer = build_optimizer(settings.optimizer, model)
     pruning = _pruning(settings.pruning, settings.seed, folder)
-    _claim(settings)  # when nothing can be refused any more
+    on_rank_zero(lambda: _claim(settings))  # when nothing can be refused any more
     trainer = Trainer(
         model=model,
         train_dataloader=train_data,
@@ -168,10 +170,10 @@ def _check(settings: Settings, description: Description) -> None:
 
 
 def _claim(settings: Settings) -> None:
-    """Make the run folder this run's own, and keep its settings there."""
+    """Make the run folder this run's own, and keep its settings there; called on rank 0 for all."""
     folder = settings.folder
     goes_on = settings.autoresume or settings.load_path is not None
-    if dist.get_local_rank() == 0 and not is_uri(folder) and not goes_on:
+    if not is_uri(folder) and not goes_on:
         found = [name for name in LEFTOVERS if (Path(folder) / name).exists()]
         if found and not settings.overwrite:
             raise FileExistsError(
@@ -181,8 +183,7 @@ def _claim(settings: Settings) -> None:
         for name in found:
             path = Path(folder) / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if dist.get_global_rank() == 0:
-        write_bytes(join(folder, "config.yaml"), OmegaConf.to_yaml(OmegaConf.structured(settings)).encode())
+    write_bytes(join(folder, "config.yaml"), OmegaConf.to_yaml(OmegaConf.structured(settings)).encode())
 
 
 def _model(settings: Settings, description: Description) -> ComposerModel:

@@ -9,14 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from composer.core import Algorithm, Event, State, Time
-from composer.loggers import Logger
+from composer.loggers import Logger, ProgressBarLogger
 from composer.utils import dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ted_stream.algorithms.batch_ids import probe_collation, take_sample_ids
-from ted_stream.algorithms.requirements import prunable_dataset, refuse_wrong_use
-from ted_stream.algorithms.run_folder import RunFolder
+from ted_stream.algorithms.requirements import (
+    prunable_dataset,
+    refuse_shared_evaluation,
+    refuse_too_few_samples,
+    refuse_wrong_use,
+)
+from ted_stream.algorithms.run_folder import RunFolder, on_rank_zero
 from ted_stream.algorithms.stretching import ScheduleStretcher
 from ted_stream.export import write_manifest
 from ted_stream.pruning import (
@@ -116,8 +121,8 @@ class DataPruning(Algorithm):
         self.method = method
         self.records: list[EpochRecord] = []
         self._store: ScoreStore | None = None
-        self._attached: int | None = None  # id of the model that the importance is attached to
         self._active: SkipList | None = None
+        self._stream_keys: list[str] | None = None  # the streams that the scores belong to, in order
         self._own_length: Time[int] | None = None  # the epoch length that we set last, in batches
         self._subset_length: int | None = None
         self._loaded: dict[str, Any] | None = None
@@ -125,6 +130,7 @@ class DataPruning(Algorithm):
         self._epoch_importance: list[Tensor] = []
         self._epoch_steps: list[int] = []
         self._resumed = Measurements()
+        self._fold_seconds = 0.0
         self._handlers: dict[Event, Callable[[State, Logger], None]] = {
             Event.FIT_START: self._on_fit_start,
             Event.EPOCH_START: self._on_epoch_start,
@@ -167,33 +173,62 @@ class DataPruning(Algorithm):
     def _on_fit_start(self, state: State, logger: Logger) -> None:
         refuse_wrong_use(state, self, DataPruning)
         dataset = self._dataset = prunable_dataset(state.dataloader)
-        self._run_folder = RunFolder(self.folder.format(run_name=state.run_name))
+        refuse_shared_evaluation(state, dataset)
         self._bare = probe_collation(dataset, state.dataloader.collate_fn)  # pyright: ignore
-
-        if self.importance is not None and self._attached != id(state.model):
+        if self.importance is not None:
             self.importance.attach(state.model)
-            self._attached = id(state.model)
-        if self._store is None:
-            self._store = ScoreStore(
-                dataset.layout.num_samples,
-                alpha=self.alpha,
-                relative=self.relative,
-                communicator=default_communicator(),
-            )
 
         epoch, batches_done = state.timestamp.epoch.value, state.timestamp.batch_in_epoch.value
+        if state.timestamp.batch == 0 and self._loaded is None:
+            self._reset()  # of an earlier run of this object
         if epoch and not batches_done:
             # Streaming saves the epoch that ended, and would replay its order after a resume (and lag for ever).
             dataset.load_state_dict({**dataset.state_dict(0, True), "epoch": epoch})
         dataset.activate(None, sample_ids=True)
+        refuse_too_few_samples(self.schedule, self._num_epochs(state), dataset)
         self._measure_full_length(state)
-        if self._loaded is not None:
-            self._restore(self._loaded)
-            self._loaded = None
-        self._stretcher.wrap(state)
-        if batches_done and self._active is not None:  # no EPOCH_START comes before the rest of this epoch
+        self._start_or_restore(state)
+        if batches_done:  # no EPOCH_START comes before the rest of this epoch
+            if self._active is None:
+                raise ValueError(
+                    f"The checkpoint is in the middle of epoch {epoch} and holds no state of {type(self).__name__}: "
+                    "the epoch's first samples were not measured. Load a checkpoint of an epoch's end instead."
+                )
             self._activate(state, self._active)
+        self._stretcher.wrap(state)
         dist.barrier()
+
+    def _reset(self) -> None:
+        self.records = []
+        self._store = self._active = self._stream_keys = None
+        self._clear_measurements()
+
+    def _start_or_restore(self, state: State) -> None:
+        """Make the score store, or go on with that of the checkpoint or of an earlier fit."""
+        stream_keys = list(self._dataset.layout.stream_keys)
+        loaded, self._loaded = self._loaded, None
+        location = self.folder.format(run_name=state.run_name)
+        if loaded is not None and "scores" in loaded:
+            self._stream_keys = loaded["stream_keys"]
+            if "{run_name}" in self.folder:
+                location = loaded["folder"]  # Composer gives the resumed run a new name, unless told one
+        if self._stream_keys not in (None, stream_keys):
+            raise ValueError(
+                f"The scores belong to the streams {self._stream_keys}, the training dataset has {stream_keys}: "
+                "scores go by sample id, so they would go to the wrong samples. Give the streams of the run in the "
+                "order that it started with, or start a new run."
+            )
+        self._stream_keys = stream_keys
+        self._run_folder = RunFolder(location)
+        if self._store is None:
+            self._store = ScoreStore(
+                self._dataset.layout.num_samples,
+                alpha=self.alpha,
+                relative=self.relative,
+                communicator=default_communicator(),
+            )
+        if loaded is not None and "scores" in loaded:
+            self._restore(loaded)
 
     def _measure_full_length(self, state: State) -> None:
         """Learn the batches of a full epoch, and the trainer's own bound on them (train_subset_num_batches)."""
@@ -314,6 +349,19 @@ class DataPruning(Algorithm):
         if self.importance is not None:
             self._epoch_importance.append(torch.cat(self._pending).detach())
         self._stretcher.after_batch(state)
+        if state.timestamp.batch_in_epoch == 1:  # the epoch's bar exists by now
+            self._show_progress(state, logger)
+
+    def _show_progress(self, state: State, logger: Logger) -> None:
+        planned = self.schedule.planned_save_ratio(self._ready_store().num_samples, self._num_epochs(state))
+        shown = {
+            "keep_ratio": f"{self.records[-1].keep_ratio:.3f}",
+            "kept": self.records[-1].kept,
+            "saved": f"{self.save_ratio:.3f} of {planned:.3f}",
+        }
+        for destination in logger.destinations:
+            if isinstance(destination, ProgressBarLogger):
+                destination.log_to_pbar(shown)
 
     def _measurements(self) -> Measurements:
         """This rank's measurements of the epoch so far; the only place that waits for the device."""
@@ -348,8 +396,6 @@ class DataPruning(Algorithm):
         )
         self._run_folder.write("run.json", json.dumps(self._summary(state), indent=1).encode())
 
-    _fold_seconds = 0.0
-
     def _clear_measurements(self) -> None:
         self._epoch_ids, self._epoch_importance, self._epoch_steps = [], [], []
         self._resumed = Measurements()
@@ -377,12 +423,13 @@ class DataPruning(Algorithm):
         }
 
     def _on_fit_end(self, state: State, logger: Logger) -> None:
-        """Write the manifest of what the last pruned epoch kept."""
+        """Write the manifest of what the last pruned epoch kept, and let go of the dataset."""
         pruned = [record for record in self.records if record.keep_ratio < 1]
-        scores = self._ready_store().gather()
-        if dist.get_global_rank() == 0 and pruned:
+        if pruned:
+            scores = self._ready_store().gather()
             skip_list = self._read_list(pruned[-1])
-            write_manifest(self._run_folder.path("manifest.parquet"), skip_list, scores)
+            on_rank_zero(lambda: write_manifest(self._run_folder.path("manifest.parquet"), skip_list, scores))
+        self._dataset.activate(None, sample_ids=False)
         dist.barrier()
 
     def _read_list(self, record: EpochRecord) -> SkipList:
@@ -407,7 +454,8 @@ class DataPruning(Algorithm):
             "version": _STATE_VERSION,
             "scores": self._store.state_dict(),
             "records": [asdict(record) for record in self.records],
-            "subset_length": self._subset_length,
+            "stream_keys": self._stream_keys,
+            "folder": self._run_folder.location,
             "measurements": {
                 "ids": np.concatenate(gather(mine.ids)),
                 "importance": np.concatenate(gather(mine.importance)),
@@ -426,12 +474,9 @@ class DataPruning(Algorithm):
         self._loaded = state
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if "scores" not in state:
-            return  # saved before training started
         store = self._ready_store()
         store.load_state_dict(state["scores"])
         self.records = [EpochRecord(**record) for record in state["records"]]
-        self._subset_length = state["subset_length"]
         self._clear_measurements()
         if store.communicator.rank == 0:  # owners get their share when the epoch is folded
             self._resumed = Measurements(**state["measurements"])

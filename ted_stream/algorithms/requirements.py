@@ -6,9 +6,10 @@ import torch
 from composer.algorithms import SelectiveBackprop, SeqLengthWarmup
 from composer.core import Algorithm, State, TimeUnit
 
+from ted_stream.pruning import KeepRatioSchedule
 from ted_stream.reading import Prunable
 
-__all__ = ["prunable_dataset", "refuse_wrong_use"]
+__all__ = ["prunable_dataset", "refuse_shared_evaluation", "refuse_too_few_samples", "refuse_wrong_use"]
 
 
 def refuse_wrong_use(state: State, algorithm: Algorithm, pruning_class: type[Algorithm]) -> None:
@@ -72,3 +73,32 @@ def prunable_dataset(dataloader: Any) -> Prunable:
             "pass the same batch_size to both."
         )
     return dataset
+
+
+def refuse_shared_evaluation(state: State, dataset: Prunable) -> None:
+    """Refuse to evaluate on the dataset that is pruned.
+
+    Raises:
+        ValueError: if an evaluator reads the training dataset.
+    """
+    for evaluator in state.evaluators:
+        if getattr(evaluator.dataloader.dataloader, "dataset", None) is dataset:
+            raise ValueError(
+                f"The evaluator {evaluator.label!r} reads the training dataset, so it would see pruned epochs and "
+                "batches with sample ids. Give it a dataset of its own."
+            )
+
+
+def refuse_too_few_samples(schedule: KeepRatioSchedule, num_epochs: int, dataset: Prunable) -> None:
+    """Refuse a schedule whose smallest epoch cannot be spread over the canonical nodes.
+
+    Raises:
+        ValueError: naming the epoch.
+    """
+    smallest = min(range(num_epochs), key=lambda epoch: schedule.keep_ratio(epoch, num_epochs))
+    kept = schedule.num_kept(smallest, num_epochs, dataset.full_epoch_size)
+    if kept < dataset.canonical_nodes:
+        raise ValueError(
+            f"Epoch {smallest} is to keep {kept} samples, fewer than num_canonical_nodes = {dataset.canonical_nodes}, "
+            "so they cannot be spread over the nodes. Prune less, or pass the dataset a smaller num_canonical_nodes."
+        )

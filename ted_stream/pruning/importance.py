@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ted_stream.pruning.batches import batch_size, loss_shares, per_sample_cross_entropy, tensors_of
 
@@ -22,7 +23,7 @@ class Importance(Protocol):
     """
 
     def attach(self, model: nn.Module) -> None:
-        """Find what is to be watched in the model; called once, before the first step.
+        """Find what is to be watched in the model, and let go of what was attached to before.
 
         Raises:
             ValueError: if the model has no such place.
@@ -128,6 +129,7 @@ class MaskGradient:
             raise ValueError(f"site is {site!r}, but the mask can sit at one of {', '.join(map(repr, SITES))}.")
         self.site = site
         self.output_layer = output_layer
+        self._hook: RemovableHandle | None = None
         self._mask: Tensor | None = None
         self._applied = False
         self._masks_embedding = False
@@ -141,16 +143,18 @@ class MaskGradient:
         is_double = parameter is not None and parameter.dtype is torch.float64
         self._dtype = torch.float64 if is_double else torch.float32
         self._shifted = _shifts_labels(model)
+        if self._hook is not None:
+            self._hook.remove()
         if self.site == "input":
             self._embedding = _input_embedding(model)
             if self._embedding is not None:
-                self._embedding.register_forward_hook(self._mask_embedding)
+                self._hook = self._embedding.register_forward_hook(self._mask_embedding)
             return
         layer = find_output_layer(model, self.output_layer)
         if self.site == "features":
-            layer.register_forward_pre_hook(self._mask_features)
+            self._hook = layer.register_forward_pre_hook(self._mask_features)
         else:
-            layer.register_forward_hook(self._mask_output)
+            self._hook = layer.register_forward_hook(self._mask_output)
 
     def _mask_features(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not args:

@@ -20,7 +20,7 @@ class KeepRatioSchedule(ABC):
     """The kept fraction r_t of every epoch t = 0 … T - 1.
 
     The last round(γ·T) epochs anneal: they train on all data (TED, Appendix A). The epochs before them follow
-    :meth:`pruning_ratio_at` over the progress u = t / T_p, T_p = T - round(γ·T).
+    :meth:`keep_ratio_at` over the progress u = t / T_p, T_p = T - round(γ·T).
 
     Args:
         prune_ratio: s in [0, 1), the fraction that the schedule works towards pruning.

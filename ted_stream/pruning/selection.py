@@ -36,7 +36,7 @@ class Selection(Protocol):
             epoch: the epoch that is selected for (0-based).
 
         Returns:
-            (n,) float32, free of NaN. A sample that was never measured ranks first.
+            (n,) float32, free of NaN. Where scores matter, a sample that was never measured ranks first.
         """
         ...
 

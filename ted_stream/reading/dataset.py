@@ -78,7 +78,8 @@ class Prunable(StreamingDataset):
 
     Raises:
         SkipListError: if the skip-list does not belong to this dataset.
-        ValueError: if it leaves too few samples, or the batching method cannot be pruned.
+        ValueError: if it leaves too few samples, the batching method cannot be pruned, or the streams' proportions
+            draw other samples every epoch.
     """
 
     def __init__(
@@ -100,6 +101,12 @@ class Prunable(StreamingDataset):
             if isinstance(skip_list, str):
                 skip_list = from_bytes(read_bytes(skip_list), source=skip_list)
             self.fixed_skip_list = skip_list.aligned_to(self.layout)
+            if self._draws_anew:
+                raise ValueError(
+                    "The streams' proportions draw other samples every epoch, so a fixed skip_list leaves a different "
+                    "number every epoch and len() cannot tell it. Pass sampling_method='fixed', or streams without "
+                    "proportion, repeat, choose and epoch_size."
+                )
         self.activate(self.fixed_skip_list, sample_ids=sample_ids)
 
     @property
@@ -124,6 +131,12 @@ class Prunable(StreamingDataset):
     def full_epoch_size(self) -> int:
         """Samples of an epoch over all ranks when nothing is pruned, after the streams' proportions."""
         return self._stock_epoch_size
+
+    @property
+    def canonical_nodes(self) -> int:
+        """num_canonical_nodes as streaming resolves it when the first epoch is planned."""
+        nodes = self._parallel_rank_world.num_nodes
+        return self.num_canonical_nodes or (64 * nodes if self.shuffle_algo in ("py1s", "py2s") else nodes)
 
     def first_sample(self) -> Any:
         """The sample of id 0, read in this process before any worker exists."""
@@ -164,9 +177,7 @@ class Prunable(StreamingDataset):
         """Make len() count what this rank will yield in the coming epoch."""
         if self.batching_method != "random":
             return  # never pruned; streaming's estimate stands
-        nodes = self._parallel_rank_world.num_nodes
-        # What streaming resolves the default to when the first epoch is planned.
-        canonical_nodes = self.num_canonical_nodes or (64 * nodes if self.shuffle_algo in ("py1s", "py2s") else nodes)
+        canonical_nodes = self.canonical_nodes
         chosen = self._stock_epoch_size if self._keep is None else self._num_kept_of_chosen()
         if self._keep is not None and chosen < canonical_nodes:
             raise ValueError(
@@ -179,12 +190,20 @@ class Prunable(StreamingDataset):
     def _num_kept_of_chosen(self) -> int:
         assert self._keep is not None, "counted under an active skip-list only"
         keep = self._keep[1]
-        chosen = [stream.choose for stream in self.streams]
-        if chosen == self.samples_per_stream.tolist():
+        if self._chooses_all:
             return int(keep.sum())
-        # Streams with proportions draw anew every epoch: ask for the coming epoch's draw.
+        # Ask for the coming epoch's draw.
         epoch, _ = self._resume(self._parallel_rank_world, self.next_epoch)
         return int(keep[super().resample_streams(epoch)[1]].sum())
+
+    @property
+    def _chooses_all(self) -> bool:
+        """Whether an epoch holds every sample of every stream once."""
+        return [stream.choose for stream in self.streams] == self.samples_per_stream.tolist()
+
+    @property
+    def _draws_anew(self) -> bool:
+        return self.sampling_method == "balanced" and not self._chooses_all
 
     def _publish(self, skip_list: SkipList | None, sample_ids: bool) -> None:
         name = None

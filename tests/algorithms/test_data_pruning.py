@@ -12,6 +12,7 @@ import pytest
 import torch
 from composer import Callback, Event, State, Trainer
 from composer.algorithms import SelectiveBackprop, SeqLengthWarmup
+from composer.loggers import InMemoryLogger, ProgressBarLogger
 from composer.models import ComposerModel
 from composer.utils import reproducibility
 from small_run import BATCH_SIZE, ReadPerEpoch, TupleDataset, make_model
@@ -95,20 +96,24 @@ def test_selection_keeps_the_highest_running_scores(
             score[sample] = float(np.float32(running))
 
 
-@pytest.mark.parametrize("workers", [2])
+@pytest.mark.parametrize("persistent", [False, True])
 def test_workers_train_as_the_main_process_does(
-    workers: int, folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
+    persistent: bool, folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    """Persistent workers see every epoch's list; batches, and so weights and lists, are the same."""
+    """Workers see every epoch's list, those that live on too; batches, and so weights and lists, are the same."""
 
     def run(workers: int) -> tuple[list[str], torch.Tensor]:
         ted = TED(0.6, folder=str(tmp_path / str(workers)))
-        trainer = make_trainer(folder, [ted], workers=workers, max_duration="4ep")
+        dataset = TupleDataset(local=folder, shuffle=True, batch_size=BATCH_SIZE)
+        loader = DataLoader(
+            dataset, batch_size=BATCH_SIZE, num_workers=workers, persistent_workers=persistent and workers > 0
+        )
+        trainer = make_trainer(folder, [ted], dataloader=loader, max_duration="4ep")
         trainer.fit()
         weights = torch.cat([parameter.detach().flatten() for parameter in trainer.state.model.parameters()])
         return [record.digest for record in ted.records], weights
 
-    (lists, weights), (worker_lists, worker_weights) = run(0), run(workers)
+    (lists, weights), (worker_lists, worker_weights) = run(0), run(2)
     # The run name is no part of a digest.
     assert worker_lists == lists
     assert torch.equal(worker_weights, weights)
@@ -232,6 +237,58 @@ def test_measuring_does_not_disturb_training(folder: str, make_trainer: Callable
     plain = weights([])
     for site in ("input", "features", "output"):
         assert torch.equal(weights([TED(0, site=site, folder=str(tmp_path / site))]), plain)
+
+
+def test_an_algorithm_used_again_starts_afresh(
+    folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    ted = TED(0.6, folder=str(tmp_path))
+
+    def run() -> tuple[list[str], torch.Tensor]:
+        trainer = make_trainer(folder, [ted], max_duration="3ep")
+        trainer.fit()
+        weights = torch.cat([parameter.detach().flatten() for parameter in trainer.state.model.parameters()])
+        assert [record.epoch for record in ted.records] == [0, 1, 2]
+        return [record.digest for record in ted.records], weights
+
+    (first_lists, first_weights), (lists, weights) = run(), run()
+    assert lists == first_lists
+    assert torch.equal(weights, first_weights)
+
+
+def test_metrics_are_logged_and_shown(
+    folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(ProgressBarLogger, "log_to_pbar", lambda self, data: shown.append(data))
+    memory = InMemoryLogger()
+    ted = TED(0.6, annealing=0.2, folder=str(tmp_path))
+    make_trainer(folder, [ted], loggers=[memory], progress_bar=True).fit()
+
+    def logged(name: str) -> list[float]:
+        return [value for _, value in memory.data[f"pruning/{name}"]]
+
+    assert logged("keep_ratio") == [record.keep_ratio for record in ted.records]
+    assert logged("kept_samples") == [record.kept for record in ted.records]
+    assert logged("returning_samples") == [record.returning for record in ted.records]
+    assert logged("unmeasured_samples") == [NUM_SAMPLES, 0, 0, 0, 0, 0]
+    assert logged("forwarded_samples") == [record.forwarded for record in ted.records]
+    assert logged("save_ratio")[-1] == ted.save_ratio == logged("planned_save_ratio")[0]
+    assert all(seconds > 0 for seconds in logged("boundary_seconds"))
+    quantiles = [logged(f"score_q{percent:02d}")[-1] for percent in (5, 25, 50, 75, 95)]
+    assert quantiles == sorted(quantiles)
+    kept = [data["kept"] for data in shown if "kept" in data]
+    assert kept == [record.kept for record in ted.records]
+
+
+def test_after_the_run_the_dataset_is_whole_again(
+    folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    dataset = TupleDataset(local=folder, shuffle=True, batch_size=BATCH_SIZE)
+    make_trainer(folder, [TED(0.6, annealing=0, folder=str(tmp_path))], dataset=dataset).fit()
+    samples = list(dataset)
+    assert len(samples) == len(dataset) == NUM_SAMPLES
+    assert len(samples[0]) == 2
 
 
 # Wrong use ------------------------------------------------------------------------------------------------------
@@ -365,3 +422,16 @@ def test_an_unwritable_run_folder_stops_the_run(
     trainer = make_trainer(folder, [TED(0.5, folder=str(tmp_path / "file"))])
     with pytest.raises(RuntimeError, match=r"ep0000.parquet could not be written.*folder="):
         trainer.fit()
+
+
+def test_evaluating_on_the_training_dataset_is_refused(folder: str, make_trainer: Callable[..., Trainer]) -> None:
+    dataset = TupleDataset(local=folder, shuffle=True, batch_size=BATCH_SIZE)
+    evaluation = DataLoader(dataset, batch_size=BATCH_SIZE)
+    trainer = make_trainer(folder, [TED(0.5)], dataset=dataset, eval_dataloader=evaluation)
+    assert_refused(trainer, "reads the training dataset", "dataset of its own")
+
+
+def test_epochs_too_small_for_the_nodes_are_refused(folder: str, make_trainer: Callable[..., Trainer]) -> None:
+    dataset = TupleDataset(local=folder, shuffle=True, batch_size=BATCH_SIZE, num_canonical_nodes=128)
+    trainer = make_trainer(folder, [TED(0.7, annealing=0)], dataset=dataset)
+    assert_refused(trainer, "Epoch 5 is to keep", "num_canonical_nodes = 128", "Prune less")

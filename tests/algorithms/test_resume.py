@@ -9,9 +9,10 @@ import pytest
 import torch
 from composer import Trainer
 from composer.optim import CosineAnnealingScheduler
-from small_run import BATCH_SIZE
+from small_run import BATCH_SIZE, TupleDataset
+from streaming import Stream
 
-from ted_stream import TED
+from ted_stream import TED, SkipListError
 
 NUM_SAMPLES = 131
 EPOCHS = 6
@@ -60,3 +61,49 @@ def test_resuming_from_any_checkpoint_changes_nothing(interval: str, run: Callab
 
 def records_to_batches(records: list[tuple[str, int, int]]) -> int:
     return sum(-(-forwarded // BATCH_SIZE) for _, forwarded, _ in records)
+
+
+def test_resuming_without_a_run_name_finds_the_run_folder(
+    make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Composer gives every Trainer a name of its own, so the default folder would be another one."""
+    monkeypatch.chdir(tmp_path)
+    data = make_mds(NUM_SAMPLES)
+    first, second = TED(0.6), TED(0.6)
+    make_trainer(data, [first], save_folder="checkpoints", save_interval="5ba").fit()
+    make_trainer(data, [second], load_path="checkpoints/ep1-ba20-rank0.pt").fit()
+    assert [record.digest for record in second.records] == [record.digest for record in first.records]
+    assert len(list((tmp_path / "ted_stream_runs").iterdir())) == 1
+
+
+def test_a_missing_or_foreign_state_is_refused(
+    make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    folders = [make_mds(60, seed=1), make_mds(70, seed=2)]
+
+    def dataset(order: int) -> TupleDataset:
+        streams = [Stream(local=folder) for folder in folders[::order]]
+        return TupleDataset(streams=streams, shuffle=True, batch_size=BATCH_SIZE)
+
+    def trainer(order: int, algorithms: list[TED], **arguments: Any) -> Trainer:
+        return make_trainer("", algorithms, dataset=dataset(order), run_name="run", **arguments)
+
+    saving = {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "7ba", "save_overwrite": True}
+    trainer(1, [TED(0.6, folder=str(tmp_path / "run"))], **saving).fit()
+    checkpoint = str(tmp_path / "checkpoints" / "ep1-ba21-rank0.pt")
+    # Scores go by sample id, and the ids hang on the order of the streams.
+    with pytest.raises(ValueError, match="order that it started with"):
+        trainer(-1, [TED(0.6, folder=str(tmp_path / "run"))], load_path=checkpoint).fit()
+    skip_list = tmp_path / "run" / "skip_lists" / "ep0001.parquet"
+    data = bytearray(skip_list.read_bytes())
+    data[len(data) // 4] ^= 1
+    skip_list.write_bytes(data)
+    with pytest.raises(SkipListError, match=r"ep0001\.parquet"):
+        trainer(1, [TED(0.6, folder=str(tmp_path / "run"))], load_path=checkpoint).fit()
+    skip_list.unlink()
+    with pytest.raises(RuntimeError, match=r"ep0001\.parquet of this run cannot be read.*[Pp]ut the run folder"):
+        trainer(1, [TED(0.6, folder=str(tmp_path / "run"))], load_path=checkpoint).fit()
+    # A run without pruning cannot be gone on with in the middle of an epoch: its samples were not measured.
+    trainer(1, [], **saving).fit()
+    with pytest.raises(ValueError, match="middle of epoch 1 and holds no state of TED"):
+        trainer(1, [TED(0.6, folder=str(tmp_path / "new"))], load_path=checkpoint).fit()

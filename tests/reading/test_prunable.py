@@ -138,6 +138,12 @@ def test_streams_are_pruned_after_their_proportions_chose(make_mds: Callable[...
         assert Counter(sample["sample_id"] for sample in subset) == expected
         assert length == expected.total()
     assert sum(sample_id >= 80 for sample_id in all_ids[0]) == 75
+    with pytest.raises(ValueError, match="sampling_method='fixed'"):
+        dataset(skip_list=subset_list)
+    fixed = dataset(skip_list=subset_list, sampling_method="fixed", sample_ids=True)
+    for epoch in _epochs(fixed, 3):
+        assert len(epoch) == len(fixed)
+        assert not pruned & {sample["sample_id"] for sample in epoch}
     # The list belongs to the shards, not to their order: the streams may be given the other way round.
     turned = PrunedStreamingDataset(
         streams=[Stream(local=folder) for folder in reversed(folders)], batch_size=4, skip_list=subset_list
