@@ -201,6 +201,7 @@ class DataPruning(Algorithm):
     def _reset(self) -> None:
         self.records = []
         self._store = self._active = self._stream_keys = None
+        self._own_length = self._subset_length = None
         self._clear_measurements()
 
     def _start_or_restore(self, state: State) -> None:
