@@ -1,6 +1,7 @@
 """Small datasets and processes that many tests share."""
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from streaming import MDSWriter
+
+# streaming keeps every shared-memory block that a dataset opens until the process exits, and this one opens hundreds.
+_, HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (HARD_LIMIT, HARD_LIMIT))
 
 NUM_FEATURES = 6
 NUM_CLASSES = 3
