@@ -1,22 +1,38 @@
 """Small datasets and processes that many tests share."""
 
+import contextlib
+import gc
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from streaming import MDSWriter
-
-# streaming keeps every shared-memory block that a dataset opens until the process exits, and this one opens hundreds.
-_, HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (HARD_LIMIT, HARD_LIMIT))
+from streaming.base.shared import SharedMemory
 
 NUM_FEATURES = 6
 NUM_CLASSES = 3
+
+
+@pytest.fixture(autouse=True)
+def give_back_shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Streaming keeps what a dataset shares open until the process exits, and every new dataset opens all of it."""
+    blocks: list[SharedMemory] = []
+    make = SharedMemory.__init__
+
+    def record(self: SharedMemory, *args: object, **kwargs: object) -> None:
+        make(self, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+        blocks.append(self)
+
+    monkeypatch.setattr(SharedMemory, "__init__", record)
+    yield
+    gc.collect()
+    for block in blocks:
+        with contextlib.suppress(BufferError):  # an array still looks at it
+            block.cleanup()
 
 
 @pytest.fixture(scope="session")
