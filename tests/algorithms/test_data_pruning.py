@@ -177,7 +177,8 @@ def test_the_loss_is_divided_by_the_keep_ratio_while_pruning(
         class Watch(Callback):
             def run_event(self, event: Event, state: State, logger: Any) -> None:
                 if state.timestamp.epoch == 1 and event == Event.AFTER_TRAIN_BATCH and not steps:
-                    steps.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))  # type: ignore
+                    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+                    steps.append(torch.cat([gradient.flatten().clone() for gradient in gradients]))
 
         make_trainer(
             folder,
