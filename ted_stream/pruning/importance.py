@@ -54,6 +54,16 @@ def _named_layer(model: nn.Module, name: str) -> nn.Module:
     return modules[matches[0]]
 
 
+def _layer_from(model: nn.Module, getter: str) -> nn.Module | None:
+    """What the first module with such a method (Hugging Face's models have them) says is the layer."""
+    for module in model.modules():
+        method = getattr(module, getter, None)
+        layer = method() if callable(method) else None
+        if isinstance(layer, nn.Module):
+            return layer
+    return None
+
+
 def find_output_layer(model: nn.Module, name: str | None = None) -> nn.Module:
     """The layer that makes the logits: its input are the penultimate features.
 
@@ -69,11 +79,9 @@ def find_output_layer(model: nn.Module, name: str | None = None) -> nn.Module:
     """
     if name is not None:
         return _named_layer(model, name)
-    for module in model.modules():
-        get_output_embeddings = getattr(module, "get_output_embeddings", None)
-        layer = get_output_embeddings() if callable(get_output_embeddings) else None
-        if isinstance(layer, nn.Module):
-            return layer
+    layer = _layer_from(model, "get_output_embeddings")
+    if layer is not None:
+        return layer
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError(
@@ -84,12 +92,9 @@ def find_output_layer(model: nn.Module, name: str | None = None) -> nn.Module:
 
 
 def _input_embedding(model: nn.Module) -> nn.Module | None:
-    for module in model.modules():
-        get_input_embeddings = getattr(module, "get_input_embeddings", None)
-        if callable(get_input_embeddings):
-            layer = get_input_embeddings()
-            if isinstance(layer, nn.Module):
-                return layer
+    layer = _layer_from(model, "get_input_embeddings")
+    if layer is not None:
+        return layer
     return next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
 
 
