@@ -4,10 +4,8 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from composer.utils import reproducibility
-from numpy.typing import NDArray
 
 from ted_stream.pruning import batch_size
 from ted_stream.reading import SAMPLE_ID, attach_sample_id
@@ -20,8 +18,8 @@ _FIX = (
 )
 
 
-def take_sample_ids(batch: Any, *, bare: bool) -> tuple[Any, NDArray[np.int64]]:
-    """Split a collated batch into what the model expects and the (B,) int64 sample ids.
+def take_sample_ids(batch: Any, *, bare: bool) -> tuple[Any, torch.Tensor]:
+    """Split a collated batch into what the model expects and the (B,) int64 sample ids, copied on their device.
 
     Args:
         batch: a mapping with an entry ``sample_id``, or a sequence whose last element is the ids.
@@ -48,7 +46,9 @@ def take_sample_ids(batch: Any, *, bare: bool) -> tuple[Any, NDArray[np.int64]]:
     if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.ndim != 1 or len(ids) != batch_size(rest):
         what = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise ValueError(f"The sample ids of the batch are {what}, not ({batch_size(rest)},) integers. {_FIX}")
-    return rest, ids.cpu().numpy().astype(np.int64)
+    # A copy, since a worker's tensor keeps its shared memory open; and no look at the values, which would wait for the
+    # device where a transform put the batch on one.
+    return rest, ids.to(torch.int64, copy=True)
 
 
 @contextmanager

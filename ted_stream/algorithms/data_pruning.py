@@ -1,6 +1,7 @@
 """Dynamic data pruning as a Composer algorithm: measure, score, select, and train the next epoch on what is kept."""
 
 import json
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,18 +11,19 @@ import numpy as np
 import torch
 from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger, ProgressBarLogger
-from composer.utils import dist
+from composer.utils import reproducibility
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ted_stream.algorithms.batch_ids import probe_collation, take_sample_ids
+from ted_stream.algorithms.ranks import on_every_rank, on_rank_zero
 from ted_stream.algorithms.requirements import (
     prunable_dataset,
     refuse_shared_evaluation,
     refuse_too_few_samples,
     refuse_wrong_use,
 )
-from ted_stream.algorithms.run_folder import RunFolder, on_rank_zero
+from ted_stream.algorithms.run_folder import RunFolder
 from ted_stream.algorithms.stretching import ScheduleStretcher
 from ted_stream.export import write_manifest
 from ted_stream.pruning import (
@@ -126,14 +128,18 @@ class DataPruning(Algorithm):
         self._own_length: Time[int] | None = None  # the epoch length that we set last, in batches
         self._subset_length: int | None = None
         self._loaded: dict[str, Any] | None = None
-        self._epoch_ids: list[NDArray[np.int64]] = []
+        self._epoch_ids: list[Tensor] = []
         self._epoch_importance: list[Tensor] = []
         self._epoch_steps: list[int] = []
         self._resumed = Measurements()
+        self._generators: Any = None  # the states to go on with, where Composer does not see to it
+        self._iterator_is_late = False
         self._fold_seconds = 0.0
         self._handlers: dict[Event, Callable[[State, Logger], None]] = {
+            Event.INIT: self._on_init,
             Event.FIT_START: self._on_fit_start,
             Event.EPOCH_START: self._on_epoch_start,
+            Event.BEFORE_DATALOADER: self._on_before_dataloader,
             Event.AFTER_DATALOADER: self._on_after_dataloader,
             Event.BATCH_START: self._on_batch_start,
             Event.BEFORE_TRAIN_BATCH: self._on_before_train_batch,
@@ -170,11 +176,17 @@ class DataPruning(Algorithm):
 
     # Before training -------------------------------------------------------------------------------------------
 
+    def _on_init(self, state: State, logger: Logger) -> None:
+        # Last in the list is first at AFTER_* events and last at BEFORE_* events: the ids are gone before another
+        # algorithm sees the batch, the mask goes onto what the model is shown, and the loss is final.
+        state.algorithms = [other for other in state.algorithms if other is not self] + [self]
+
     def _on_fit_start(self, state: State, logger: Logger) -> None:
         refuse_wrong_use(state, self, DataPruning)
         dataset = self._dataset = prunable_dataset(state.dataloader)
         refuse_shared_evaluation(state, dataset)
-        self._bare = probe_collation(dataset, state.dataloader.collate_fn)  # pyright: ignore
+        collate = state.dataloader.collate_fn  # pyright: ignore
+        self._bare = on_every_rank(lambda: probe_collation(dataset, collate))
         if self.importance is not None:
             self.importance.attach(state.model)
 
@@ -184,7 +196,7 @@ class DataPruning(Algorithm):
         if epoch and not batches_done:
             # Streaming saves the epoch that ended, and would replay its order after a resume (and lag for ever).
             dataset.load_state_dict({**dataset.state_dict(0, True), "epoch": epoch})
-        dataset.activate(None, sample_ids=True)
+        on_every_rank(lambda: dataset.activate(None, sample_ids=True))
         refuse_too_few_samples(self.schedule, self._num_epochs(state), dataset)
         self._measure_full_length(state)
         self._start_or_restore(state)
@@ -196,12 +208,11 @@ class DataPruning(Algorithm):
                 )
             self._activate(state, self._active)
         self._stretcher.wrap(state)
-        dist.barrier()
 
     def _reset(self) -> None:
         self.records = []
         self._store = self._active = self._stream_keys = None
-        self._own_length = self._subset_length = None
+        self._own_length = self._subset_length = self._generators = None
         self._clear_measurements()
 
     def _start_or_restore(self, state: State) -> None:
@@ -229,7 +240,7 @@ class DataPruning(Algorithm):
                 communicator=default_communicator(),
             )
         if loaded is not None and "scores" in loaded:
-            self._restore(loaded)
+            self._restore(loaded, state)
 
     def _measure_full_length(self, state: State) -> None:
         """Learn the batches of a full epoch, and the trainer's own bound on them (train_subset_num_batches)."""
@@ -240,6 +251,11 @@ class DataPruning(Algorithm):
         if self._subset_length is not None:
             full_length = min(full_length, self._subset_length)
         self._stretcher = ScheduleStretcher(full_length)
+
+    def _on_before_dataloader(self, state: State, logger: Logger) -> None:
+        if self._generators is not None:
+            reproducibility.load_rng_state(self._generators)
+            self._generators = None
 
     # The epoch boundary ----------------------------------------------------------------------------------------
 
@@ -259,9 +275,9 @@ class DataPruning(Algorithm):
             seed=self.seed,
             communicator=store.communicator,
         )
-        skip_list = SkipList.from_keep_mask(
+        skip_list = SkipList.from_keep_bits(
             layout,
-            self._gather_mask(mask),
+            self._gather_bits(mask),
             epoch=epoch,
             keep_ratio=keep_ratio,
             method=self.method,
@@ -279,18 +295,21 @@ class DataPruning(Algorithm):
         self._run_folder.write(record.skip_list, to_bytes(skip_list))
         self._active = skip_list
         self._activate(state, skip_list)
-        dist.barrier()
+        if self._iterator_is_late:
+            # Workers that live on draw their seed once, in the run that was cut off; those of this run draw it next.
+            self._generators, self._iterator_is_late = reproducibility.get_rng_state(), False
         record.boundary_seconds = time.perf_counter() - start + self._fold_seconds
         self.records = [*self.records, record]
         logger.log_metrics(self._boundary_metrics(record, num_epochs))
 
-    def _gather_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(N,) bool from the owners' ranges; a bit per sample travels."""
+    def _gather_bits(self, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """(⌈N / 8⌉,) uint8 from the owners' masks: one bit per sample is all that every rank holds of all samples."""
         store = self._ready_store()
-        sizes = [len(part) for part in store.ranges()]
-        parts = store.communicator.all_gather(np.packbits(mask))
-        unpacked = [np.unpackbits(part, count=size) for part, size in zip(parts, sizes, strict=True)]
-        return np.concatenate(unpacked).astype(np.bool_)
+        bits = np.zeros(-(-store.num_samples // 8), np.uint8)
+        start, shift = divmod(store.first_id, 8)
+        mine = np.packbits(np.concatenate([np.zeros(shift, np.bool_), mask]))
+        bits[start : start + len(mine)] = mine
+        return store.communicator.all_reduce_sum(bits)  # the owners' bits are disjoint, in a shared byte too
 
     def _count_returning(self, skip_list: SkipList) -> int:
         if self._active is None:
@@ -299,7 +318,7 @@ class DataPruning(Algorithm):
         return sum(before.difference_cardinality(now) for before, now in pairs)
 
     def _activate(self, state: State, skip_list: SkipList) -> None:
-        self._dataset.activate(skip_list, sample_ids=True)
+        on_every_rank(lambda: self._dataset.activate(skip_list, sample_ids=True))
         length = len(state.dataloader)  # pyright: ignore
         state.dataloader_len = length if self._subset_length is None else min(length, self._subset_length)
         self._own_length = state.dataloader_len
@@ -369,7 +388,7 @@ class DataPruning(Algorithm):
         if not self._epoch_ids:
             return self._resumed
         sizes = [len(ids) for ids in self._epoch_ids]
-        ids = np.concatenate(self._epoch_ids)
+        ids = torch.cat(self._epoch_ids).cpu().numpy()
         importance = np.zeros(len(ids))
         if self.importance is not None:
             importance = torch.cat(self._epoch_importance).double().cpu().numpy()
@@ -430,8 +449,7 @@ class DataPruning(Algorithm):
             scores = self._ready_store().gather()
             skip_list = self._read_list(pruned[-1])
             on_rank_zero(lambda: write_manifest(self._run_folder.path("manifest.parquet"), skip_list, scores))
-        self._dataset.activate(None, sample_ids=False)
-        dist.barrier()
+        on_every_rank(lambda: self._dataset.activate(None, sample_ids=False))
 
     def _read_list(self, record: EpochRecord) -> SkipList:
         data = self._run_folder.read(record.skip_list)
@@ -462,6 +480,8 @@ class DataPruning(Algorithm):
                 "importance": np.concatenate(gather(mine.importance)),
                 "steps": np.concatenate(gather(mine.steps)),
             },
+            # Pickled, since a sharded checkpoint would take tensors for parameters.
+            "generators": pickle.dumps(reproducibility.get_rng_state()),
         }
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
@@ -474,15 +494,19 @@ class DataPruning(Algorithm):
             )
         self._loaded = state
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, loaded: dict[str, Any], state: State) -> None:
         store = self._ready_store()
-        store.load_state_dict(state["scores"])
-        self.records = [EpochRecord(**record) for record in state["records"]]
+        store.load_state_dict(loaded["scores"])
+        self.records = [EpochRecord(**record) for record in loaded["records"]]
         self._clear_measurements()
         if store.communicator.rank == 0:  # owners get their share when the epoch is folded
-            self._resumed = Measurements(**state["measurements"])
+            self._resumed = Measurements(**loaded["measurements"])
         if self.records:
             self._active = self._read_list(self.records[-1])
+        # Composer restores random generators at the start of an epoch alone.
+        if state.timestamp.batch_in_epoch > 0:
+            self._generators = pickle.loads(loaded["generators"])
+        self._iterator_is_late = state.timestamp.batch_in_epoch == 0 and state.dataloader.persistent_workers  # pyright: ignore
 
 
 def _total(loss: Any) -> Tensor:

@@ -1,37 +1,9 @@
 """The folder of a run: rank 0 writes and reads it for every rank."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
-from composer.utils import dist
-
+from ted_stream.algorithms.ranks import on_rank_zero
 from ted_stream.reading.storage import join, read_bytes, write_bytes
 
-__all__ = ["RunFolder", "on_rank_zero"]
-
-Result = TypeVar("Result")
-
-
-def on_rank_zero(function: Callable[[], Result]) -> Result:
-    """Call a function on rank 0 and give every rank its result; collective.
-
-    Raises:
-        Exception: what the function raised, on rank 0.
-        RuntimeError: with its message, on the other ranks, so that none waits for rank 0 for ever.
-    """
-    error: Exception | None = None
-    outcome: list[Result | str | None] = [None, None]
-    if dist.get_global_rank() == 0:
-        try:
-            outcome[0] = function()
-        except Exception as raised:
-            error, outcome[1] = raised, f"{type(raised).__name__}: {raised}"
-    dist.broadcast_object_list(outcome, src=0)
-    if error is not None:
-        raise error
-    if outcome[1] is not None:
-        raise RuntimeError(f"Rank 0 failed: {outcome[1]}")
-    return outcome[0]  # pyright: ignore[reportReturnType]
+__all__ = ["RunFolder"]
 
 
 class RunFolder:

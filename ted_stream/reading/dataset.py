@@ -88,7 +88,7 @@ class Prunable(StreamingDataset):
         super().__init__(*args, **kwargs)
         self._stock_epoch_size = self.epoch_size
         self._layout: DatasetLayout | None = None
-        self._keep: tuple[str, NDArray[np.bool_]] | None = None  # digest of the active list, its (N,) mask
+        self._keep: tuple[str, NDArray[np.bool_]] | None = None  # of the list that an epoch was planned with last
         self._current_id = -1
         # What is active must reach workers that live on between epochs: they look it up here whenever an epoch is
         # planned. Like streaming's own lock files, the name is this dataset's on this node.
@@ -168,18 +168,17 @@ class Prunable(StreamingDataset):
                     "others drop the samples that do not fill a batch of one stream, so kept samples would go "
                     "unseen. Pass batching_method='random'."
                 )
-        self._keep = None if skip_list is None else (skip_list.digest, skip_list.keep_mask())
-        self._set_length()
+        self._set_length(skip_list)
         if self._unique_rank_world.is_local_leader:
             self._publish(skip_list, sample_ids)
 
-    def _set_length(self) -> None:
+    def _set_length(self, skip_list: SkipList | None) -> None:
         """Make len() count what this rank will yield in the coming epoch."""
         if self.batching_method != "random":
             return  # never pruned; streaming's estimate stands
         canonical_nodes = self.canonical_nodes
-        chosen = self._stock_epoch_size if self._keep is None else self._num_kept_of_chosen()
-        if self._keep is not None and chosen < canonical_nodes:
+        chosen = self._stock_epoch_size if skip_list is None else self._num_kept_of_chosen(skip_list)
+        if skip_list is not None and chosen < canonical_nodes:
             raise ValueError(
                 f"The skip-list leaves {chosen} samples per epoch, fewer than num_canonical_nodes = "
                 f"{canonical_nodes}, so they cannot be spread over the nodes. Prune less, or pass a smaller "
@@ -187,14 +186,12 @@ class Prunable(StreamingDataset):
             )
         self.length = samples_per_rank(chosen, canonical_nodes, self._parallel_rank_world)
 
-    def _num_kept_of_chosen(self) -> int:
-        assert self._keep is not None, "counted under an active skip-list only"
-        keep = self._keep[1]
+    def _num_kept_of_chosen(self, skip_list: SkipList) -> int:
         if self._chooses_all:
-            return int(keep.sum())
+            return skip_list.num_kept
         # Ask for the coming epoch's draw.
         epoch, _ = self._resume(self._parallel_rank_world, self.next_epoch)
-        return int(keep[super().resample_streams(epoch)[1]].sum())
+        return int(skip_list.keep_mask()[super().resample_streams(epoch)[1]].sum())
 
     @property
     def _chooses_all(self) -> bool:
@@ -222,6 +219,7 @@ class Prunable(StreamingDataset):
     def _active_keep_mask(self) -> NDArray[np.bool_] | None:
         name = self._active()["skip_list"]
         if name is None:
+            self._keep = None
             return None
         digest = name.removesuffix(".parquet")
         if self._keep is None or self._keep[0] != digest:

@@ -128,8 +128,44 @@ class SkipList:
             raise SkipListError(
                 f"keep has shape {keep.shape} and dtype {keep.dtype}; give bool, shape ({layout.num_samples},)"
             )
-        ids = np.flatnonzero(~keep)
-        return cls.from_pruned_ids(layout, ids, epoch=epoch, keep_ratio=keep_ratio, method=method, run=run)
+        bits = np.packbits(keep)
+        return cls.from_keep_bits(layout, bits, epoch=epoch, keep_ratio=keep_ratio, method=method, run=run)
+
+    @classmethod
+    def from_keep_bits(
+        cls,
+        layout: DatasetLayout,
+        bits: npt.NDArray[np.uint8],
+        *,
+        epoch: int,
+        keep_ratio: float,
+        method: str,
+        run: str,
+    ) -> "SkipList":
+        """Make a skip-list from a mask of one bit per sample, unpacked for a shard at a time.
+
+        Args:
+            layout: The dataset.
+            bits: `numpy.packbits` of a mask over global ids, 1 where kept: uint8, shape (⌈num_samples / 8⌉,).
+            epoch: See the class.
+            keep_ratio: See the class.
+            method: See the class.
+            run: See the class.
+
+        Raises:
+            SkipListError: The bits have another shape or dtype.
+        """
+        bits = np.asarray(bits)
+        shape = (-(-layout.num_samples // 8),)
+        if bits.shape != shape or bits.dtype != np.uint8:
+            raise SkipListError(f"bits have shape {bits.shape} and dtype {bits.dtype}; give uint8, shape {shape}")
+        pruned = []
+        for shard, start in zip(layout.shards, layout.shard_offsets.tolist(), strict=True):
+            first, shift = divmod(start, 8)
+            stop = start + shard.samples
+            keep = np.unpackbits(bits[first : -(-stop // 8)], count=stop - 8 * first)[shift:]
+            pruned.append(bitmap_of(np.flatnonzero(keep == 0)))
+        return cls(layout=layout, pruned=tuple(pruned), epoch=epoch, keep_ratio=keep_ratio, method=method, run=run)
 
     @property
     def num_samples(self) -> int:
