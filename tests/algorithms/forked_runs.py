@@ -6,6 +6,7 @@ that is killed dies by SIGKILL on one rank, and its other ranks with it, as a la
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -26,7 +27,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
 
-from ted_stream import TED
+from ted_stream import TED, SkipList
 
 
 @dataclass(kw_only=True)
@@ -44,8 +45,10 @@ class Run:
         dropout: of the model, so that generators matter.
         double: whether the model is float64.
         save_interval: between checkpoints, which the run resumes from if there are any; ``None``: no checkpoints.
-        stop_after: batches after which the run ends of itself, in order.
-        kill: {"rank", "event", "epoch", "batch"} at which that rank dies.
+        start_from: another run, whose folder is copied.
+        stop_after: batches after which the run ends of itself.
+        kill: {"rank", "event", "epoch", "batch"} at which that rank dies. Besides Composer's events there are
+            "selected" (before the epoch's list is built) and "writing" (with half of it on the disk).
         ted: arguments of TED.
     """
 
@@ -59,6 +62,7 @@ class Run:
     dropout: float = 0.0
     double: bool = False
     save_interval: str | None = None
+    start_from: str | None = None
     stop_after: int | None = None
     kill: dict[str, Any] | None = None
     ted: dict[str, Any] | None = None
@@ -76,13 +80,38 @@ class Die(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_at_boundary(rank: int, event: str, epoch: int) -> None:
+    """Put a SIGKILL into the making of an epoch's skip-list."""
+    if int(os.environ["RANK"]) != rank:
+        return
+    if event == "selected":
+        build = SkipList.from_keep_bits
+
+        def dying_build(*args: Any, **kwargs: Any) -> SkipList:
+            if kwargs["epoch"] == epoch:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return build(*args, **kwargs)
+
+        SkipList.from_keep_bits = dying_build  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        flush = os.fsync
+
+        def dying_flush(file: int) -> None:
+            if f"/skip_lists/.ep{epoch:04d}" in os.readlink(f"/proc/self/fd/{file}"):
+                os.ftruncate(file, os.fstat(file).st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            flush(file)
+
+        os.fsync = dying_flush
+
+
 class Stop(Callback):
-    """End the run in the middle of an epoch."""
+    """End the run in the middle of an epoch, once its last batch is in a checkpoint."""
 
     def __init__(self, after: int) -> None:
         self.after = after
 
-    def batch_checkpoint(self, state: State, logger: Any) -> None:
+    def batch_start(self, state: State, logger: Any) -> None:
         if state.timestamp.batch.value == self.after:
             raise KeyboardInterrupt
 
@@ -121,7 +150,9 @@ def train(run: Run, out: Path) -> None:
     dataset = dataset_class(local=run.data, shuffle=True, batch_size=batch_size)
     ted = TED(**{"prune_ratio": 0.6, "folder": str(out / "run"), **(run.ted or {})})
     callbacks: list[Callback] = [Order(ted, out / f"order{rank}.jsonl")]
-    if run.kill:
+    if run.kill and run.kill["event"] in ("selected", "writing"):
+        die_at_boundary(**run.kill)
+    elif run.kill:
         callbacks.append(Die(**run.kill))
     if run.stop_after:
         callbacks.append(Stop(run.stop_after))
@@ -213,6 +244,8 @@ def main() -> None:
         done = out / f"done{number}.rank"
         if rank < run.ranks:
             if rank == 0:
+                if run.start_from:
+                    shutil.copytree(out / run.start_from, folder, symlinks=True)
                 (folder / "died").unlink(missing_ok=True)
                 (folder / f"attempt{number}").mkdir(parents=True)
                 (out / f"ready{number}").touch()
