@@ -29,7 +29,8 @@ def give_back_shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(SharedMemory, "__init__", record)
     yield
-    gc.collect()
+    if blocks:
+        gc.collect()
     for block in blocks:
         with contextlib.suppress(BufferError):  # an array still looks at it
             block.cleanup()

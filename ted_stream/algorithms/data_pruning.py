@@ -33,7 +33,7 @@ from ted_stream.pruning import (
     ScoreStore,
     Selection,
     default_communicator,
-    top_k_mask,
+    select,
 )
 from ted_stream.skip_list import SkipList, from_bytes, to_bytes
 
@@ -268,10 +268,12 @@ class DataPruning(Algorithm):
         epoch, num_epochs = state.timestamp.epoch.value, self._num_epochs(state)
         store, layout = self._ready_store(), self._dataset.layout
         keep_ratio = self.schedule.keep_ratio(epoch, num_epochs)
-        mask = top_k_mask(
-            self.selection.keys(store.scores, store.ids, epoch),
+        mask = select(
+            self.selection,
+            store.scores,
             self.schedule.num_kept(epoch, num_epochs, store.num_samples),
             first_id=store.first_id,
+            epoch=epoch,
             seed=self.seed,
             communicator=store.communicator,
         )

@@ -18,7 +18,7 @@ from ted_stream.pruning.schedules import (
     make_schedule,
 )
 from ted_stream.pruning.scores import Measurements, ScoreStore, ScoreUpdate
-from ted_stream.pruning.selection import HighestScores, SampledScores, Selection, UniformSample, top_k_mask
+from ted_stream.pruning.selection import HighestScores, SampledScores, Selection, UniformSample, select, top_k_mask
 
 __all__ = [
     "SCHEDULES",
@@ -47,6 +47,7 @@ __all__ = [
     "loss_shares",
     "make_schedule",
     "per_sample_cross_entropy",
+    "select",
     "targets_of",
     "top_k_mask",
 ]

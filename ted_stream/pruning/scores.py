@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ted_stream.pruning.communicator import Communicator, SingleProcess
-from ted_stream.pruning.selection import kth_largest, sortable, unsortable
+from ted_stream.pruning.selection import kth_largest
 
 __all__ = ["Measurements", "RunningMean", "ScoreStore", "ScoreUpdate"]
 
@@ -116,11 +116,6 @@ class ScoreStore:
         self.scores = np.full(int(self._bounds[self.communicator.rank + 1]) - self.first_id, np.nan, np.float32)
         self.running_mean = RunningMean()
 
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """(n,) int64, the sample ids that this rank owns."""
-        return np.arange(self.first_id, self.first_id + len(self.scores))
-
     def ranges(self) -> list[range]:
         """The sample ids that every rank owns, indexed by rank."""
         return [range(int(start), int(stop)) for start, stop in pairwise(self._bounds)]
@@ -146,35 +141,38 @@ class ScoreStore:
                 f"{ids[outside][:3].tolist()} on rank {self.communicator.rank}: the ids come from another dataset "
                 "than the scores. Train with the dataset that the run started with, or start a new run."
             )
-        ids, importance, steps = ids[finite], importance[finite], measurements.steps[finite]
+        steps = measurements.steps
+        if not finite.all():
+            ids, importance, steps = ids[finite], importance[finite], steps[finite]
         if self.relative:
             importance = importance / self._mean_at_step(importance, steps)[steps]
-        ids, importance = self._to_owners(ids, importance)
-
-        order = np.lexsort((importance, ids))
-        ids, importance = ids[order], importance[order]
-        unique, first, repeats = np.unique(ids, return_index=True, return_counts=True)
-        if len(unique):
-            mean = np.add.reduceat(importance, first) / repeats
-            local = unique - self.first_id
-            old = self.scores[local].astype(np.float64)
-            new = np.where(np.isnan(old), mean, self.alpha * old + (1 - self.alpha) * mean)
-            self.scores[local] = new.astype(np.float32)
-        updated = int(self.communicator.all_reduce_sum(np.array([len(unique)], np.int64))[0])
+        if self.communicator.world_size > 1:
+            ids, importance = self._to_owners(ids, importance)
+        updated = self._fold(ids, importance)
+        updated = int(self.communicator.all_reduce_sum(np.array([updated], np.int64))[0])
         return ScoreUpdate(measured=measured, non_finite=non_finite, updated=updated)
 
     def _mean_at_step(self, importance: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(steps,) float64, the running mean of the importance over all ranks as of every step."""
-        longest = np.concatenate(
-            self.communicator.all_gather(np.array([steps.max() + 1 if len(steps) else 0], np.int64))
-        ).max()
-        # bincount of nothing counts in integers, whatever the weights.
-        sums = np.bincount(steps, importance, minlength=longest).astype(np.float64)
-        sums = self.communicator.all_reduce_sum(sums)
+        """(steps,) float64, the running mean of the importance over all ranks as of every step.
+
+        The sums are exact integers, because sums of floats depend on the order of their terms, hence on which rank
+        measured what. A step's importances are rounded to multiples of 2^-e; if over all ranks they are fewer than
+        2^b and below 2^m in magnitude, e = 62 - b - m: their sum stays below 2^62 units, and rounding moves none by
+        more than 2^(b - 62) of the largest.
+        """
+        largest = np.zeros(steps.max() + 1 if len(steps) else 0)
+        np.maximum.at(largest, steps, np.abs(importance))
+        of_ranks = self.communicator.all_gather(largest)
+        longest = max(len(part) for part in of_ranks)
+        largest = np.max([np.pad(part, (0, longest - len(part))) for part in of_ranks], axis=0)
         counts = self.communicator.all_reduce_sum(np.bincount(steps, minlength=longest))
+        e = 62 - np.frexp(counts)[1] - np.frexp(largest)[1]  # frexp: the exponent of the next power of two
+        sums = np.zeros(longest, np.int64)
+        np.add.at(sums, steps, np.rint(np.ldexp(importance, e[steps])).astype(np.int64))
+        sums = self.communicator.all_reduce_sum(sums)
         means = np.ones(longest)
         for step in np.flatnonzero(counts):
-            mean = self.running_mean.update(float(sums[step] / counts[step]))
+            mean = self.running_mean.update(float(np.ldexp(sums[step] / counts[step], -e[step])))
             means[step] = mean or 1.0  # all importances zero so far: relative to one they stay zero
         return means
 
@@ -182,11 +180,28 @@ class ScoreStore:
         self, ids: NDArray[np.int64], importance: NDArray[np.float64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         order = np.argsort(ids, kind="stable")
-        ids, importance = ids[order], importance[order]
+        ids = ids[order]
         cuts = np.searchsorted(ids, self._bounds[1:-1])
-        received_ids = self.communicator.all_to_all(np.split(ids, cuts))
-        received_importance = self.communicator.all_to_all(np.split(importance, cuts))
-        return np.concatenate(received_ids), np.concatenate(received_importance)
+        ids = np.concatenate(self.communicator.all_to_all(np.split(ids, cuts)))
+        importance = importance[order]
+        del order
+        return ids, np.concatenate(self.communicator.all_to_all(np.split(importance, cuts)))
+
+    def _fold(self, ids: NDArray[np.int64], importance: NDArray[np.float64]) -> int:
+        """Fold measurements of this rank's samples into their scores; how many different samples they are."""
+        if not len(ids):
+            return 0
+        order = np.lexsort((importance, ids))  # by importance, so that repeats are summed in an order of their own
+        ids = ids[order]
+        importance = importance[order]
+        del order
+        first = np.flatnonzero(np.diff(ids, prepend=-1))
+        mean = np.add.reduceat(importance, first) / np.diff(first, append=len(ids))
+        local = ids[first] - self.first_id
+        old = self.scores[local]
+        mean = np.where(np.isnan(old), mean, self.alpha * old.astype(np.float64) + (1 - self.alpha) * mean)
+        self.scores[local] = mean.astype(np.float32)
+        return len(first)
 
     def num_unmeasured(self) -> int:
         """How many of the N samples were never measured."""
@@ -194,12 +209,11 @@ class ScoreStore:
 
     def quantiles(self, probabilities: tuple[float, ...]) -> dict[float, float]:
         """Exact quantiles (the ⌈p·m⌉-th smallest) of the m measured scores; empty when none was measured."""
-        measured = sortable(self.scores[~np.isnan(self.scores)])
-        total = int(self.communicator.all_reduce_sum(np.array([len(measured)], np.int64))[0])
+        total = self.num_samples - self.num_unmeasured()
         if not total:
             return {}
-        ranks = {p: min(total, max(1, total - int(np.ceil(p * total)) + 1)) for p in probabilities}
-        return {p: unsortable(kth_largest(measured, k, self.communicator)[0]) for p, k in ranks.items()}
+        ranks = [min(total, max(1, total - int(np.ceil(p * total)) + 1)) for p in probabilities]
+        return dict(zip(probabilities, kth_largest(self.scores, ranks, self.communicator), strict=True))
 
     def gather(self) -> NDArray[np.float32]:
         """(N,) float32, all running scores on every rank (NaN: never measured), for checkpoints and exports."""

@@ -1,7 +1,8 @@
 """Which samples an epoch keeps: ranking keys from scores, and the exact top k of them over all ranks."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,19 @@ __all__ = [
     "SampledScores",
     "Selection",
     "UniformSample",
+    "integers",
     "kth_largest",
+    "search",
+    "select",
     "sortable",
     "top_k_mask",
     "unsortable",
 ]
 
-_CHUNK = 1 << 20  # values that are binned at a time, which bounds the temporary memory
-_RADIX_BITS = 16
+_CHUNK = 1 << 15  # values that are worked on at a time: temporaries stay in the cache and small
+_BINS = 1 << 11  # of a histogram: an all-reduce of more takes longer than the pass that it saves
+_SAMPLED = 1 << 15  # keys that every rank samples, to guess the first bracket
+_QUANTILES = 1 << 12  # of the samples, that all ranks together tell each other
 
 
 class Selection(Protocol):
@@ -48,7 +54,9 @@ class HighestScores:
     def keys(self, scores: NDArray[np.float32], ids: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
         """The scores."""
         del ids, epoch
-        return np.where(np.isnan(scores), np.float32(np.inf), scores)
+        keys = scores.copy()
+        keys[np.isnan(keys)] = np.inf
+        return keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,45 +106,186 @@ class UniformSample:
 
 
 def sortable(keys: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """uint32 that order as the float32 do: the sign bit flipped, and all bits of the negative ones."""
-    bits = (keys + np.float32(0)).view(np.uint32)  # adding 0 turns -0.0 into 0.0, its equal
-    return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
+    """uint32 that order as the float32 do and leave no gap between neighbours; the image of 0.0 and -0.0 is 2^31."""
+    bits = keys.view(np.uint32)
+    return np.where(bits >> np.uint32(31), np.negative(bits), bits | np.uint32(1 << 31))
 
 
-def unsortable(bits: int) -> float:
-    """The float32 whose ``sortable`` image is ``bits``."""
-    bits = bits ^ (1 << 31) if bits >> 31 else bits ^ 0xFFFFFFFF
+def unsortable(image: int) -> float:
+    """The float32 whose ``sortable`` image is ``image``."""
+    bits = image ^ (1 << 31) if image >> 31 else (1 << 32) - image
     return float(np.array([bits], np.uint32).view(np.float32)[0])
 
 
-def _histogram(values: NDArray[np.unsignedinteger], shift: int) -> NDArray[np.int64]:
-    counts = np.zeros(1 << _RADIX_BITS, np.int64)
-    for start in range(0, len(values), _CHUNK):
-        digits = (values[start : start + _CHUNK] >> shift) & ((1 << _RADIX_BITS) - 1)
-        counts += np.bincount(digits.astype(np.int64), minlength=len(counts))
-    return counts
+_ALL_KEYS = (0x00800000, 0xFF800000)  # the images of -inf and inf
+_ALL_HASHES = (0, (1 << 64) - 1)
 
 
-def kth_largest(values: NDArray[np.unsignedinteger], k: int, communicator: Communicator) -> tuple[int, int]:
-    """The k-th largest value over all ranks, by most-significant-digit radix selection.
+def _chunks(length: int) -> Iterator[slice]:
+    return (slice(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK))
+
+
+# Unsigned integers that are read chunk by chunk, again in every pass. Called with bounds (low, high) they give for
+# every chunk how many values lie above high, and the values from low to high.
+_Values = Callable[[int, int], Iterable[tuple[int, NDArray[Any]]]]
+
+
+def _split(values: NDArray[Any], low: Any, high: Any) -> tuple[int, NDArray[Any]]:
+    at_least = values >= low
+    inside = np.compress(at_least & (values <= high), values)
+    return np.count_nonzero(at_least) - len(inside), inside
+
+
+def integers(values: NDArray[np.unsignedinteger]) -> _Values:
+    """An array to search in."""
+
+    def split(low: int, high: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        bounds = values.dtype.type(low), values.dtype.type(high)
+        return (_split(values[part], *bounds) for part in _chunks(len(values)))
+
+    return split
+
+
+def _images(keys: NDArray[np.float32]) -> _Values:
+    """The ``sortable`` images of keys, made only of those within the bounds; NaN is in no bounds."""
+
+    def split(low: int, high: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        bounds = np.float32(unsortable(low)), np.float32(unsortable(high))
+        for part in _chunks(len(keys)):
+            above, inside = _split(keys[part], *bounds)
+            yield above, sortable(inside)
+
+    return split
+
+
+def _hashes_of_ties(keys: NDArray[np.float32], tie: np.float32, *, first_id: int, seed: int) -> _Values:
+    """The hashes of the ids whose key is ``tie``, made anew in every pass: stored they would take 8 bytes each."""
+
+    def split(low: int, high: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        for part in _chunks(len(keys)):
+            hashes = hash_ids(first_id + part.start + np.flatnonzero(keys[part] == tie), seed=seed)
+            yield _split(hashes, np.uint64(low), np.uint64(high))
+
+    return split
+
+
+def search(
+    values: _Values,
+    k: int,
+    communicator: Communicator,
+    *,
+    domain: tuple[int, int],
+    guess: tuple[int, int] | None = None,
+    exact: bool = False,
+    storable: int = 0,
+) -> tuple[int, int, int]:
+    """Find the k-th largest value over all ranks by histograms of ever narrower brackets.
 
     Args:
-        values: (n,) uint32 or uint64, this rank's part, of any length.
+        values: this rank's part.
         k: from 1 to the number of values over all ranks.
-        communicator: one all-reduce of 2^16 counts for every 16 bits of a value.
+        communicator: one all-reduce of 2^11 counts for every bracket.
+        domain: bounds of all values, included.
+        guess: bounds to look within first; a wrong guess costs one pass.
+        exact: narrow the bracket down to one value, even where all within it are among the k largest.
+        storable: how many values a rank may store, which spares it later passes over the others.
 
     Returns:
-        The k-th largest value, and how many of the values equal to it belong to the k largest.
+        (low, wanted, count): ``low`` is the last bracket's lower bound. It holds ``count`` values, which are equal
+        if ``wanted`` < ``count``; ``wanted`` of them and all values above it are the k largest.
     """
-    found = 0
-    for shift in range(values.dtype.itemsize * 8 - _RADIX_BITS, -1, -_RADIX_BITS):
-        counts = communicator.all_reduce_sum(_histogram(values, shift))
-        at_or_above = np.cumsum(counts[::-1])[::-1]
-        digit = int(np.flatnonzero(at_or_above >= k)[-1])
-        k -= int(at_or_above[digit] - counts[digit])
-        found = found << _RADIX_BITS | digit
-        values = values[(values >> shift) & ((1 << _RADIX_BITS) - 1) == digit]
-    return found, k
+    low, high = guess or domain
+    passed = 0  # values of this rank above all that it stored
+    while True:
+        shift = max(0, (high - low).bit_length() - (_BINS.bit_length() - 1))
+        mine = np.zeros(_BINS + 1, np.int64)  # of the bins, then of all above
+        mine[-1] = passed
+        stored: list[NDArray[Any]] = []
+        num_inside = 0
+        for above, inside in values(low, high):
+            bins = (inside - inside.dtype.type(low)) >> inside.dtype.type(shift)
+            mine[:-1] += np.bincount(bins.astype(np.int64), minlength=_BINS)
+            mine[-1] += above
+            num_inside += len(inside)
+            stored.append(inside)
+            if num_inside > storable:
+                stored.clear()
+        counts = communicator.all_reduce_sum(mine)
+        at_least = np.cumsum(counts[::-1])[::-1]
+        if at_least[0] < k:
+            low, high = domain[0], low - 1
+        elif counts[-1] >= k:
+            low, high = high + 1, domain[1]
+        else:
+            bin_ = int(np.flatnonzero(at_least >= k)[-1])
+            wanted, count = int(k - at_least[bin_ + 1]), int(counts[bin_])
+            low += bin_ << shift
+            high = min(high, low + (1 << shift) - 1)
+            if low == high or (wanted == count and not exact):
+                return low, wanted, count
+            if stored:
+                values, passed = integers(np.concatenate(stored)), int(mine[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Survey:
+    """What one all-reduce tells every rank about all keys.
+
+    Args:
+        total: how many there are.
+        invalid: how many of them are NaN.
+        sampled: how many of the others were sampled.
+        quantiles: (m,) int64, the images of evenly spaced quantiles of every rank's sample, sorted.
+    """
+
+    total: int
+    invalid: int
+    sampled: int
+    quantiles: NDArray[np.int64]
+
+    def guess(self, fraction: float) -> tuple[int, int]:
+        """Bounds that likely hold the key that a fraction of all keys reach; any bounds are right, close ones fast."""
+        size = len(self.quantiles)
+        # Three standard deviations of the sample, and the spacing of the quantiles.
+        margin = 3 * size * (fraction * (1 - fraction) / max(1, self.sampled)) ** 0.5 + size**0.5 / 64 + 1
+        first, last = int(size * (1 - fraction) - margin), int(size * (1 - fraction) + margin) + 1
+        low = int(self.quantiles[first]) if first >= 0 else _ALL_KEYS[0]
+        high = int(self.quantiles[last]) if last < size else _ALL_KEYS[1]
+        return low, high
+
+
+def _survey(keys: NDArray[np.float32], communicator: Communicator) -> _Survey:
+    sample = keys[:: -(-len(keys) // _SAMPLED) or 1]
+    sample = np.sort(sample[~np.isnan(sample)])
+    share = max(1, _QUANTILES // communicator.world_size)
+    report = np.zeros(3 + share * communicator.world_size, np.int64)
+    report[0] = len(keys)
+    report[1] = sum(np.count_nonzero(np.isnan(keys[part])) for part in _chunks(len(keys)))
+    report[2] = len(sample)
+    if len(sample):
+        start = 3 + share * communicator.rank
+        report[start : start + share] = sortable(sample[(2 * np.arange(share) + 1) * len(sample) // (2 * share)])
+    report = communicator.all_reduce_sum(report)
+    total, invalid, sampled = report[:3].tolist()
+    quantiles = np.sort(report[3:][report[3:] > 0])  # the image of no key is 0
+    return _Survey(total=total, invalid=invalid, sampled=sampled, quantiles=quantiles)
+
+
+def kth_largest(keys: NDArray[np.float32], ks: Sequence[int], communicator: Communicator) -> list[float]:
+    """The k-th largest key over all ranks, for every k.
+
+    Args:
+        keys: (n,) float32, this rank's part, of any length; NaN are passed over.
+        ks: each from 1 to the number of keys over all ranks that are not NaN.
+        communicator: the ranks.
+    """
+    survey = _survey(keys, communicator)
+    found: list[float] = []
+    for k in ks:
+        guess = survey.guess(k / (survey.total - survey.invalid))
+        image, _, _ = search(_images(keys), k, communicator, domain=_ALL_KEYS, guess=guess, exact=True)
+        found.append(unsortable(image))
+    return found
 
 
 def top_k_mask(
@@ -144,7 +293,8 @@ def top_k_mask(
 ) -> NDArray[np.bool_]:
     """Mark the k highest keys over all ranks; the same marks for every world size.
 
-    Ties at the k-th key are broken by a seeded hash of the sample id, never by position.
+    Ties at the k-th key are broken by a seeded hash of the sample id, never by position. Beside keys and mask it
+    takes at most 2 bytes per key.
 
     Args:
         keys: (n,) float32, the keys of the samples first_id … first_id + n - 1, which this rank owns.
@@ -159,18 +309,63 @@ def top_k_mask(
     Raises:
         ValueError: if a key is NaN or k is out of range; on every rank alike.
     """
-    total, invalid = communicator.all_reduce_sum(np.array([len(keys), np.isnan(keys).sum()], np.int64)).tolist()
-    if invalid:
-        raise ValueError(f"{invalid} of {total} ranking keys are NaN; a NaN has no rank, so it must be dropped before.")
+    survey = _survey(keys, communicator)
+    total = survey.total
+    if survey.invalid:
+        raise ValueError(
+            f"{survey.invalid} of {total} ranking keys are NaN; a NaN has no rank, so it must be dropped before."
+        )
     if not 0 <= k <= total:
         raise ValueError(f"k is {k}, but it must lie in [0, {total}], the number of samples.")
     if k in (0, total):
         return np.full(len(keys), k > 0)
-    ordered = sortable(keys)
-    threshold, wanted = kth_largest(ordered, k, communicator)
-    mask = ordered > threshold
-    tied = np.flatnonzero(ordered == threshold)
-    hashes = hash_ids(first_id + tied, seed=seed)
-    lowest_hash, _ = kth_largest(hashes, wanted, communicator)
-    mask[tied[hashes >= lowest_hash]] = True
+    storable = len(keys) // 8
+    low, wanted, count = search(
+        _images(keys), k, communicator, domain=_ALL_KEYS, guess=survey.guess(k / total), storable=storable
+    )
+    threshold = np.float32(unsortable(low))
+    if wanted == count:
+        return keys >= threshold
+    ties = _hashes_of_ties(keys, threshold, first_id=first_id, seed=seed)
+    lowest, _, _ = search(ties, wanted, communicator, domain=_ALL_HASHES, storable=storable)
+    mask = keys > threshold
+    for part in _chunks(len(keys)):
+        tied = part.start + np.flatnonzero(keys[part] == threshold)
+        mask[tied] = hash_ids(first_id + tied, seed=seed) >= np.uint64(lowest)
     return mask
+
+
+def select(
+    selection: Selection,
+    scores: NDArray[np.float32],
+    k: int,
+    *,
+    first_id: int,
+    epoch: int,
+    seed: int,
+    communicator: Communicator,
+) -> NDArray[np.bool_]:
+    """Mark the k samples over all ranks that a selection ranks highest.
+
+    Args:
+        selection: gives the ranking keys, which take 4 bytes per sample beside what ``top_k_mask`` takes.
+        scores: (n,) float32, the scores of the samples first_id … first_id + n - 1, which this rank owns.
+        k: how many to mark over all ranks, from 0 to their total.
+        first_id: this rank's first sample id.
+        epoch: the epoch that is selected for (0-based).
+        seed: of the hash that breaks ties.
+        communicator: the ranks.
+
+    Returns:
+        (n,) bool.
+
+    Raises:
+        ValueError: if k is out of range; on every rank alike.
+    """
+    # Not made anew in every pass: the keys of SampledScores take longer than all passes together.
+    keys = np.empty(len(scores), np.float32)
+    offsets = np.arange(min(_CHUNK, len(scores)))
+    for part in _chunks(len(scores)):
+        ids = first_id + part.start + offsets[: part.stop - part.start]
+        keys[part] = selection.keys(scores[part], ids, epoch)
+    return top_k_mask(keys, k, first_id=first_id, seed=seed, communicator=communicator)

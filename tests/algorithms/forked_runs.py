@@ -189,7 +189,7 @@ def train(run: Run, out: Path) -> None:
     scores = ted._store.gather()
     trainer.close()
     result = {
-        "weights": {name: tensor.numpy() for name, tensor in weights.items()},
+        "weights": {name: np.asarray(tensor) for name, tensor in weights.items()},
         "scores": scores,
         "records": [
             {

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -131,7 +131,7 @@ class Blends(Callback):
                 own, others = self.blend._adjusted_lambda, self.blend._permuted_target
             other = F.one_hot(others, NUM_CLASSES)
             targets = own * self.targets + (1 - own) * other
-            outputs = state.outputs.detach()
+            outputs = cast(torch.Tensor, state.outputs).detach()
             self.expected.append((outputs * (outputs.softmax(1) - targets)).sum(1).abs())
 
 

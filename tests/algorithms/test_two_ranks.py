@@ -49,3 +49,15 @@ def test_ranks_agree_and_read_exactly_the_kept_samples(out: Path) -> None:
         counts = Counter(read[0] + read[1])
         assert set(counts) == set(skip_list.kept_ids().tolist())
         assert counts.total() == first["forwarded"][epoch] <= skip_list.num_kept + 1
+
+
+def test_no_rank_waits_for_one_that_failed(out: Path) -> None:
+    own = ["FileNotFoundError('no shard on rank 0')", "FileNotFoundError('no shard on rank 1')"]
+    heard = [f"RuntimeError('Rank {rank} failed: FileNotFoundError: no shard on rank {rank}')" for rank in range(2)]
+    first, second = (rank["failures"] for rank in results(out, 2))
+    assert first["every"] == ["fine", own[0], heard[1]]
+    assert second["every"] == ["fine", heard[0], own[1]]
+    assert first["zero"] == ["fine", own[0]]
+    assert second["zero"] == ["fine", heard[0]]
+    (single,) = (rank["failures"] for rank in results(out, 1))
+    assert single == {"every": ["fine", own[0]], "zero": ["fine", own[0]]}

@@ -74,7 +74,7 @@ def test_no_step_waits_for_the_device(language: bool, site: str, importance: str
     for event in STEP:
         if event == "forward":
             state.outputs = model(state.batch[0])
-            logits, labels = state.outputs, state.batch[1]
+            logits, labels = cast(Tensor, state.outputs), state.batch[1]
             if language:
                 logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
             state.loss = F.cross_entropy(logits, labels)

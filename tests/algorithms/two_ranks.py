@@ -13,6 +13,7 @@ from small_run import ReadPerEpoch, TupleDataset, make_model
 from torch.utils.data import DataLoader
 
 from ted_stream import TED
+from ted_stream.algorithms.ranks import on_every_rank, on_rank_zero
 from ted_stream.pruning import Measurements, ScoreStore, TorchDistributed, top_k_mask
 
 NUM_SAMPLES = 500
@@ -36,7 +37,7 @@ def scores_and_selection() -> dict[str, Any]:
     mask = top_k_mask(keys, 123, first_id=store.first_id, seed=5, communicator=communicator)
     return {
         "scores": store.gather().tolist(),
-        "kept": np.concatenate(communicator.all_gather(store.ids[mask])).tolist(),
+        "kept": np.concatenate(communicator.all_gather(store.first_id + np.flatnonzero(mask))).tolist(),
         "quantiles": list(store.quantiles((0.1, 0.5, 0.9)).values()),
         "unmeasured": store.num_unmeasured(),
     }
@@ -70,10 +71,32 @@ def train(data: str, out: str, model: ComposerClassifier) -> dict[str, Any]:
     }
 
 
+def failures() -> dict[str, list[str]]:
+    """What every rank hears when one of them fails."""
+
+    def fail_on(rank: int) -> str:
+        if dist.get_global_rank() == rank:
+            raise FileNotFoundError(f"no shard on rank {rank}")
+        return "fine"
+
+    found: dict[str, list[str]] = {"every": [], "zero": []}
+    for rank in range(-1, dist.get_world_size()):
+        try:
+            found["every"].append(on_every_rank(lambda rank=rank: fail_on(rank)))
+        except Exception as error:
+            found["every"].append(repr(error))
+    for rank in (-1, 0):
+        try:
+            found["zero"].append(on_rank_zero(lambda rank=rank: fail_on(rank)))
+        except Exception as error:
+            found["zero"].append(repr(error))
+    return found
+
+
 def main() -> None:
     data, out = sys.argv[1:]
     dist.initialize_dist("cpu")
-    result = {"distributed": scores_and_selection(), "run": train(data, out, make_model())}
+    result = {"distributed": scores_and_selection(), "run": train(data, out, make_model()), "failures": failures()}
     with open(f"{out}/rank{dist.get_global_rank()}.json", "w") as file:
         json.dump(result, file)
 

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -146,13 +147,27 @@ def test_ids_of_another_dataset_are_refused_on_every_rank(world_size, wrong):
 def test_ranges_are_the_owners(num_samples, world_size):
     def work(comm: ThreadCommunicator):
         store = ScoreStore(num_samples, communicator=comm)
-        return store.ids.tolist(), store.first_id, store.ranges()
+        return len(store.scores), store.first_id, store.ranges()
 
     results = run_ranks(world_size, work)
-    for rank, (ids, first_id, ranges) in enumerate(results):
-        assert ids == owned_ids(num_samples, rank, world_size).tolist()
-        assert not ids or first_id == ids[0]
-        assert [list(r) for r in ranges] == [ids for ids, _, _ in results]
+    owned = [owned_ids(num_samples, rank, world_size).tolist() for rank in range(world_size)]
+    for ids, (owns, first_id, ranges) in zip(owned, results, strict=True):
+        assert list(range(first_id, first_id + owns)) == ids or not ids
+        assert owns == len(ids)
+        assert [list(r) for r in ranges] == owned
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_fold_takes_memory_by_the_measurement(relative):
+    size = 1 << 18
+    rng = np.random.default_rng(0)
+    store = ScoreStore(size, relative=relative)
+    measured = Measurements(ids=rng.permutation(size), importance=rng.random(size), steps=np.arange(size) // 1024)
+    tracemalloc.start()
+    store.update(measured)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 72 * size  # three arrays of the fold, their order, and what the scores are made of
 
 
 def test_repeats_are_summed_in_an_order_of_their_own():
@@ -216,6 +231,54 @@ def test_relative_scores_are_bit_identical_for_every_world_size():
         ]
         for result in results[1:]:
             np.testing.assert_array_equal(result, results[0])
+
+
+# From the smallest denormal to the largest float32, beyond which measurements are dropped.
+_IMPORTANCE = st.one_of(
+    st.sampled_from([0.0, 5e-324, 1e-310, 0.1, 1e17, float(np.finfo(np.float32).max), math.inf, math.nan]),
+    st.floats(0, 2.0**127),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_relative_scores_and_running_mean_ignore_how_measurements_are_dealt(data):
+    row = st.tuples(st.integers(0, 7), _IMPORTANCE, st.integers(0, 3))
+    epochs: list[Epoch] = data.draw(st.lists(st.lists(row, max_size=30), min_size=1, max_size=3))
+    results: list[bytes] = []
+    for world_size in (1, 1, 2, 3, 4):
+        rank = st.integers(0, world_size - 1)
+        dealt: list[list[Epoch]] = []
+        for epoch in epochs:
+            shares: list[Epoch] = [[] for _ in range(world_size)]
+            for measurement in data.draw(st.permutations(epoch)):
+                shares[data.draw(rank)].append(measurement)
+            dealt.append(shares)
+
+        def work(comm: ThreadCommunicator, dealt: list[list[Epoch]] = dealt) -> bytes:
+            store = ScoreStore(8, relative=True, communicator=comm)
+            for shares in dealt:
+                store.update(_measurements(shares[comm.rank]))
+            mean = store.running_mean
+            return store.gather().tobytes() + np.array([mean.total, mean.weight]).tobytes()
+
+        results += run_ranks(world_size, work)
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("scale", [2.0**-1060, 1e-30, 1.0, 1e30])
+def test_means_of_steps_are_sums_of_all_their_importances(scale):
+    """Many terms of one step, at scales apart by more than an integer has digits from step to step."""
+    rng = np.random.default_rng(0)
+    steps = np.repeat([0, 1, 2], 5000)
+    importance = rng.lognormal(sigma=3, size=15_000) * np.array([1.0, 1e-8, 1e3])[steps] * scale
+    store = ScoreStore(15_000, relative=True)
+    store.update(Measurements(ids=np.arange(15_000), importance=importance, steps=steps))
+    expected = RunningMean()
+    for step in range(3):
+        expected.update(math.fsum(importance[steps == step]) / 5000)
+    # Denormals have few digits of their own.
+    assert store.running_mean.total == pytest.approx(expected.total, rel=1e-13 if scale > 1e-300 else 1e-3)
 
 
 def test_relative_scores_know_no_scale():

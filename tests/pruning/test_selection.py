@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from threads import ThreadCommunicator, owned_ids, run_ranks
 
 from ted_stream.pruning import HighestScores, SampledScores, Selection, SingleProcess, UniformSample, top_k_mask
 from ted_stream.pruning.hashing import hash_ids
-from ted_stream.pruning.selection import kth_largest, sortable, unsortable
+from ted_stream.pruning.selection import integers, kth_largest, search, select, sortable, unsortable
 
 TINY = float(np.float32(1e-45))  # the smallest denormal
 HUGE = float(np.finfo(np.float32).max)
@@ -79,15 +80,51 @@ def test_top_k_of_adversarial_keys_for_every_k(keys, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_top_k_of_many_keys(world_size, monkeypatch):
+@pytest.mark.parametrize("sampled", [100, 1 << 15])  # a rough guess of the threshold, and an exact one
+def test_top_k_of_many_keys(world_size, sampled, monkeypatch):
     """Large ranks, binned in several chunks; half of the keys tie."""
     monkeypatch.setattr("ted_stream.pruning.selection._CHUNK", 1000)
+    monkeypatch.setattr("ted_stream.pruning.selection._SAMPLED", sampled)
     rng = np.random.default_rng(0)
     keys = rng.standard_normal(20_000).astype(np.float32)
     keys[rng.permutation(20_000)[:10_000]] = 0.25
     for k in (1, 7_000, 12_345, 19_999):
         mask = _marked(keys, k, seed=9, world_size=world_size)
         assert set(np.flatnonzero(mask).tolist()) == _sorted_top_k(keys, k, seed=9)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("seen", [-1e9, 1e9, -math.inf, math.inf])
+def test_top_k_where_the_sample_misleads(world_size, seen, monkeypatch):
+    """Every sampled key is ``seen``, so that the guess lies above or below the threshold."""
+    monkeypatch.setattr("ted_stream.pruning.selection._SAMPLED", 10)
+    keys = np.random.default_rng(1).permutation(4000).astype(np.float32) - 2000
+    for rank in range(world_size):
+        mine = owned_ids(4000, rank, world_size)
+        keys[mine[:: len(mine) // 10]] = seen
+    for k in (1, 100, 1999, 3000, 3999):
+        mask = _marked(keys, k, seed=2, world_size=world_size)
+        assert set(np.flatnonzero(mask).tolist()) == _sorted_top_k(keys, k, seed=2)
+
+
+@pytest.mark.parametrize("selection", [HighestScores(), SampledScores(), UniformSample()], ids=repr)
+@pytest.mark.parametrize("scores", ["lognormal", "equal", "unmeasured", "two values"])
+def test_selection_takes_less_than_twelve_bytes_per_sample(selection, scores):
+    """The scores take 4; the keys, the mask and all that comes and goes share the rest."""
+    size = 1 << 21
+    rng = np.random.default_rng(0)
+    array = {
+        "lognormal": lambda: rng.lognormal(size=size),
+        "equal": lambda: np.ones(size),
+        "unmeasured": lambda: np.full(size, np.nan),
+        "two values": lambda: rng.integers(1, 3, size),
+    }[scores]().astype(np.float32)
+    tracemalloc.start()
+    mask = select(selection, array, size // 3, first_id=0, epoch=0, seed=0, communicator=SingleProcess())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mask.sum() == size // 3
+    assert peak < 8 * size
 
 
 def test_ties_depend_on_the_seed_never_on_position():
@@ -137,6 +174,7 @@ def test_sortable_is_monotone_and_undone():
     values = np.array(sorted(ADVERSARIAL), np.float32)
     images = sortable(values)
     assert images.dtype == np.uint32
+    assert images[values == 0].tolist() == [1 << 31] * 2  # no gap between the zeros, which no bracket may divide
     # Equal floats have equal images, smaller ones smaller.
     for (a, x), (b, y) in [((values[i], images[i]), (values[i + 1], images[i + 1])) for i in range(len(values) - 1)]:
         assert (x == y) if a == b else (x < y)
@@ -145,17 +183,52 @@ def test_sortable_is_monotone_and_undone():
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 3), min_size=1, max_size=30), st.data())
-def test_kth_largest_of_64_bits(values, data):
+def test_search_of_64_bits(values, data):
     k = data.draw(st.integers(1, len(values)))
+    bound = st.one_of(st.sampled_from(values), st.integers(0, 2**64 - 1))
+    low, high = sorted([data.draw(bound), data.draw(bound)])
+    guess = data.draw(st.sampled_from([None, (low, high), (low, low)]))
+    storable = data.draw(st.integers(0, 20))
     array = np.array(values, np.uint64)
     descending = sorted(values, reverse=True)
-    wanted = descending[:k].count(descending[k - 1])
+    kth = descending[k - 1]
+    expected = (kth, descending[:k].count(kth), values.count(kth))
+    for world_size in (1, 3):
+        for exact in (True, False):
+
+            def work(comm: ThreadCommunicator, exact: bool = exact):
+                mine = integers(array[comm.rank :: comm.world_size])
+                domain = (0, 2**64 - 1)
+                return search(mine, k, comm, domain=domain, guess=guess, exact=exact, storable=storable)
+
+            for found in run_ranks(world_size, work):
+                if exact or found[1] < found[2]:
+                    assert found == expected
+                else:  # the bracket is wanted whole: its lower bound is as good a threshold as the value itself
+                    assert [v for v in descending if v >= found[0]] == descending[:k]
+
+
+def test_search_from_every_guess():
+    array = np.array([2, 3, 3, 5, 8, 8, 8], np.uint32)
+    for k, kth in enumerate(sorted(array.tolist(), reverse=True), start=1):
+        for low in range(10):
+            for high in range(low, 10):
+                found = search(integers(array), k, SingleProcess(), domain=(0, 9), guess=(low, high), exact=True)
+                assert found[0] == kth
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(_KEY | st.just(math.nan), min_size=1, max_size=30), st.data())
+def test_kth_largest_passes_over_nan(values, data):
+    array = np.array(values, np.float32)
+    descending = np.sort(array[~np.isnan(array)])[::-1]
+    ks = data.draw(st.lists(st.integers(1, len(descending)), max_size=3)) if len(descending) else []
     for world_size in (1, 3):
 
-        def work(comm: ThreadCommunicator):
-            return kth_largest(array[comm.rank :: comm.world_size], k, comm)
+        def work(comm: ThreadCommunicator) -> list[float]:
+            return kth_largest(array[comm.rank :: comm.world_size], ks, comm)
 
-        assert run_ranks(world_size, work) == [(descending[k - 1], wanted)] * world_size
+        assert run_ranks(world_size, work) == [[descending[k - 1] for k in ks]] * world_size
 
 
 # What the selections prefer
@@ -166,7 +239,9 @@ def _kept(selection: Selection, scores: Sequence[float], k: int, *, epoch: int) 
     keys = selection.keys(array, np.arange(len(array)), epoch)
     assert keys.dtype == np.float32
     assert keys.shape == array.shape
-    return top_k_mask(keys, k, first_id=0, seed=0, communicator=SingleProcess())
+    mask = select(selection, array, k, first_id=0, epoch=epoch, seed=0, communicator=SingleProcess())
+    assert np.array_equal(mask, top_k_mask(keys, k, first_id=0, seed=0, communicator=SingleProcess()))
+    return mask
 
 
 SELECTIONS = [HighestScores(), SampledScores(seed=1), SampledScores(temperature=0.01), UniformSample(seed=1)]
@@ -182,6 +257,22 @@ def test_keys_are_free_of_nan_and_independent_of_the_partition(selection):
     assert np.array_equal(np.concatenate(pieces), keys)
     shuffled = np.random.default_rng(0).permutation(len(ids))
     assert np.array_equal(selection.keys(scores[shuffled], ids[shuffled], 3), keys[shuffled])
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=repr)
+def test_selects_the_same_for_every_world_size_and_chunk(selection, monkeypatch):
+    scores = np.random.default_rng(6).exponential(size=1000).astype(np.float32)
+    scores[::7] = math.nan
+    whole = _kept(selection, scores.tolist(), 300, epoch=4)
+    monkeypatch.setattr("ted_stream.pruning.selection._CHUNK", 64)
+    for world_size in (1, 2, 3, 4):
+
+        def work(comm: ThreadCommunicator):
+            ids = owned_ids(1000, comm.rank, comm.world_size)
+            first = int(ids[0])
+            return select(selection, scores[ids], 300, first_id=first, epoch=4, seed=0, communicator=comm)
+
+        assert np.array_equal(np.concatenate(run_ranks(world_size, work)), whole)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=repr)
