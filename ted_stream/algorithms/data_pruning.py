@@ -55,7 +55,7 @@ class EpochRecord:
         unmeasured: samples without a score when the epoch was selected; they rank first.
         skip_list: file name in the run folder.
         digest: of the skip-list.
-        forwarded: samples that were trained on, padding repeats included.
+        forwarded: samples that were trained on, padding repeats included; ranks that replicate each other count once.
         non_finite: measurements that were dropped because they overflowed.
         boundary_seconds: time to score, select, write and activate, on rank 0.
     """
@@ -404,10 +404,11 @@ class DataPruning(Algorithm):
         measurements = self._measurements()
         self._clear_measurements()
         if self.importance is None:
-            record.forwarded = int(store.communicator.all_reduce_sum(np.array([len(measurements)], np.int64))[0])
+            forwarded = int(store.communicator.all_reduce_sum(np.array([len(measurements)], np.int64))[0])
         else:
             update = store.update(measurements)
-            record.forwarded, record.non_finite = update.measured, update.non_finite
+            forwarded, record.non_finite = update.measured, update.non_finite
+        record.forwarded = forwarded // (self._dataset.replication or 1)
         self._fold_seconds = time.perf_counter() - start
         logger.log_metrics(
             {
@@ -501,8 +502,9 @@ class DataPruning(Algorithm):
         store.load_state_dict(loaded["scores"])
         self.records = [EpochRecord(**record) for record in loaded["records"]]
         self._clear_measurements()
-        if store.communicator.rank == 0:  # owners get their share when the epoch is folded
-            self._resumed = Measurements(**loaded["measurements"])
+        # Any share will do: owners get theirs when the epoch is folded.
+        share = slice(store.communicator.rank, None, store.communicator.world_size)
+        self._resumed = Measurements(**{name: values[share] for name, values in loaded["measurements"].items()})
         if self.records:
             self._active = self._read_list(self.records[-1])
         # Composer restores random generators at the start of an epoch alone.

@@ -42,6 +42,7 @@ class Run:
         epochs: max_duration.
         parallelism: ``ddp``, or FSDP2 with ``full`` or ``sharded`` checkpoints.
         workers: persistent DataLoader workers per rank.
+        replication: of the dataset: so many ranks in a row train on the same samples.
         dropout: of the model, so that generators matter.
         double: whether the model is float64.
         save_interval: between checkpoints, which the run resumes from if there are any; ``None``: no checkpoints.
@@ -59,6 +60,7 @@ class Run:
     epochs: int = 5
     parallelism: str = "ddp"
     workers: int = 0
+    replication: int | None = None
     dropout: float = 0.0
     double: bool = False
     save_interval: str | None = None
@@ -146,8 +148,8 @@ def train(run: Run, out: Path) -> None:
     rank = dist.get_global_rank()
     model = make_model(run)
     dataset_class = DoubleDataset if run.double else TupleDataset
-    batch_size = run.global_batch_size // run.ranks
-    dataset = dataset_class(local=run.data, shuffle=True, batch_size=batch_size)
+    batch_size = run.global_batch_size * (run.replication or 1) // run.ranks
+    dataset = dataset_class(local=run.data, shuffle=True, batch_size=batch_size, replication=run.replication)
     ted = TED(**{"prune_ratio": 0.6, "folder": str(out / "run"), **(run.ted or {})})
     callbacks: list[Callback] = [Order(ted, out / f"order{rank}.jsonl")]
     if run.kill and run.kill["event"] in ("selected", "writing"):

@@ -34,6 +34,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str], 
         {"name": "one", "ranks": 1},
         {"name": "ddp"},
         {"name": "fsdp2", "parallelism": "full"},
+        {"name": "replicated", "replication": 2},
         *elastic("elastic", "ddp"),
         *elastic("sharded", "sharded"),
     ]
@@ -72,6 +73,10 @@ def test_two_ranks_make_the_skip_lists_of_one(parallelism: str, out: Path) -> No
     assert two["records"] == one["records"]
     assert len({record["digest"] for record in one["records"]}) == EPOCHS
     np.testing.assert_allclose(two["scores"], one["scores"], rtol=1e-6)
+
+
+def test_ranks_that_replicate_each_other_count_once(out: Path) -> None:
+    assert result(out, "replicated")["records"] == result(out, "one")["records"]
 
 
 @pytest.mark.parametrize("name", ["elastic", "sharded"])
