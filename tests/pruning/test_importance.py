@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torchvision.models import resnet18
 from trainer import (
     CLASSES,
@@ -249,6 +250,17 @@ def test_gradients_are_those_without_the_mask(family, site, dtype):
             assert expected.grad is not None, name
             assert parameter.grad is not None, name
             assert torch.equal(parameter.grad, expected.grad), name
+
+
+@each_site
+@each_family
+def test_activation_checkpointing_measures_the_same(family, site):
+    """Checkpointed layers run twice, the second time within the backward pass, with the mask still on."""
+    batch = family.batch(B)
+    expected = _measure(family.model(), batch, site)
+    model = family.model()
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, (nn.Linear, nn.Embedding)))
+    assert torch.equal(_measure(model, batch, site), expected)
 
 
 @each_site
