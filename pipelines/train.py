@@ -21,7 +21,7 @@ from streaming import StreamingDataset
 from torch.utils.data import DataLoader
 
 from ted_stream import TED, DataPruning, PrunedStreamingDataset, RandomPruning
-from ted_stream.algorithms.run_folder import on_rank_zero
+from ted_stream.algorithms.ranks import on_rank_zero
 from ted_stream.reading import Prunable
 from ted_stream.reading.storage import join, write_bytes
 
