@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ted_stream import read_skip_list
@@ -61,3 +62,13 @@ def test_no_rank_waits_for_one_that_failed(out: Path) -> None:
     assert second["zero"] == ["fine", heard[0]]
     (single,) = (rank["failures"] for rank in results(out, 1))
     assert single == {"every": ["fine", own[0]], "zero": ["fine", own[0]]}
+
+
+def test_sums_of_any_size(out: Path) -> None:
+    expected = {
+        "uint8 3": [1, 3, 5],
+        "uint8 3000000": [int(2 * (np.uint8(n % 256) % 50) + 1) for n in range(2_999_997, 3_000_000)],
+        "int64 3": [1, 3, 5],
+        "int64 3000000": [2 * (n % 50) + 1 for n in range(2_999_997, 3_000_000)],
+    }
+    assert [rank["sums"] for rank in results(out, 2)] == [expected, expected]

@@ -71,6 +71,20 @@ def train(data: str, out: str, model: ComposerClassifier) -> dict[str, Any]:
     }
 
 
+def sums() -> dict[str, list[int]]:
+    """What all_reduce_sum makes of arrays that travel in one exchange, and of those too large for it."""
+    communicator = TorchDistributed()
+    found = {}
+    for dtype in (np.uint8, np.int64):
+        for length in (3, 3_000_000):
+            mine = np.arange(length).astype(dtype) % 50 + communicator.rank
+            total = communicator.all_reduce_sum(mine)
+            assert total.dtype == dtype
+            assert np.array_equal(mine, np.arange(length).astype(dtype) % 50 + communicator.rank)
+            found[f"{np.dtype(dtype)} {length}"] = total[-3:].tolist()
+    return found
+
+
 def failures() -> dict[str, list[str]]:
     """What every rank hears when one of them fails."""
 
@@ -96,7 +110,12 @@ def failures() -> dict[str, list[str]]:
 def main() -> None:
     data, out = sys.argv[1:]
     dist.initialize_dist("cpu")
-    result = {"distributed": scores_and_selection(), "run": train(data, out, make_model()), "failures": failures()}
+    result = {
+        "distributed": scores_and_selection(),
+        "run": train(data, out, make_model()),
+        "failures": failures(),
+        "sums": sums(),
+    }
     with open(f"{out}/rank{dist.get_global_rank()}.json", "w") as file:
         json.dump(result, file)
 
