@@ -197,6 +197,9 @@ def test_impossible_masks_and_bitmaps_are_refused(layout):
         SkipList.from_keep_mask(layout, np.ones(21, dtype=np.bool_), **_WORDS)
     with pytest.raises(SkipListError, match="int64"):
         SkipList.from_keep_mask(layout, np.ones(22, dtype=np.int64), **_WORDS)  # pyright: ignore[reportArgumentType]
+    for wrong in (np.ones(2, dtype=np.uint8), np.ones(3, dtype=np.int64)):
+        with pytest.raises(SkipListError, match=rf"shape \({len(wrong)},\).*{wrong.dtype}.*uint8, shape \(3,\)"):
+            SkipList.from_keep_bits(layout, wrong, **_WORDS)  # pyright: ignore[reportArgumentType]
     with pytest.raises(SkipListError, match="3 bitmaps for 4 shards"):
         SkipList(layout=layout, pruned=(BitMap(),) * 3, **_WORDS)
     with pytest.raises(SkipListError, match=r"position 7 .* 7 samples"):
