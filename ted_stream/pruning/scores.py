@@ -179,29 +179,35 @@ class ScoreStore:
     def _to_owners(
         self, ids: NDArray[np.int64], importance: NDArray[np.float64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        order = np.argsort(ids, kind="stable")
-        ids = ids[order]
-        cuts = np.searchsorted(ids, self._bounds[1:-1])
-        ids = np.concatenate(self.communicator.all_to_all(np.split(ids, cuts)))
-        importance = importance[order]
-        del order
-        return ids, np.concatenate(self.communicator.all_to_all(np.split(importance, cuts)))
+        world_size = self.communicator.world_size
+        # In the smallest integer, whose stable sort is a radix sort.
+        owners = np.searchsorted(self._bounds[1:-1], ids, side="right").astype(np.min_scalar_type(world_size))
+        order = np.argsort(owners, kind="stable")
+        cuts = np.cumsum(np.bincount(owners, minlength=world_size))[:-1]
+        received_ids = self.communicator.all_to_all(np.split(ids[order], cuts))
+        received_importance = self.communicator.all_to_all(np.split(importance[order], cuts))
+        return np.concatenate(received_ids), np.concatenate(received_importance)
 
     def _fold(self, ids: NDArray[np.int64], importance: NDArray[np.float64]) -> int:
         """Fold measurements of this rank's samples into their scores; how many different samples they are."""
-        if not len(ids):
-            return 0
-        order = np.lexsort((importance, ids))  # by importance, so that repeats are summed in an order of their own
-        ids = ids[order]
-        importance = importance[order]
-        del order
-        first = np.flatnonzero(np.diff(ids, prepend=-1))
-        mean = np.add.reduceat(importance, first) / np.diff(first, append=len(ids))
-        local = ids[first] - self.first_id
+        local = ids - self.first_id
+        repeated = np.bincount(local, minlength=len(self.scores))[local] > 1
+        self._blend(local[~repeated], importance[~repeated])
+        once = len(local) - np.count_nonzero(repeated)
+        if once == len(local):
+            return once
+        local, importance = local[repeated], importance[repeated]
+        order = np.lexsort((importance, local))  # by importance, so that repeats are summed in an order of their own
+        local, importance = local[order], importance[order]
+        first = np.flatnonzero(np.diff(local, prepend=-1))
+        self._blend(local[first], np.add.reduceat(importance, first) / np.diff(first, append=len(local)))
+        return once + len(first)
+
+    def _blend(self, local: NDArray[np.int64], importance: NDArray[np.float64]) -> None:
+        """Equation 19, for different samples."""
         old = self.scores[local]
-        mean = np.where(np.isnan(old), mean, self.alpha * old.astype(np.float64) + (1 - self.alpha) * mean)
-        self.scores[local] = mean.astype(np.float32)
-        return len(first)
+        new = np.where(np.isnan(old), importance, self.alpha * old.astype(np.float64) + (1 - self.alpha) * importance)
+        self.scores[local] = new.astype(np.float32)
 
     def num_unmeasured(self) -> int:
         """How many of the N samples were never measured."""
