@@ -58,28 +58,31 @@ def _predicted(targets: Tensor, *, shifted: bool) -> Tensor:
     return targets[:, 1:] if shifted and targets.ndim > 1 else targets
 
 
-def loss_shares(batch: Any, *, shifted: bool) -> Tensor | float:
-    """Each sample's share in a mean loss, summing to 1.
+def loss_shares(batch: Any, *, shifted: bool) -> tuple[Tensor | int, Tensor | int]:
+    """Each sample's share in a mean loss: its own weight over the weight of all.
 
-    A mean over integer targets, one or more per sample (tokens, pixels), gives sample k the share n_k / Σ n of its
-    own targets, those that are not -100. A mean over anything else gives every sample 1 / B.
+    A mean over integer targets, several per sample (tokens, pixels), weighs sample k by its own n_k targets, those that
+    are not -100, and all by Σ n. One target per sample, or a mean over anything else, weighs every sample by 1. A
+    sample without targets is no part of the loss; its weight is 1 as well, so that nothing is divided by zero.
 
     Args:
         batch: a microbatch.
         shifted: whether the model predicts the next token, so that a row's first target does not count.
 
     Returns:
-        (B,) float64, or the float 1 / B.
+        The own weights, (B,) int64 or 1, and that of all, () int64 or an int.
     """
-    uniform = 1 / batch_size(batch)
     try:
         targets = targets_of(batch)
     except ValueError:  # a model that brings its own targets: its loss is a mean over samples
-        return uniform
+        return 1, batch_size(batch)
     if targets.is_floating_point():
-        return uniform
-    counted = _predicted(targets, shifted=shifted).reshape(len(targets), -1).ne(IGNORE_INDEX).sum(1).double()
-    return counted / counted.sum()
+        return 1, batch_size(batch)
+    counted = _predicted(targets, shifted=shifted).ne(IGNORE_INDEX)
+    if counted.ndim == 1:
+        return 1, counted.sum()
+    counts = counted.flatten(1).sum(1)
+    return counts.clamp(min=1), counts.sum()
 
 
 def per_sample_cross_entropy(outputs: Any, batch: Any, *, shifted: bool) -> Tensor:

@@ -218,7 +218,7 @@ class MaskGradient:
                 "the layer that makes the logits with output_layer='…', or choose another site."
             )
         per_sample = loss.ndim == 1 and loss.numel() == batch_size(batch)
-        self._shares = 1.0 if per_sample else loss_shares(batch, shifted=self._shifted)
+        self._own, self._all = (1, 1) if per_sample else loss_shares(batch, shifted=self._shifted)
         loss.register_hook(self._note_factor)
 
     def _note_factor(self, gradient: Tensor) -> None:
@@ -229,10 +229,8 @@ class MaskGradient:
         gradient = None if self._mask is None else self._mask.grad
         assert gradient is not None, "measure() follows a backward pass"
         self._mask = None
-        importance = gradient.abs() / (self._factor.abs() * self._shares)
-        if isinstance(self._shares, Tensor):
-            importance = torch.where(self._shares > 0, importance, torch.zeros_like(importance))
-        return importance.to(self._dtype)
+        importance = gradient.abs() * (self._all / self._factor.abs())
+        return importance / self._own if isinstance(self._own, Tensor) else importance
 
 
 class LossImportance:

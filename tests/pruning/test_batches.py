@@ -62,8 +62,8 @@ def test_missing_targets_of_a_mapping():
 
 
 def _shares(batch, *, shifted: bool) -> list[float]:
-    shares = loss_shares(batch, shifted=shifted)
-    return shares.tolist() if isinstance(shares, Tensor) else [shares] * batch_size(batch)
+    own, all_ = loss_shares(batch, shifted=shifted)
+    return (torch.ones(batch_size(batch)) * own / all_).tolist()
 
 
 def test_shares_of_a_mean_over_samples():
@@ -71,16 +71,21 @@ def test_shares_of_a_mean_over_samples():
     for batch in ((x, torch.arange(4)), (x, torch.full((4, 3), 1 / 3)), (x,), {"x": x, "noise": x}):
         for shifted in (False, True):
             assert _shares(batch, shifted=shifted) == [0.25] * 4
+    # A sample without a target is not among those that are meant over.
+    assert loss_shares((x, torch.tensor([0, -100, 2, 1])), shifted=False) == (1, torch.tensor(3))
 
 
 def test_shares_of_a_mean_over_tokens():
     labels = torch.tensor([[7, 1, 2, 3], [-100, -100, 4, -100], [5, -100, -100, -100], [-100] * 4])
     batch = {"input_ids": torch.zeros(4, 4, dtype=torch.long), "labels": labels}
-    assert _shares(batch, shifted=False) == [4 / 6, 1 / 6, 1 / 6, 0]
-    assert _shares(batch, shifted=True) == [3 / 4, 1 / 4, 0, 0]  # nothing predicts a row's first token
+    for shifted, own, total in ((False, [4, 1, 1, 1], 6), (True, [3, 1, 1, 1], 4)):
+        weights, of_all = loss_shares(batch, shifted=shifted)  # shifted: nothing predicts a row's first token
+        assert isinstance(weights, Tensor)
+        assert weights.tolist() == own
+        assert int(of_all) == total
     pixels = torch.zeros(2, 3, 3, dtype=torch.long)
     pixels[0, 0] = -100
-    assert _shares((torch.zeros(2, 1, 3, 3), pixels), shifted=False) == [6 / 15, 9 / 15]
+    assert _shares((torch.zeros(2, 1, 3, 3), pixels), shifted=False) == pytest.approx([6 / 15, 9 / 15])
 
 
 @pytest.mark.parametrize("shifted", [False, True])
@@ -91,15 +96,12 @@ def test_shares_weigh_own_means_to_the_batch_mean(shifted):
     labels[torch.rand(5, 7, generator=_rng(2)) < 0.5] = -100
     labels[3] = -100
     batch = {"logits": logits, "labels": labels}
-    shares = loss_shares(batch, shifted=shifted)
-    assert isinstance(shares, Tensor)
-    assert shares.dtype == torch.float64
-    assert float(shares.sum()) == pytest.approx(1, abs=1e-15)
-    assert shares[3] == 0
+    own, all_ = loss_shares(batch, shifted=shifted)
     losses = per_sample_cross_entropy(logits, batch, shifted=shifted)
+    assert losses[3] == 0
     z, y = (logits[:, :-1], labels[:, 1:]) if shifted else (logits, labels)
     mean = F.cross_entropy(z.flatten(0, 1), y.flatten())
-    torch.testing.assert_close((shares * losses).sum(), mean, rtol=1e-13, atol=0)
+    torch.testing.assert_close((own * losses).sum() / all_, mean, rtol=1e-13, atol=0)
 
 
 # Losses
