@@ -24,14 +24,14 @@ class RunFolder:
         """Write a file whole or not at all; collective.
 
         Raises:
-            RuntimeError: if it could not be written.
+            OSError: if it could not be written.
         """
 
         def write() -> None:
             try:
                 write_bytes(self.path(name), data)
             except Exception as error:
-                raise RuntimeError(
+                raise OSError(
                     f"{self.path(name)} could not be written ({type(error).__name__}: {error}), so the run could not "
                     "be resumed from it. Check that the folder can be written, or choose another with folder='…'."
                 ) from error
@@ -42,14 +42,14 @@ class RunFolder:
         """Read a file that an earlier epoch wrote; collective.
 
         Raises:
-            RuntimeError: if it cannot be read.
+            OSError: if it cannot be read.
         """
 
         def read() -> bytes:
             try:
                 return read_bytes(self.path(name))
             except Exception as error:
-                raise RuntimeError(
+                raise OSError(
                     f"{self.path(name)} of this run cannot be read ({type(error).__name__}: {error}). Put the run "
                     "folder back where it was and make sure that it can be read, or start a new run."
                 ) from error

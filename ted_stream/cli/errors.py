@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 __all__ = ["Commands"]
 
-MENDABLE = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ConnectionError)
+MENDABLE = (ValueError, OSError)
 
 
 class Commands(TyperGroup):

@@ -101,7 +101,7 @@ def test_a_missing_or_foreign_state_is_refused(
     with pytest.raises(SkipListError, match=r"ep0001\.parquet"):
         trainer(1, [TED(0.6, folder=str(tmp_path / "run"))], load_path=checkpoint).fit()
     skip_list.unlink()
-    with pytest.raises(RuntimeError, match=r"ep0001\.parquet of this run cannot be read.*[Pp]ut the run folder"):
+    with pytest.raises(OSError, match=r"ep0001\.parquet of this run cannot be read.*[Pp]ut the run folder"):
         trainer(1, [TED(0.6, folder=str(tmp_path / "run"))], load_path=checkpoint).fit()
     # A run without pruning cannot be gone on with in the middle of an epoch: its samples were not measured.
     trainer(1, [], **saving).fit()
