@@ -213,6 +213,7 @@ class DataPruning(Algorithm):
         self.records = []
         self._store = self._active = self._stream_keys = None
         self._own_length = self._subset_length = self._generators = None
+        self._iterator_is_late = False
         self._clear_measurements()
 
     def _start_or_restore(self, state: State) -> None:

@@ -1,7 +1,6 @@
 """The running score of every sample, sharded over ranks by ranges of sample ids."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -115,10 +114,6 @@ class ScoreStore:
         self.first_id = int(self._bounds[self.communicator.rank])
         self.scores = np.full(int(self._bounds[self.communicator.rank + 1]) - self.first_id, np.nan, np.float32)
         self.running_mean = RunningMean()
-
-    def ranges(self) -> list[range]:
-        """The sample ids that every rank owns, indexed by rank."""
-        return [range(int(start), int(stop)) for start, stop in pairwise(self._bounds)]
 
     def update(self, measurements: Measurements) -> ScoreUpdate:
         """Fold an epoch's measurements into the running scores.

@@ -86,7 +86,7 @@ def test_no_step_waits_for_the_device(language: bool, site: str, importance: str
 
 
 class OutOfMemoryOnce(ComposerClassifier):
-    """Runs out of memory in the last microbatch of a batch, and in a forward pass of more than 4 samples."""
+    """Runs out of memory in the last microbatch of one batch."""
 
     def __init__(self) -> None:
         super().__init__(make_model().module, num_classes=3)
