@@ -1,43 +1,18 @@
 """Datasets, run folders and skip-lists on an S3 server, over HTTP."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import torch
 from composer import Trainer
-from moto.server import ThreadedMotoServer
 from small_run import BATCH_SIZE, TupleDataset
 
 from ted_stream import TED
 
 NUM_SAMPLES = 101
-BUCKET = "training"
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of an S3 server with one bucket, which streaming's down- and uploaders talk to as well."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    for name, value in {
-        "S3_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket=BUCKET)
-    yield client
-    server.stop()
+BUCKET = "training"  # of the fixture
 
 
 def test_a_run_whose_data_and_folder_are_on_s3(
