@@ -8,24 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ted_stream.algorithms import TED, DataPruning, RandomPruning
-    from ted_stream.reading import Prunable, PrunedStreamingDataset
+    from ted_stream.reading import Prunable, PrunedSampler, PrunedStreamingDataset, drop_pruned
     from ted_stream.skip_list import SkipList, SkipListError, read_skip_list, write_skip_list
 
 __all__ = [
     "TED",
     "DataPruning",
     "Prunable",
+    "PrunedSampler",
     "PrunedStreamingDataset",
     "RandomPruning",
     "SkipList",
     "SkipListError",
+    "drop_pruned",
     "read_skip_list",
     "write_skip_list",
 ]
 
 _MODULES = {
     "ted_stream.algorithms": ("TED", "DataPruning", "RandomPruning"),
-    "ted_stream.reading": ("Prunable", "PrunedStreamingDataset"),
+    "ted_stream.reading": ("Prunable", "PrunedSampler", "PrunedStreamingDataset", "drop_pruned"),
     "ted_stream.skip_list": ("SkipList", "SkipListError", "read_skip_list", "write_skip_list"),
 }
 

@@ -1,18 +1,15 @@
 """A StreamingDataset that drops pruned samples before it plans an epoch, so that their bytes are never asked for."""
 
 import json
-import os
-import shutil
-import weakref
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from streaming.base.dataset import StreamingDataset
+from streaming.base.shared import SharedMemory
 from streaming.base.world import World
 
+from ted_stream.reading.shard_reading import ShardReading
 from ted_stream.reading.storage import read_bytes, write_bytes
 from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, from_bytes, to_bytes
 
@@ -58,7 +55,7 @@ def samples_per_rank(num_samples: int, num_canonical_nodes: int, world: World) -
     return -(-per_node // world.ranks_per_node)
 
 
-class Prunable(StreamingDataset):
+class Prunable(ShardReading):
     """Makes a StreamingDataset prunable; put it before the dataset's own class.
 
     ``class Mine(Prunable, StreamingVisionDataset): pass`` takes all arguments of the class behind it. Without a
@@ -88,14 +85,8 @@ class Prunable(StreamingDataset):
         super().__init__(*args, **kwargs)
         self._stock_epoch_size = self.epoch_size
         self._layout: DatasetLayout | None = None
-        self._keep: tuple[str, NDArray[np.bool_]] | None = None  # of the list that an epoch was planned with last
+        self._planned: SkipList | None = None  # what this process knows to be active, or planned an epoch with
         self._current_id = -1
-        # What is active must reach workers that live on between epochs: they look it up here whenever an epoch is
-        # planned. Like streaming's own lock files, the name is this dataset's on this node.
-        self._active_folder = Path(self._filelock_root) / f"{self._shm_prefix_int:06}_ted_stream"
-        if self._unique_rank_world.is_local_leader:
-            _remove(self._active_folder, os.getpid())  # left behind by a killed run
-            weakref.finalize(self, _remove, self._active_folder, os.getpid())
         self.fixed_skip_list: SkipList | None = None
         if skip_list is not None:
             if isinstance(skip_list, str):
@@ -140,11 +131,7 @@ class Prunable(StreamingDataset):
 
     def first_sample(self) -> Any:
         """The sample of id 0, read in this process before any worker exists."""
-        try:
-            return self[0]
-        finally:
-            # Reading made a lock that cannot be pickled for workers that are spawned.
-            self.__dict__.pop("_cache_filelock", None)
+        return self[0]
 
     def activate(self, skip_list: SkipList | None, *, sample_ids: bool) -> None:
         """Make a skip-list the active one from the next epoch on, in this process and in every worker.
@@ -169,6 +156,7 @@ class Prunable(StreamingDataset):
                     "unseen. Pass batching_method='random'."
                 )
         self._set_length(skip_list)
+        self._planned = skip_list
         if self._unique_rank_world.is_local_leader:
             self._publish(skip_list, sample_ids)
 
@@ -206,57 +194,67 @@ class Prunable(StreamingDataset):
         name = None
         if skip_list is not None:
             name = f"{skip_list.digest}.parquet"
-            write_bytes(str(self._active_folder / name), to_bytes(skip_list))
+            write_bytes(str(self._node_folder / name), to_bytes(skip_list))
         active = {"skip_list": name, "sample_ids": sample_ids}
-        write_bytes(str(self._active_folder / "active.json"), json.dumps(active).encode())
-        for path in self._active_folder.glob("*.parquet"):
+        write_bytes(str(self._node_folder / "active.json"), json.dumps(active).encode())
+        for path in self._node_folder.glob("*.parquet"):
             if path.name != name:
                 path.unlink()
 
     def _active(self) -> dict[str, Any]:
-        return json.loads((self._active_folder / "active.json").read_bytes())
+        return json.loads((self._node_folder / "active.json").read_bytes())
 
-    def _active_keep_mask(self) -> NDArray[np.bool_] | None:
+    def _active_skip_list(self) -> SkipList | None:
         name = self._active()["skip_list"]
         if name is None:
-            self._keep = None
+            self._planned = None
             return None
         digest = name.removesuffix(".parquet")
-        if self._keep is None or self._keep[0] != digest:
-            data = (self._active_folder / name).read_bytes()
-            skip_list = from_bytes(data, source=name, layout=self.layout, digest=digest)
-            self._keep = digest, skip_list.keep_mask()
-        return self._keep[1]
+        if self._planned is None or self._planned.digest != digest:
+            data = (self._node_folder / name).read_bytes()
+            self._planned = from_bytes(data, source=name, layout=self.layout, digest=digest)
+        return self._planned
 
-    def resample_streams(self, epoch: int, stream_id: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's samples after pruning: (shuffle unit sizes, sample ids), both int64.
+    def resample_streams(self, epoch: int, stream_id: int | None = None) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """The epoch's samples after pruning: (shuffle unit sizes, int64; sample ids, int64, or int32 where they fit).
 
         Units keep their number and order, so that shards stay with their canonical nodes; a unit may be empty.
         """
-        units, ids = super().resample_streams(epoch, stream_id)
-        keep = self._active_keep_mask()
-        if keep is None:
+        skip_list = self._active_skip_list()
+        if skip_list is None:
             self.epoch_size = self._stock_epoch_size
-            return units, ids
-        kept = keep[ids]
-        kept_before = np.concatenate(([0], np.cumsum(kept)))
-        stops = np.cumsum(units)
-        ids = ids[kept]
+            return super().resample_streams(epoch, stream_id)
+        if stream_id is None and self._chooses_all:
+            # The ids of what is pruned are never made, and the others are kept small: they live while an epoch is
+            # shuffled, when planning takes the most memory.
+            dtype = np.int32 if self.num_samples <= np.iinfo(np.int32).max else np.int64
+            units, ids = skip_list.kept_per_shard, skip_list.kept_ids().astype(dtype, copy=False)
+        else:
+            units, ids = super().resample_streams(epoch, stream_id)
+            kept = skip_list.keep_mask()[ids]
+            kept_before = np.concatenate(([0], np.cumsum(kept)))
+            stops = np.cumsum(units)
+            units, ids = kept_before[stops] - kept_before[stops - units], ids[kept]
         self.epoch_size = len(ids)  # what random batching plans with
-        return kept_before[stops] - kept_before[stops - units], ids
+        return units, ids
+
+    def _share_work(self, sample_ids: NDArray[np.integer]) -> tuple[SharedMemory, SharedMemory | None]:
+        return super()._share_work(sample_ids.astype(np.int64, copy=False))
 
     def _each_sample_id(self, it: Any) -> Iterator[int]:
         for sample_id in super()._each_sample_id(it):
             self._current_id = int(sample_id)
             yield sample_id
 
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
+        # All of the node's workers have come here, and none is done before all have gone on.
+        self._with_ids = self._active()["sample_ids"]
+        return super()._get_work(epoch, sample_in_epoch)
+
     def __iter__(self) -> Iterator[Any]:
         """Iterate over this worker's samples, with their ids where those are switched on."""
-        with_ids: bool | None = None
         for sample in super().__iter__():
-            if with_ids is None:  # read once planning has synchronised the node's workers
-                with_ids = self._active()["sample_ids"]
-            yield attach_sample_id(sample, self._current_id) if with_ids else sample
+            yield attach_sample_id(sample, self._current_id) if self._with_ids else sample
 
 
 class PrunedStreamingDataset(Prunable):
@@ -264,8 +262,3 @@ class PrunedStreamingDataset(Prunable):
 
     Takes StreamingDataset's arguments, and those of :class:`Prunable`.
     """
-
-
-def _remove(folder: Path, pid: int) -> None:
-    if os.getpid() == pid:  # a forked worker must not take the folder away from its parent
-        shutil.rmtree(folder, ignore_errors=True)

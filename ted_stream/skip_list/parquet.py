@@ -105,7 +105,10 @@ def to_bytes(skip_list: SkipList) -> bytes:
         write_statistics=False,
         write_page_checksum=True,
     )
-    return sink.getvalue().to_pybytes()
+    data = sink.getvalue().to_pybytes()
+    del sink
+    pa.default_memory_pool().release_unused()  # it keeps several times the list, in every process that trains
+    return data
 
 
 def from_bytes(data: bytes, *, source: str, layout: DatasetLayout | None = None, digest: str | None = None) -> SkipList:
@@ -126,6 +129,8 @@ def from_bytes(data: bytes, *, source: str, layout: DatasetLayout | None = None,
     except (SkipListError, pa.ArrowException, OSError, ValueError, MemoryError) as error:
         fix = "" if isinstance(error, SkipListError) else f"; the file is damaged: {_AGAIN}"
         raise SkipListError(f"skip-list {source!r}: {error}{fix}") from error
+    finally:
+        pa.default_memory_pool().release_unused()
 
 
 def _read(data: bytes, *, layout: DatasetLayout | None, digest: str | None) -> SkipList:

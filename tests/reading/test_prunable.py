@@ -179,18 +179,18 @@ def test_a_tampered_active_list_is_refused(folder: str) -> None:
     """Workers check the digest of what they are told to read."""
     dataset = PrunedStreamingDataset(local=folder, batch_size=4)
     dataset.activate(skip_list_of(dataset, [1, 2]), sample_ids=False)
-    path = dataset._active_folder / json.loads((dataset._active_folder / "active.json").read_text())["skip_list"]
+    path = dataset._node_folder / json.loads((dataset._node_folder / "active.json").read_text())["skip_list"]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    dataset._keep = None  # as in a worker
+    dataset._planned = None  # as in a worker that lives on
     with pytest.raises(SkipListError, match="damaged"):
         next(iter(dataset))
 
 
 def test_nothing_is_left_behind_on_the_node(folder: str) -> None:
     dataset = PrunedStreamingDataset(local=folder, batch_size=4)
-    active = dataset._active_folder
+    active = dataset._node_folder
     assert active.exists()
     del dataset
     assert not active.exists()

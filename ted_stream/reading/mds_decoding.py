@@ -1,0 +1,54 @@
+"""Decoding of MDS samples with the encodings looked up once, and not for every value of every sample."""
+
+import struct
+from typing import Any
+
+from streaming.base.format.mds.encodings import _get_coder
+from streaming.base.format.mds.reader import MDSReader
+
+__all__ = ["MDSDecoder"]
+
+
+class MDSDecoder:
+    """Decodes as ``MDSReader.decode_sample`` does.
+
+    Args:
+        shard: reader of the shard.
+    """
+
+    def __init__(self, shard: MDSReader) -> None:
+        self._shard = shard
+        self._sizes = f"<{sum(not size for size in shard.column_sizes)}I"
+        self._columns: list[tuple[str, int | None, Any]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_columns": None}
+
+    def __call__(self, data: bytes) -> dict[str, Any]:
+        """Decode a sample.
+
+        Args:
+            data: the sizes of its columns of variable size, each a little-endian uint32, and the columns' bytes.
+
+        Raises:
+            ValueError: if a column has an encoding that streaming does not know.
+        """
+        if self._columns is None:
+            self._columns = self._look_up()
+        sizes = iter(struct.unpack_from(self._sizes, data))
+        sample, begin = {}, struct.calcsize(self._sizes)
+        for name, size, decode in self._columns:
+            end = begin + (size or next(sizes))
+            sample[name] = decode(data[begin:end])
+            begin = end
+        return sample
+
+    def _look_up(self) -> list[tuple[str, int | None, Any]]:
+        columns = []
+        rows = zip(self._shard.column_names, self._shard.column_sizes, self._shard.column_encodings, strict=True)
+        for name, size, encoding in rows:
+            coder = _get_coder(encoding)
+            if coder is None:
+                raise ValueError(f"The column {name!r} has the encoding {encoding!r}, which streaming does not know.")
+            columns.append((name, size, coder.decode))
+        return columns

@@ -1,0 +1,138 @@
+"""An object store that fails as real ones do: the epoch is complete and right, or ends in an error that says why."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faulty_s3 import FaultyS3
+from streaming import MDSWriter, StreamingDataset
+from torch.utils.data import DataLoader
+
+from ted_stream import PrunedStreamingDataset, SkipList
+from ted_stream.reading import sources
+
+NUM_SAMPLES = 120
+
+
+@pytest.fixture
+def endpoint(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A server with a dataset of samples of 2 to 12 KB in several shards."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "truth"
+    with MDSWriter(out=str(folder), columns={"id": "int", "x": "bytes"}, size_limit=200_000) as writer:
+        for index in range(NUM_SAMPLES):
+            writer.write({"id": index, "x": rng.bytes(int(rng.integers(2_000, 12_000)))})
+    for path in folder.iterdir():
+        s3.upload_file(str(path), "training", f"data/{path.name}")
+    monkeypatch.setattr(sources, "_FIRST_PAUSE", 0.01)
+    return os.environ["S3_ENDPOINT_URL"]
+
+
+def dataset_of(tmp_path: Path, keep: float = 0.4, **arguments: Any) -> tuple[PrunedStreamingDataset, list[int]]:
+    """A pruned dataset on the server, and what it keeps."""
+    dataset = PrunedStreamingDataset(
+        remote="s3://training/data",
+        local=str(tmp_path / "cache"),
+        batch_size=4,
+        shuffle=True,
+        request_latency=1024,
+        min_gap=1024,
+        **arguments,
+    )
+    mask = np.random.default_rng(1).random(NUM_SAMPLES) < keep
+    skip_list = SkipList.from_keep_mask(dataset.layout, mask, epoch=0, keep_ratio=keep, method="test", run="test")
+    dataset.activate(skip_list, sample_ids=False)
+    return dataset, np.flatnonzero(mask).tolist()
+
+
+def check(samples: list[dict[str, Any]], kept: list[int], tmp_path: Path) -> None:
+    truth = StreamingDataset(local=str(tmp_path / "truth"), batch_size=1)
+    assert sorted(sample["id"] for sample in samples) == kept
+    assert all(sample == truth[sample["id"]] for sample in samples)
+
+
+def read_epoch(dataset: PrunedStreamingDataset, workers: int) -> list[dict[str, Any]]:
+    loader = DataLoader(dataset, batch_size=4, num_workers=workers, collate_fn=list)
+    return [sample for batch in loader for sample in batch]
+
+
+@pytest.mark.parametrize(("keep", "workers"), [(0.4, 0), (0.4, 2), (1.0, 0)])
+def test_busy_servers_and_broken_connections(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: float, workers: int
+) -> None:
+    with FaultyS3(endpoint, seed=1, unavailable=0.3, error=0.05, cut=0.1) as front:
+        monkeypatch.setenv("S3_ENDPOINT_URL", front.url)
+        dataset, kept = dataset_of(tmp_path, keep)
+        check(read_epoch(dataset, workers), kept, tmp_path)
+        faults = front.faults()
+    assert faults["unavailable"]
+    assert faults["cut"]
+
+
+def test_bodies_that_stall(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FaultyS3(endpoint, seed=2, stall=0.1) as front:
+        monkeypatch.setenv("S3_ENDPOINT_URL", front.url)
+        dataset, kept = dataset_of(tmp_path, download_timeout=1)
+        check(read_epoch(dataset, 0), kept, tmp_path)
+        assert front.faults()["stall"]
+
+
+@pytest.mark.parametrize(("status", "message"), [(403, "refuses access"), (404, "no such object")])
+@pytest.mark.parametrize("keep", [0.4, 1.0])
+def test_what_stays_refused_is_named(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, message: str, keep: float
+) -> None:
+    with FaultyS3(endpoint, refused={"data/shard.00002.mds": status}) as front:
+        monkeypatch.setenv("S3_ENDPOINT_URL", front.url)
+        dataset, _ = dataset_of(tmp_path, keep)
+        with pytest.raises((OSError, RuntimeError), match=rf"{message}.*'training', key 'data/shard\.00002\.mds'"):
+            read_epoch(dataset, 0)
+        refused = [request for request in front.requests if request.fault == "refused"]
+    assert len(refused) <= 2  # once by the thread that reads ahead, once where the sample is read
+
+
+def test_a_worker_killed_in_the_middle_of_a_download(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run dies with its worker; started again on the same cache, it is complete and right."""
+
+    def run() -> None:
+        dataset, _ = dataset_of(tmp_path, download_timeout=20)
+        with pytest.raises(RuntimeError, match="DataLoader worker"):
+            read_epoch(dataset, workers=2)
+        os._exit(3)
+
+    with FaultyS3(endpoint, seed=0, stall=0.3) as front:
+        monkeypatch.setenv("S3_ENDPOINT_URL", front.url)
+        process = get_context("fork").Process(target=run)
+        process.start()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if any(request.fault == "stall" and "shard" in request.key for request in front.requests):
+                break
+            time.sleep(0.01)
+        # Both have begun, and one of them is waiting for bytes.
+        workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        os.kill(workers[0], signal.SIGKILL)
+        process.join()
+        assert process.exitcode == 3
+    monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+    dataset, kept = dataset_of(tmp_path)
+    check(read_epoch(dataset, 2), kept, tmp_path)
+
+
+def test_ranks_share_what_is_fetched(endpoint: str, tmp_path: Path, launch: Callable[..., None]) -> None:
+    with FaultyS3(endpoint, seed=4, unavailable=0.2) as front:
+        launch(Path(__file__).with_name("two_ranks_s3.py"), tmp_path, front.url, ranks=2)
+        asked = [(request.key, request.range) for request in front.requests if request.fault is None]
+    read = [np.load(tmp_path / f"rank{rank}.npy").tolist() for rank in range(2)]
+    _, kept = dataset_of(tmp_path / "other")
+    assert sorted({sample for rank in read for sample in rank}) == kept
+    ranges = [request for request in asked if request[1] is not None]
+    assert len(ranges) == len(set(ranges))
