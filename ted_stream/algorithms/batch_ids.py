@@ -1,16 +1,19 @@
-"""Sample ids in batches: taken off before the model sees the batch, and checked before the run."""
+"""The sample ids of batches: taken off those that carry them, or known from a sampler's plan."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from composer.utils import reproducibility
+from composer.utils import dist, reproducibility
+from torch.utils.data import DataLoader
 
+from ted_stream.algorithms.ranks import on_every_rank
 from ted_stream.pruning import batch_size
-from ted_stream.reading import SAMPLE_ID, attach_sample_id
+from ted_stream.reading import SAMPLE_ID, Prunable, attach_sample_id
+from ted_stream.reading.sampler import PrunedSampler
 
-__all__ = ["probe_collation", "take_sample_ids"]
+__all__ = ["BatchIds", "CarriedIds", "PlannedIds", "probe_collation", "read_ids", "take_sample_ids"]
 
 _FIX = (
     f"Samples reach the collate function with their id: an entry {SAMPLE_ID!r} in mapping samples, a last element in "
@@ -80,3 +83,129 @@ def probe_collation(dataset: Any, collate: Any) -> bool:
     if ids.tolist() != [0, 1]:
         raise ValueError(f"The collate function turned the sample ids 0, 1 into {ids.tolist()}. {_FIX}")
     return bare
+
+
+class BatchIds(Protocol):
+    """Tells the sample ids of every training batch.
+
+    Attributes:
+        order: what the order of an epoch hangs on, where the dataset keeps no record of that itself.
+    """
+
+    order: dict[str, Any]
+
+    def start_epoch(self) -> None:
+        """The dataloader's next batch is an epoch's first; one that is resumed starts at its first as well."""
+        ...
+
+    def before_batch(self) -> None:
+        """A batch is about to come out of the dataloader, to be trained on or to be passed over."""
+        ...
+
+    def take(self, batch: Any) -> tuple[Any, torch.Tensor]:
+        """The batch as the model expects it, and its (B,) int64 sample ids.
+
+        Raises:
+            ValueError: if there is not one id for every sample.
+        """
+        ...
+
+
+class CarriedIds:
+    """Ids that a Prunable dataset sends along with its samples.
+
+    Args:
+        bare: whether samples are neither mappings nor sequences.
+    """
+
+    def __init__(self, *, bare: bool = False) -> None:
+        self.bare = bare
+        self.order: dict[str, Any] = {}
+
+    def start_epoch(self) -> None:
+        """Nothing to do: every batch brings its ids."""
+
+    def before_batch(self) -> None:
+        """Nothing to do: every batch brings its ids."""
+
+    def take(self, batch: Any) -> tuple[Any, torch.Tensor]:
+        """See :func:`take_sample_ids`."""
+        return take_sample_ids(batch, bare=self.bare)
+
+
+class PlannedIds:
+    """Ids from a sampler's plan: a DataLoader yields batches in the sampler's order, however far it reads ahead.
+
+    Batches are counted as they come out of the DataLoader. ``batch_in_epoch`` would be wrong where a resumed trainer is
+    told not to pass over the batches that were trained on before (``spin_dataloaders=False``).
+
+    Args:
+        sampler: of the DataLoader.
+        batch_size: of the DataLoader.
+    """
+
+    def __init__(self, sampler: PrunedSampler, batch_size: int) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.order = {
+            "dataset": sampler.layout.fingerprint,
+            "shuffle": sampler.shuffle,
+            "seed": sampler.seed,
+            "drop_last": sampler.drop_last,
+            "global batch size": batch_size * sampler.num_replicas,
+        }
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Count from the first batch again."""
+        self._batch = -1
+
+    def before_batch(self) -> None:
+        """Count a batch."""
+        self._batch += 1
+
+    def take(self, batch: Any) -> tuple[Any, torch.Tensor]:
+        """The batch as it is, and its ids, on the CPU.
+
+        Raises:
+            ValueError: if the batch has more or fewer rows than the sampler planned.
+        """
+        ids = torch.from_numpy(self.sampler.ids_of_batch(self._batch, self.batch_size))
+        if len(ids) != batch_size(batch):
+            raise ValueError(
+                f"Batch {self._batch} of the epoch has {batch_size(batch)} rows, but the PrunedSampler planned "
+                f"{len(ids)} samples for it, so scores would go to the wrong samples. Let the dataset and the "
+                "collate_fn give one row per sample, in order."
+            )
+        return batch, ids
+
+
+def read_ids(dataloader: DataLoader) -> BatchIds:
+    """How the ids of this dataloader's batches are told; collective.
+
+    Args:
+        dataloader: over a Prunable dataset or with a PrunedSampler.
+
+    Raises:
+        ValueError: if the ids do not come through the collate function, or the ranks' samplers do not belong together.
+    """
+    dataset = dataloader.dataset
+    if isinstance(dataset, Prunable):
+        return CarriedIds(bare=on_every_rank(lambda: probe_collation(dataset, dataloader.collate_fn)))
+    assert isinstance(dataloader.sampler, PrunedSampler)
+    assert dataloader.batch_size is not None
+    planned = PlannedIds(dataloader.sampler, dataloader.batch_size)
+    orders = dist.all_gather_object(planned.order)
+    for rank, order in enumerate(orders):
+        if order != orders[0]:
+            raise ValueError(
+                f"The samplers of ranks 0 and {rank} differ in {order_difference(orders[0], order)}: the ranks would "
+                "not share out one epoch, and samples would go unseen. Make the same PrunedSampler on every rank."
+            )
+    return planned
+
+
+def order_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """The entries in which two orders differ, with both values."""
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return ", ".join(f"{name} ({first.get(name)!r} and {second.get(name)!r})" for name in names)

@@ -15,10 +15,10 @@ from composer.utils import reproducibility
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ted_stream.algorithms.batch_ids import probe_collation, take_sample_ids
+from ted_stream.algorithms.batch_ids import BatchIds, CarriedIds, order_difference, read_ids
 from ted_stream.algorithms.ranks import on_every_rank, on_rank_zero
 from ted_stream.algorithms.requirements import (
-    prunable_dataset,
+    prunable_data,
     refuse_shared_evaluation,
     refuse_too_few_samples,
     refuse_wrong_use,
@@ -35,6 +35,7 @@ from ted_stream.pruning import (
     default_communicator,
     select,
 )
+from ted_stream.reading import Prunable
 from ted_stream.skip_list import SkipList, from_bytes, to_bytes
 
 __all__ = ["DataPruning", "EpochRecord"]
@@ -81,7 +82,8 @@ class DataPruning(Algorithm):
     model, the loss and the learning-rate schedule stay as they are: an epoch of fewer batches counts as one epoch.
 
     The training dataloader must be a torch DataLoader over a :class:`~ted_stream.PrunedStreamingDataset` (or any
-    dataset made :class:`~ted_stream.reading.Prunable`), and ``max_duration`` in epochs.
+    dataset made :class:`~ted_stream.reading.Prunable`), or over a map-style dataset with a
+    :class:`~ted_stream.PrunedSampler`; and ``max_duration`` in epochs.
 
     The run folder holds ``skip_lists/ep0007.parquet`` for every epoch, ``run.json``, and at the end
     ``manifest.parquet``: the samples that the last pruned epoch kept, with their scores.
@@ -128,6 +130,7 @@ class DataPruning(Algorithm):
         self._own_length: Time[int] | None = None  # the epoch length that we set last, in batches
         self._subset_length: int | None = None
         self._loaded: dict[str, Any] | None = None
+        self._ids: BatchIds = CarriedIds()  # until FIT_START knows the dataloader
         self._epoch_ids: list[Tensor] = []
         self._epoch_importance: list[Tensor] = []
         self._epoch_steps: list[int] = []
@@ -183,21 +186,21 @@ class DataPruning(Algorithm):
 
     def _on_fit_start(self, state: State, logger: Logger) -> None:
         refuse_wrong_use(state, self, DataPruning)
-        dataset = self._dataset = prunable_dataset(state.dataloader)
-        refuse_shared_evaluation(state, dataset)
-        collate = state.dataloader.collate_fn  # pyright: ignore
-        self._bare = on_every_rank(lambda: probe_collation(dataset, collate))
+        dataloader: Any = state.dataloader
+        data = self._data = on_every_rank(lambda: prunable_data(dataloader))
+        refuse_shared_evaluation(state, data)
+        self._ids = read_ids(dataloader)
         if self.importance is not None:
             self.importance.attach(state.model)
 
         epoch, batches_done = state.timestamp.epoch.value, state.timestamp.batch_in_epoch.value
         if state.timestamp.batch == 0 and self._loaded is None:
             self._reset()  # of an earlier run of this object
-        if epoch and not batches_done:
+        if isinstance(data, Prunable) and epoch and not batches_done:
             # Streaming saves the epoch that ended, and would replay its order after a resume (and lag for ever).
-            dataset.load_state_dict({**dataset.state_dict(0, True), "epoch": epoch})
-        on_every_rank(lambda: dataset.activate(None, sample_ids=True))
-        refuse_too_few_samples(self.schedule, self._num_epochs(state), dataset)
+            data.load_state_dict({**data.state_dict(0, True), "epoch": epoch})
+        on_every_rank(lambda: data.activate(None, sample_ids=True))
+        refuse_too_few_samples(self.schedule, self._num_epochs(state), data, dataloader)
         self._measure_full_length(state)
         self._start_or_restore(state)
         if batches_done:  # no EPOCH_START comes before the rest of this epoch
@@ -218,7 +221,7 @@ class DataPruning(Algorithm):
 
     def _start_or_restore(self, state: State) -> None:
         """Make the score store, or go on with that of the checkpoint or of an earlier fit."""
-        stream_keys = list(self._dataset.layout.stream_keys)
+        stream_keys = list(self._data.layout.stream_keys)
         loaded, self._loaded = self._loaded, None
         location = self.folder.format(run_name=state.run_name)
         if loaded is not None and "scores" in loaded:
@@ -228,14 +231,14 @@ class DataPruning(Algorithm):
         if self._stream_keys not in (None, stream_keys):
             raise ValueError(
                 f"The scores belong to the streams {self._stream_keys}, the training dataset has {stream_keys}: "
-                "scores go by sample id, so they would go to the wrong samples. Give the streams of the run in the "
-                "order that it started with, or start a new run."
+                "scores go by sample id, so they would go to the wrong samples. Give the dataset of the run, its "
+                "streams in the order that it started with, or start a new run."
             )
         self._stream_keys = stream_keys
         self._run_folder = RunFolder(location)
         if self._store is None:
             self._store = ScoreStore(
-                self._dataset.layout.num_samples,
+                self._data.layout.num_samples,
                 alpha=self.alpha,
                 relative=self.relative,
                 communicator=default_communicator(),
@@ -254,6 +257,7 @@ class DataPruning(Algorithm):
         self._stretcher = ScheduleStretcher(full_length)
 
     def _on_before_dataloader(self, state: State, logger: Logger) -> None:
+        self._ids.before_batch()
         if self._generators is not None:
             reproducibility.load_rng_state(self._generators)
             self._generators = None
@@ -267,7 +271,7 @@ class DataPruning(Algorithm):
     def _on_epoch_start(self, state: State, logger: Logger) -> None:
         start = time.perf_counter()
         epoch, num_epochs = state.timestamp.epoch.value, self._num_epochs(state)
-        store, layout = self._ready_store(), self._dataset.layout
+        store, layout = self._ready_store(), self._data.layout
         keep_ratio = self.schedule.keep_ratio(epoch, num_epochs)
         mask = select(
             self.selection,
@@ -321,10 +325,11 @@ class DataPruning(Algorithm):
         return sum(before.difference_cardinality(now) for before, now in pairs)
 
     def _activate(self, state: State, skip_list: SkipList) -> None:
-        on_every_rank(lambda: self._dataset.activate(skip_list, sample_ids=True))
+        on_every_rank(lambda: self._data.activate(skip_list, sample_ids=True))
         length = len(state.dataloader)  # pyright: ignore
         state.dataloader_len = length if self._subset_length is None else min(length, self._subset_length)
         self._own_length = state.dataloader_len
+        self._ids.start_epoch()
 
     def _boundary_metrics(self, record: EpochRecord, num_epochs: int) -> dict[str, float]:
         store = self._ready_store()
@@ -342,7 +347,7 @@ class DataPruning(Algorithm):
     # Within a step ---------------------------------------------------------------------------------------------
 
     def _on_after_dataloader(self, state: State, logger: Logger) -> None:
-        state.batch, self._batch_ids = take_sample_ids(state.batch, bare=self._bare)
+        state.batch, self._batch_ids = self._ids.take(state.batch)
 
     def _on_batch_start(self, state: State, logger: Logger) -> None:
         self._stretcher.before_batch(state)
@@ -409,7 +414,7 @@ class DataPruning(Algorithm):
         else:
             update = store.update(measurements)
             forwarded, record.non_finite = update.measured, update.non_finite
-        record.forwarded = forwarded // (self._dataset.replication or 1)
+        record.forwarded = forwarded // (self._data.replication or 1)
         self._fold_seconds = time.perf_counter() - start
         logger.log_metrics(
             {
@@ -430,7 +435,7 @@ class DataPruning(Algorithm):
         done = [record for record in self.records if record.forwarded]
         if not done:
             return 0.0
-        return 1 - sum(record.forwarded for record in done) / (self._dataset.full_epoch_size * len(done))
+        return 1 - sum(record.forwarded for record in done) / (self._data.full_epoch_size * len(done))
 
     def _summary(self, state: State) -> dict[str, Any]:
         num_samples, num_epochs = self._ready_store().num_samples, self._num_epochs(state)
@@ -438,7 +443,7 @@ class DataPruning(Algorithm):
             "method": self.method,
             "settings": repr(self),
             "run": state.run_name,
-            "dataset": self._dataset.layout.fingerprint,
+            "dataset": self._data.layout.fingerprint,
             "samples": num_samples,
             "max_epochs": num_epochs,
             "planned_save_ratio": self.schedule.planned_save_ratio(num_samples, num_epochs),
@@ -453,12 +458,12 @@ class DataPruning(Algorithm):
             scores = self._ready_store().gather()
             skip_list = self._read_list(pruned[-1])
             on_rank_zero(lambda: write_manifest(self._run_folder.path("manifest.parquet"), skip_list, scores))
-        on_every_rank(lambda: self._dataset.activate(None, sample_ids=False))
+        on_every_rank(lambda: self._data.activate(None, sample_ids=False))
 
     def _read_list(self, record: EpochRecord) -> SkipList:
         data = self._run_folder.read(record.skip_list)
         source = self._run_folder.path(record.skip_list)
-        return from_bytes(data, source=source, layout=self._dataset.layout, digest=record.digest)
+        return from_bytes(data, source=source, layout=self._data.layout, digest=record.digest)
 
     def _ready_store(self) -> ScoreStore:
         if self._store is None:
@@ -478,6 +483,7 @@ class DataPruning(Algorithm):
             "scores": self._store.state_dict(),
             "records": [asdict(record) for record in self.records],
             "stream_keys": self._stream_keys,
+            "order": self._ids.order,
             "folder": self._run_folder.location,
             "measurements": {
                 "ids": np.concatenate(gather(mine.ids)),
@@ -508,8 +514,16 @@ class DataPruning(Algorithm):
         self._resumed = Measurements(**{name: values[share] for name, values in loaded["measurements"].items()})
         if self.records:
             self._active = self._read_list(self.records[-1])
-        # Composer restores random generators at the start of an epoch alone.
         if state.timestamp.batch_in_epoch > 0:
+            order = loaded.get("order", {})
+            if order != self._ids.order:
+                raise ValueError(
+                    f"The checkpoint is in the middle of epoch {state.timestamp.epoch.value}, and the order of its "
+                    f"samples hangs on what has changed since: {order_difference(order, self._ids.order)}. Samples "
+                    "would be trained on twice or not at all in the rest of the epoch. Change it back, or load a "
+                    "checkpoint of an epoch's end instead."
+                )
+            # Where a dataset resumes by itself, Composer restores random generators at the start of an epoch alone.
             self._generators = pickle.loads(loaded["generators"])
         self._iterator_is_late = state.timestamp.batch_in_epoch == 0 and state.dataloader.persistent_workers  # pyright: ignore
 

@@ -66,7 +66,6 @@ def test_no_step_waits_for_the_device(language: bool, site: str, importance: str
     ted = TED(0.5, site=site, importance=importance)
     assert ted.importance is not None
     ted.importance.attach(model)
-    ted._bare = False
     ted._active = cast(Any, SimpleNamespace(keep_ratio=0.5))
     ted._stretcher = cast(Any, SimpleNamespace(before_batch=lambda state: None, after_batch=lambda state: None))
     timestamp = Timestamp(epoch=1, batch=12, batch_in_epoch=2)
