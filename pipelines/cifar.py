@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import tarfile
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +14,8 @@ from PIL import Image
 
 from .images import write_images
 from .prepared import Description, new_dataset
+from .processes import in_order
+from .tars import check_is_file, safe_path
 
 __all__ = ["prepare_cifar"]
 
@@ -136,18 +135,12 @@ def _tar_files(source: Path) -> Iterator[File]:
     try:
         with tarfile.open(source, "r|*") as archive:
             for member in archive:
-                path = PurePosixPath(member.name)
-                if path.is_absolute() or ".." in path.parts or "\\" in member.name:
-                    raise ValueError(
-                        f"{source} holds the unsafe member name {member.name!r} (absolute or climbing); "
-                        "nothing was written. Make the tar again with relative names."
-                    )
-                place = _locate(path)
+                place = _locate(safe_path(member, source))
                 if place is None or member.isdir():
                     continue
-                handle = archive.extractfile(member) if member.isreg() else None
-                if handle is None:
-                    raise ValueError(f"{source} holds {member.name!r} as a link or device, not as a file.")
+                check_is_file(member, source)
+                handle = archive.extractfile(member)
+                assert handle is not None, "it is a file"
                 yield (*place, handle.read())
     except tarfile.TarError as error:
         raise ValueError(f"{source} cannot be read as a tar file: {error}.") from error
@@ -172,21 +165,8 @@ def _decoded(files: Iterable[File], workers: int) -> Iterator[tuple[list[tuple[s
     """Chunks of (split, class, file name) with their images, in the order of ``files``."""
     files = iter(files)
     chunks = iter(lambda: list(islice(files, CHUNK)), [])
-    if workers <= 1:
-        for chunk in chunks:
-            yield [file[:3] for file in chunk], _decode_chunk(chunk)
-        return
-    pending: deque[tuple[list[tuple[str, str, str]], Future[np.ndarray]]] = deque()
-    # Spawned, not forked: the parent may hold threads (a progress bar).
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for chunk in chunks:
-            pending.append(([file[:3] for file in chunk], pool.submit(_decode_chunk, chunk)))
-            if len(pending) > 2 * workers:  # bounds memory when reading outruns decoding
-                places, future = pending.popleft()
-                yield places, future.result()
-        while pending:
-            places, future = pending.popleft()
-            yield places, future.result()
+    for chunk, images in in_order(_decode_chunk, chunks, workers):
+        yield [file[:3] for file in chunk], images
 
 
 def _decode(

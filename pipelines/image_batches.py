@@ -1,18 +1,58 @@
-"""What happens to a batch of images after it reached the device: augmentation and normalisation.
+"""What happens to images: decoding where they are read, augmentation and normalisation on the device.
 
-Pixels travel as uint8 (a quarter of the bytes), and one gather augments the whole batch.
+Pixels travel as uint8 (a quarter of the bytes). Images of one shape are augmented on the device, where one gather
+does a whole batch; JPEGs of any shape where they are decoded, one by one.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
+from torchvision.transforms import v2
 
-__all__ = ["ImageTransform", "random_crop_flip"]
+__all__ = ["DecodeJpeg", "ImageTransform", "random_crop_flip"]
+
+SHORT_SIDE = 256 / 224  # of a test image before its centre is cropped, relative to the crop's side
+
+
+class DecodeJpeg:
+    """The bytes of a JPEG or PNG file to pixels of one shape, as ImageNet's images are trained and tested on.
+
+    Randomness comes from torch's global generator of the process that decodes.
+    """
+
+    def __init__(self, size: int, *, augment: bool) -> None:
+        """Choose the part of an image that is kept.
+
+        Args:
+            size: side of the square result.
+            augment: a random part of the image, random flip (He et al. 2016); else the centre of the image, of
+                which the short side was scaled to 256/224 of ``size``.
+        """
+        if augment:
+            parts = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+        else:
+            parts = [v2.Resize(round(SHORT_SIDE * size)), v2.CenterCrop(size)]
+        self.transform = v2.Compose(parts)
+
+    def __call__(self, content: bytes) -> Tensor:
+        """Decode an image of any mode (grey, CMYK, palette).
+
+        Returns:
+            (size, size, 3) uint8, RGB.
+
+        Raises:
+            OSError: it cannot be decoded.
+        """
+        with Image.open(io.BytesIO(content)) as image:
+            return torch.from_numpy(np.array(self.transform(image.convert("RGB"))))
 
 
 def random_crop_flip(images: Tensor, padding: int) -> Tensor:

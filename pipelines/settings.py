@@ -6,6 +6,7 @@ import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -47,8 +48,11 @@ class Data:
     shuffle_algo: str = "py1e"
     num_canonical_nodes: int | None = None
     """streaming's unit of determinism; null leaves it to streaming."""
+    image_size: int | None = None
+    """Side of the square that a JPEG becomes: 224. Only for JPEGs, which need it."""
     augment: str = "none"
-    """`none`, or `crop_flip`: random crop from the image padded by 4 black pixels, and random flip."""
+    """`none`; of decoded images `crop_flip`: random crop from the image padded by 4 black pixels, and random flip; of
+    JPEGs `random_resized_crop`: a random part of 8 to 100 % of the area, and random flip."""
     skip_list: str | None = None
     """Train on the fixed subset that this skip-list keeps."""
 
@@ -142,6 +146,8 @@ class Settings:
     precision: str = "fp32"
     """A Composer precision: `fp32`, `amp_bf16`, `amp_fp16`."""
     device_train_microbatch_size: int | None = None
+    fsdp: bool = False
+    """Shard model and optimizer over the ranks (FSDP2) instead of replicating them."""
     compile: bool = False
     eval_interval: str = "1ep"
     save_interval: str | None = None
@@ -175,7 +181,12 @@ CHOICES: Mapping[str, Mapping[str, frozenset[str]]] = {
     },
 }
 METHODS = ("none", "ted", "random")
-AUGMENTATIONS = ("none", "crop_flip")
+# Ways to augment, by the kind of prepared dataset that they are for.
+AUGMENTATIONS: Mapping[str, tuple[str, ...]] = {
+    "images": ("none", "crop_flip"),
+    "jpeg": ("none", "random_resized_crop"),
+    "instructions": ("none",),
+}
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
@@ -279,7 +290,7 @@ def _paths(schema: type, prefix: str = "") -> Iterator[str]:
 
 def _check_values(settings: Settings) -> None:
     _check_choice("pruning.method", settings.pruning.method, METHODS)
-    _check_choice("data.augment", settings.data.augment, AUGMENTATIONS)
+    _check_choice("data.augment", settings.data.augment, sorted({*chain(*AUGMENTATIONS.values())}))
     for section, choices in CHOICES.items():
         options = getattr(settings, section)
         _check_choice(f"{section}.name", options.name, list(choices))
@@ -288,11 +299,13 @@ def _check_values(settings: Settings) -> None:
                 continue
             if option.name not in choices[options.name]:
                 warnings.warn(f"{section}.{option.name} has no effect: {options.name} does not take it.", stacklevel=4)
+    if settings.fsdp and settings.model.channels_last:
+        raise ConfigError("fsdp cannot shard weights with channels last; set model.channels_last=false.")
     if settings.scheduler.name == "multistep" and not settings.scheduler.milestones:
         raise ConfigError("scheduler.milestones: multistep needs at least one, as Composer times: [30ep, 60ep].")
-    for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
+    for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("image_size", 1)):
         value = getattr(settings.data, name)
-        if value < least:
+        if value is not None and value < least:
             raise ConfigError(f"data.{name} is {value}, expected {least} or more.")
     epochs(settings)
 

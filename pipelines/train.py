@@ -16,6 +16,7 @@ from composer import DataSpec, Trainer
 from composer.core import Evaluator
 from composer.models import ComposerModel
 from composer.utils import dist, get_device, reproducibility
+from composer.utils.parallelism import FSDP2Config
 from omegaconf import OmegaConf
 from streaming import StreamingDataset
 from torch.utils.data import DataLoader
@@ -25,11 +26,11 @@ from ted_stream.algorithms.ranks import on_rank_zero
 from ted_stream.reading import Prunable
 from ted_stream.reading.storage import join, write_bytes
 
-from .image_batches import ImageTransform
+from .image_batches import DecodeJpeg, ImageTransform
 from .models import classifier, gpt
 from .optimizers import build_optimizer, build_scheduler
 from .prepared import Description, is_uri, read_description
-from .settings import CHOICES, ConfigError, Pruning, Settings, epochs
+from .settings import AUGMENTATIONS, CHOICES, ConfigError, Pruning, Settings, epochs
 from .text_batches import PaddingCollator
 
 __all__ = ["RESULT_FILE", "Result", "train"]
@@ -37,6 +38,8 @@ __all__ = ["RESULT_FILE", "Result", "train"]
 RESULT_FILE = "result.json"
 METHODS: dict[str, type[DataPruning]] = {"ted": TED, "random": RandomPruning}
 CROP_PADDING = 4
+# Weights stay fp32 and autocast does the rest, and checkpoints have one file: both as without sharding.
+FSDP = FSDP2Config(state_dict_type="full", mixed_precision="FULL")
 # What a run leaves in its folder; only this is removed when a run is replaced.
 LEFTOVERS = ("skip_lists", "scores", "checkpoints", "run.json", "config.yaml", "manifest.parquet", RESULT_FILE)
 
@@ -91,6 +94,40 @@ class PrunedImageShards(Prunable, ImageShards):
     """Prepared images as (image, label), of which pruned ones are left out."""
 
 
+class JpegShards(StreamingDataset):
+    """Prepared JPEGs as (image, label)."""
+
+    def __init__(self, *args: Any, decode: DecodeJpeg, **kwargs: Any) -> None:
+        """Take the arguments of StreamingDataset and what makes pixels of a file's bytes."""
+        super().__init__(*args, **kwargs)
+        self.decode = decode
+
+    def __getitem__(self, at: Any) -> Any:
+        """The sample: a uint8 tensor (size, size, 3), and its label.
+
+        Raises:
+            ValueError: the image cannot be decoded.
+        """
+        sample = super().__getitem__(at)
+        try:
+            return self.decode(sample["image"]), sample["label"]
+        except OSError as error:
+            where = self.streams[0].local
+            raise ValueError(f"sample {at} of {where} cannot be decoded ({error}); its file is damaged.") from error
+
+
+class PrunedJpegShards(Prunable, JpegShards):
+    """Prepared JPEGs as (image, label), of which pruned ones are left out."""
+
+
+# By kind of prepared dataset: what is trained on, and what is tested on.
+DATASETS: dict[str, tuple[type[Prunable], type[StreamingDataset]]] = {
+    "images": (PrunedImageShards, ImageShards),
+    "jpeg": (PrunedJpegShards, JpegShards),
+    "instructions": (PrunedStreamingDataset, StreamingDataset),
+}
+
+
 def train(settings: Settings) -> Result:
     """Train as the settings say.
 
@@ -130,6 +167,7 @@ def train(settings: Settings) -> Result:
         seed=settings.seed,
         run_name=settings.run_name,
         precision=settings.precision,
+        parallelism_config={"fsdp": FSDP} if settings.fsdp else None,
         device_train_microbatch_size=settings.device_train_microbatch_size,
         compile_config={} if settings.compile else None,
         progress_bar=settings.progress_bar,
@@ -156,8 +194,17 @@ def _check(settings: Settings, description: Description) -> None:
         raise ConfigError(
             f"model.name: {settings.model.name} cannot train on {settings.data.path}, which holds {description.kind}."
         )
-    if is_text and settings.data.augment != "none":
-        raise ConfigError(f"data.augment: {settings.data.augment} is for images, not for instructions.")
+    valid = AUGMENTATIONS[description.kind]
+    if settings.data.augment not in valid:
+        raise ConfigError(
+            f"data.augment: {settings.data.augment} is not for {settings.data.path}, which holds {description.kind}; "
+            f"for these there is {', '.join(valid)}."
+        )
+    if (settings.data.image_size is None) == (description.kind == "jpeg"):
+        raise ConfigError(
+            f"data.image_size is {settings.data.image_size}, but {settings.data.path} holds {description.kind}; "
+            "set it for JPEGs, for example to 224, and for nothing else."
+        )
     if is_uri(settings.data.path) and settings.data.cache is None:
         raise ConfigError(f"data.cache: {settings.data.path} is remote; name a local folder for its shards.")
     if settings.autoresume and settings.save_interval is None:
@@ -202,11 +249,17 @@ def _model(settings: Settings, description: Description) -> ComposerModel:
 def _loaders(settings: Settings, description: Description) -> tuple[DataSpec, DataSpec, StreamingDataset]:
     """Training data, test data, and the dataset of the former."""
     data, world = settings.data, dist.get_world_size()
-    is_image = description.kind == "images"
+    is_text = description.kind == "instructions"
     remote = data.path if is_uri(data.path) else None
     local = data.path if remote is None else data.cache
     assert local is not None, "checked before"
-    train_set = (PrunedImageShards if is_image else PrunedStreamingDataset)(
+    train_class, test_class = DATASETS[description.kind]
+    train_decodes, test_decodes = {}, {}
+    if description.kind == "jpeg":
+        assert data.image_size is not None, "checked before"
+        train_decodes["decode"] = DecodeJpeg(data.image_size, augment=data.augment == "random_resized_crop")
+        test_decodes["decode"] = DecodeJpeg(data.image_size, augment=False)
+    train_set = train_class(
         remote=remote and join(remote, "train"),
         local=join(local, "train"),
         batch_size=data.batch_size // world,
@@ -215,14 +268,16 @@ def _loaders(settings: Settings, description: Description) -> tuple[DataSpec, Da
         shuffle_seed=settings.seed,
         num_canonical_nodes=data.num_canonical_nodes,
         skip_list=data.skip_list,
+        **train_decodes,
     )
-    test_set = (ImageShards if is_image else StreamingDataset)(
+    test_set = test_class(
         remote=remote and join(remote, "test"),
         local=join(local, "test"),
         batch_size=data.eval_batch_size // world,
         shuffle=False,
+        **test_decodes,
     )
-    collate = None if is_image else PaddingCollator(description.pad_id)
+    collate = PaddingCollator(description.pad_id) if is_text else None
 
     def spec(dataset: StreamingDataset, batch_size: int, padding: int | None) -> DataSpec:
         loader = DataLoader(
@@ -233,7 +288,7 @@ def _loaders(settings: Settings, description: Description) -> tuple[DataSpec, Da
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
         )
-        if not is_image:
+        if is_text:
             return DataSpec(loader)
         transform = ImageTransform(
             description.mean,

@@ -1,6 +1,9 @@
 """``ted-stream prepare``: corpora to shards."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,15 +70,9 @@ def cifar100(
 def _cifar(
     name: str, out: Path, source: Path | None, download_folder: Path, workers: int, seed: int, overwrite: bool
 ) -> None:
-    from ted_stream.cli.show import progress_bar
     from ted_stream.pipelines.cifar import prepare_cifar
 
-    with progress_bar() as bar:
-        tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("decode", "write")}
-
-        def progress(stage: str, count: int, total: int | None) -> None:
-            bar.update(tasks[stage], advance=count, total=total, visible=True)
-
+    with _stages("decode", "write") as progress:
         description = prepare_cifar(
             name,
             out,
@@ -83,6 +80,54 @@ def _cifar(
             download_folder=download_folder,
             workers=workers,
             seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _show(description, out)
+
+
+class Layout(str, Enum):
+    """What a folder with ImageNet looks like."""
+
+    folders = "folders"
+    tars = "tars"
+    shards = "shards"
+
+
+@app.command()
+def imagenet(
+    source: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with train/<class>/*.JPEG and val/<class>/…, with ILSVRC2012's tars and devkit, or with "
+            "WebDataset shards.",
+            show_default=False,
+        ),
+    ],
+    out: Out = Path("data/imagenet"),
+    layout: Annotated[
+        Layout | None, typer.Option(help="Which of these, if the folder holds several.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that read and write.", show_default="all cores")
+    ] = CORES,
+    shard_size: Annotated[int, typer.Option(help="Bytes of a shard at most.")] = 1 << 26,
+    seed: Seed = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished dataset, or one begun with other settings.")
+    ] = False,
+) -> None:
+    """ImageNet, or any corpus of its form, as JPEG files in a seeded random order; goes on when interrupted."""
+    from ted_stream.pipelines.imagenet import prepare_imagenet
+
+    with _stages("list", "write") as progress:
+        description = prepare_imagenet(
+            out,
+            source,
+            layout=layout.value if layout else None,
+            workers=workers,
+            seed=seed,
+            shard_size=shard_size,
             overwrite=overwrite,
             progress=progress,
         )
@@ -132,6 +177,16 @@ def instructions(
         report=lambda sentence: console.print(sentence, highlight=False),
     )
     _show(description, out)
+
+
+@contextmanager
+def _stages(*stages: str) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar per stage, shown once it begins; yields what the stages tell."""
+    from ted_stream.cli.show import progress_bar
+
+    with progress_bar() as bar:
+        tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in stages}
+        yield lambda stage, count, total: bar.update(tasks[stage], advance=count, total=total, visible=True)
 
 
 def _show(description: "Description", out: Path) -> None:

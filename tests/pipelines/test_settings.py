@@ -40,11 +40,18 @@ def test_overrides_win_and_the_last_most():
         ("max_duration=100ba", "max_duration is '100ba', expected epochs"),
         ("run_name", "not of the form key=value"),
         ("scheduler.name=multistep", "multistep needs at least one"),
+        ("data.image_size=0", "data.image_size is 0, expected 1 or more"),
+        ("data.augment=crop_flop", "data.augment: no 'crop_flop'; did you mean crop_flip"),
     ],
 )
 def test_what_is_wrong_is_named(override, message):
     with pytest.raises(ConfigError, match=message):
         load_settings(QUICKSTART, [override])
+
+
+def test_sharding_refuses_channels_last():
+    with pytest.raises(ConfigError, match=r"model\.channels_last=false"):
+        load_settings(QUICKSTART, ["fsdp=true", "model.channels_last=true"])
 
 
 def test_unknown_keys_of_a_file_are_refused_by_name_at_every_level(tmp_path):
