@@ -1,8 +1,12 @@
 """``ted-stream bench``: time and memory on this machine."""
 
+import json
+from dataclasses import asdict
 from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +14,7 @@ __all__ = ["app"]
 
 SIZES = [1_280_000, 100_000_000]
 IMAGENET = 1_281_167
+KEEP_RATIOS = [1.0, 0.5, 0.3, 0.1]
 
 
 class Model(str, Enum):
@@ -27,7 +32,17 @@ class Device(str, Enum):
     gpu = "gpu"
 
 
+class Kind(str, Enum):
+    """What local samples are."""
+
+    raw = "raw"
+    jpeg = "jpeg"
+
+
 MODELS = list(Model)
+KINDS = list(Kind)
+
+Json = Annotated[Path | None, typer.Option("--json", help="File for every measurement.", show_default="none")]
 
 app = typer.Typer(help="Measure time and memory on this machine.", no_args_is_help=True)
 
@@ -137,10 +152,152 @@ def boundary(
     console.print(table)
 
 
+@app.command()
+def streaming(
+    size: Annotated[float, typer.Option(min=0, help="GiB of the dataset.")] = 2.0,
+    keep_ratio: Annotated[list[float], typer.Option(min=0, max=1, help="May be given several times.")] = KEEP_RATIOS,
+    workers: Annotated[int, typer.Option(min=0, help="Of the loader.")] = 2,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="Of the link, in MB/s.")] = 50.0,
+    latency: Annotated[float, typer.Option(min=0, help="Of the link, in ms to a response's first byte.")] = 20.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Epochs of each.")] = 3,
+    json_file: Json = None,
+) -> None:
+    """An epoch from object storage over a slow link, of all samples by stock streaming and of kept ones, in turns.
+
+    Samples are random bytes, 32 to 200 KB each, in shards of 64 MiB; a fixed skip-list keeps some by chance. Every
+    epoch starts with an empty cache, and every sample is compared with what was written.
+    """
+    from rich.table import Table
+
+    from ted_stream.cli.show import console, quiet
+    from ted_stream.pipelines.bench_streaming import bench_streaming
+    from ted_stream.pipelines.object_server import Link
+
+    quiet()
+    stock, *pruned = rows = bench_streaming(
+        int(size * 2**30),
+        keep_ratios=keep_ratio,
+        link=Link(bytes_per_second=bandwidth * 1e6, latency=latency / 1000),
+        workers=workers,
+        repeats=repeats,
+    )
+    title = f"{size:g} GiB over {bandwidth:g} MB/s with {latency:g} ms, {workers} workers; {_versions()}"
+    table = Table(title=title, caption="Seconds: median (least – most). Sent: of the repeat with the most.")
+    table.add_column("epoch", no_wrap=True)
+    for column in ("samples", "kept, MB", "sent, MB", "sent / kept", "requests", "seconds", "per stock's"):
+        table.add_column(column, justify="right")
+    for row in (stock, *pruned):
+        sent = max(epoch.sent for epoch in row.epochs)
+        table.add_row(
+            "stock" if row.keep_ratio is None else f"keep {row.keep_ratio:g}",
+            f"{row.samples:,}",
+            f"{row.kept / 1e6:.1f}",
+            f"{sent / 1e6:.1f}",
+            f"{sent / row.kept:.3f}",
+            f"{median(epoch.requests for epoch in row.epochs):.0f}",
+            _seconds([epoch.seconds for epoch in row.epochs]),
+            f"{row.seconds_per(stock):.3f}",
+        )
+    console.print(table)
+    _write_json(json_file, title, rows)
+
+
+@app.command()
+def local(
+    kind: Annotated[list[Kind], typer.Option(help="May be given several times.")] = KINDS,
+    raw_samples: Annotated[int, typer.Option(min=1, help="Arrays of 3,072 bytes, like CIFAR-10's.")] = 50_000,
+    jpeg_samples: Annotated[int, typer.Option(min=1, help="Images of about 100 KB.")] = 2_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 5,
+    json_file: Json = None,
+) -> None:
+    """An epoch from a local folder, shuffled, by stock streaming and by ours, in turns; fresh process, warm cache."""
+    from rich.table import Table
+
+    from ted_stream.cli.show import console, quiet
+    from ted_stream.pipelines.bench_local import bench_local
+
+    quiet()
+    table = Table(title=_versions(), caption="Samples per second: median (least – most).")
+    table.add_column("samples", no_wrap=True)
+    for column in ("bytes each", "read by", "stock", "ours", "ratio"):
+        table.add_column(column, justify="right")
+    rows = []
+    for each in kind:
+        samples = raw_samples if each is Kind.raw else jpeg_samples
+        for row in bench_local(each.value, samples, repeats=repeats):
+            rows.append(row)
+            table.add_row(
+                f"{samples:,} {row.kind}",
+                f"{row.sample_bytes:,}",
+                "the dataset alone" if row.workers is None else f"a loader with {row.workers} worker",
+                _rate(row.stock),
+                _rate(row.ours),
+                f"{row.ratio:.2f}",
+            )
+    console.print(table)
+    _write_json(json_file, _versions(), rows)
+
+
+@app.command()
+def planning(
+    samples: Annotated[int, typer.Option(min=1, help="Of the dataset whose planning is timed.")] = IMAGENET,
+    shards: Annotated[int, typer.Option(min=1, help="That these samples are spread over.")] = 1300,
+    stock_samples: Annotated[
+        int, typer.Option(min=1, help="Of stock's dataset where memory is measured.")
+    ] = 30_000_000,
+    pruned_samples: Annotated[int, typer.Option(min=1, help="Of ours.")] = 100_000_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed epochs of each.")] = 11,
+    json_file: Json = None,
+) -> None:
+    """Planning an epoch: time beside stock streaming, and peak memory, each with 30 % kept by ours and all by stock.
+
+    Datasets have an index and no data; where memory is measured, shards hold 50,000 samples.
+    """
+    from rich.table import Table
+
+    from ted_stream.cli.show import console, quiet
+    from ted_stream.pipelines.bench_planning import KEEP_RATIO, bench_planning_memory, bench_planning_time
+
+    quiet()
+    times = bench_planning_time(samples, shards=shards, repeats=repeats)
+    stock = bench_planning_memory(stock_samples, pruned=False)
+    ours = bench_planning_memory(pruned_samples, pruned=True)
+    table = Table(
+        title=f"shuffled by streaming's default, one process; {_versions()}",
+        caption="Seconds: median (least – most). MB: peak above the process with its imports.",
+    )
+    table.add_column("", no_wrap=True)
+    for column in ("stock", f"ours, keep {KEEP_RATIO}", "ratio"):
+        table.add_column(column, justify="right")
+    size = f"{samples:,}"
+    table.add_row("samples", size, size, "")
+    table.add_row("seconds to plan", _seconds(times.stock), _seconds(times.ours), f"{times.ratio:.2f}")
+    table.add_section()
+    table.add_row("samples", f"{stock_samples:,}", f"{pruned_samples:,}", "")
+    table.add_row("MB to make the dataset", f"{stock.made / 1e6:,.0f}", f"{ours.made / 1e6:,.0f}", "")
+    planned = f"{stock.planned / 1e6:,.0f}", f"{ours.planned / 1e6:,.0f}", f"{ours.planned / stock.planned:.2f}"
+    table.add_row("MB to make it and plan", *planned)
+    console.print(table)
+    _write_json(json_file, _versions(), [times, stock, ours])
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in ("mosaicml-streaming", "torch", "numpy"))
+
+
+def _write_json(file: Path | None, title: str, rows: list[Any]) -> None:
+    if file is not None:
+        file.write_text(json.dumps({"title": title, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+
+
 def _seconds(values: list[float]) -> str:
     if not values:
         return "does not fit"
     return f"{median(values):.3g} ({min(values):.3g} – {max(values):.3g})"
+
+
+def _rate(values: list[float]) -> str:
+    return f"{median(values):,.0f} ({min(values):,.0f} – {max(values):,.0f})"
 
 
 def _bytes(value: float) -> str:

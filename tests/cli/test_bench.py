@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -44,3 +45,56 @@ def test_boundary_on_two_ranks():
         taken = [part[epoch] for part in parts]
         assert sum(taken) == pytest.approx(total[epoch], abs=0.01)
         assert 0 < recorded[epoch] < total[epoch]
+
+
+def test_streaming(tmp_path):
+    bandwidth = 20.0  # MB/s
+    options = {"size": 0.003, "keep-ratio": 0.5, "workers": 1, "bandwidth": bandwidth, "latency": 1, "repeats": 2}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(
+        app, ["bench", "streaming", *arguments, "--json", str(tmp_path / "rows.json")]
+    )
+    assert result.exit_code == 0, result.output
+    rows = [line.split("│")[1:-1] for line in result.output.splitlines() if line.startswith("│")]
+    assert [row[0].strip() for row in rows] == ["stock", "keep 0.5"]
+    assert float(rows[0][-1]) == 1
+    stock, pruned = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert stock["kept"] >= options["size"] * 2**30
+    assert 0 < pruned["samples"] < stock["samples"]
+    assert 0 < pruned["kept"] < stock["kept"]
+    for row in (stock, pruned):
+        assert len(row["epochs"]) == 2
+        for epoch in row["epochs"]:
+            assert epoch["sent"] > row["kept"]
+            assert epoch["requests"] >= 4  # HEAD and GET of the index and of the one shard
+            assert epoch["seconds"] > 0.9 * row["kept"] / (bandwidth * 1e6)
+
+
+def test_local(tmp_path):
+    sizes = ["--raw-samples", "200", "--jpeg-samples", "20"]
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(
+        app, ["bench", "local", *sizes, "--repeats", "1", "--json", str(tmp_path / "rows.json")]
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["kind"], row["workers"]) for row in rows] == [("raw", None), ("raw", 1), ("jpeg", None), ("jpeg", 1)]
+    for row in rows:
+        assert row["stock"][0] > 0
+        assert row["ours"][0] > 0
+    assert 3072 < rows[0]["sample_bytes"] < 3200
+    assert 80_000 < rows[2]["sample_bytes"] < 120_000
+    assert result.output.count("the dataset alone") == result.output.count("a loader with 1 worker") == 2
+
+
+def test_planning(tmp_path):
+    sizes = ["--samples", "5000", "--shards", "7", "--stock-samples", "400000", "--pruned-samples", "300000"]
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(
+        app, ["bench", "planning", *sizes, "--repeats", "2", "--json", str(tmp_path / "rows.json")]
+    )
+    assert result.exit_code == 0, result.output
+    times, stock, ours = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert len(times["stock"]) == len(times["ours"]) == 2
+    assert stock["planned"] > 400_000 * 8  # an id per sample, at least
+    assert ours["planned"] > 0.3 * 300_000 * 8
+    for memory in (stock, ours):
+        assert 0 <= memory["made"] <= memory["planned"]
