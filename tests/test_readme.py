@@ -12,8 +12,11 @@ import pyarrow.parquet as pq
 import torch
 from composer.models import ComposerClassifier
 from composer.optim import CosineAnnealingScheduler
+from torch.utils.data import DataLoader, TensorDataset
+from webdataset.writer import TarWriter
 
-from ted_stream import PrunedStreamingDataset, SkipList, write_skip_list
+from ted_stream import PrunedSampler, PrunedStreamingDataset, SkipList, write_skip_list
+from ted_stream.reading.tar_index import index_tars
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -63,7 +66,7 @@ def test_the_trainer_example(make_mds: Callable[..., str], tmp_path: Path, monke
     kept = pq.read_table(tmp_path / "ted_stream_runs" / "r1" / "manifest.parquet").num_rows
     # The subset of a pruned epoch, read later as the README says.
     later = swapped(
-        block("ep0080.parquet"),
+        block('split="train", batch_size=256'),
         {
             "PrunedStreamingDataset(": "subset = PrunedStreamingDataset(",
             'local="/nvme/imagenet", split="train"': f'local="{make_mds(64)}"',
@@ -74,6 +77,38 @@ def test_the_trainer_example(make_mds: Callable[..., str], tmp_path: Path, monke
     names["PrunedStreamingDataset"] = PrunedStreamingDataset
     exec(later, names)
     assert len(list(names["subset"])) == kept < 64
+
+
+def test_pipelines_of_webdataset_leave_pruned_samples_out(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for shard in range(2):
+        with TarWriter(f"x-{shard}.tar") as writer:
+            for index in range(8 * shard, 8 * shard + 8):
+                writer.write({"__key__": f"{index:03}", "txt": f"sample {index}"})
+    index_tars("x-{0..1}.tar")
+    layout = PrunedStreamingDataset(local=".", batch_size=8).layout
+    pruned = np.array([0, 3, 7, 8, 15])
+    skip_list = SkipList.from_pruned_ids(layout, pruned, epoch=80, keep_ratio=0.7, method="TED", run="r1")
+    (tmp_path / "ted_stream_runs/r1/skip_lists").mkdir(parents=True)
+    write_skip_list(skip_list, tmp_path / "ted_stream_runs/r1/skip_lists/ep0080.parquet")
+    names: dict[str, Any] = {"urls": "x-{0..1}.tar"}
+    exec(block("drop_pruned("), names)
+    for pipeline in ("samples", "seeking"):
+        found = sorted(sample["txt"] for sample in names[pipeline])
+        assert found == sorted(f"sample {index}" for index in skip_list.kept_ids()), pipeline
+
+
+def test_a_sampler_leaves_pruned_samples_out(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = TensorDataset(torch.arange(100))
+    layout = PrunedSampler(dataset).layout
+    skip_list = SkipList.from_pruned_ids(layout, np.arange(60), epoch=6, keep_ratio=0.4, method="TED", run="r2")
+    (tmp_path / "ted_stream_runs/r2/skip_lists").mkdir(parents=True)
+    write_skip_list(skip_list, tmp_path / "ted_stream_runs/r2/skip_lists/ep0006.parquet")
+    names: dict[str, Any] = {"dataset": dataset, "DataLoader": DataLoader}
+    exec(block("PrunedSampler(dataset"), names)
+    assert sorted(torch.cat([batch for (batch,) in names["loader"]]).tolist()) == list(range(100))
+    assert sorted(names["later"]) == list(range(60, 100))
 
 
 def test_a_dataset_becomes_prunable() -> None:
