@@ -17,6 +17,7 @@ class Head:
     """The part of a shard that tells where its samples are.
 
     Attributes:
+        shard: its reader.
         data: the file of the samples.
         file: the file that holds the offsets: the same, or one beside it.
         size: the offsets lie in this many first bytes of it.

@@ -227,14 +227,14 @@ class ShardReading(StreamingDataset):
         return self._process
 
     def _needed_of(self, shard_id: int) -> NDArray[np.int64] | None:
-        """Ascending positions that this node needs of a shard in this epoch; ``None`` if all or not known."""
+        """Ascending positions that this node needs of a shard in this epoch; ``None`` for all, outside of an epoch."""
         if self._needed is None or not self._by_ranges[shard_id]:
             return None
         start, samples = int(self.sample_offset_per_shard[shard_id]), self.shards[shard_id].samples
         first, shift = divmod(start, 8)
         bits = np.unpackbits(self._needed[first : -(-(start + samples) // 8)], count=shift + samples)[shift:]
         positions = np.flatnonzero(bits)
-        return positions if 0 < len(positions) < samples else None
+        return positions if len(positions) else None
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Make local what this node needs of a shard in this epoch; outside of an epoch, all of it.

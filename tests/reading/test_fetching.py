@@ -158,9 +158,28 @@ def test_later_epochs_and_runs_fetch_what_is_missing(
     keep_only(dataset, first | second)
     check(read_epoch(dataset), first | second, truth)
     assert not list(requests)
-    dataset.activate(None, sample_ids=False)  # now all: whole shards, and no second copy is left
+    every = np.ones(NUM_SAMPLES, np.bool_)
+    dataset.activate(None, sample_ids=False)
+    check(read_epoch(dataset), every, truth)
+    rest = ~(first | second)
+    rest[-1] = False
+    assert requests.num_bytes == size_of(truth, rest) + (remote / "shard.00010.mds").stat().st_size
+
+
+def test_a_whole_shard_takes_the_place_of_its_parts(
+    remote: Path, truth: list[dict[str, Any]], tmp_path: Path, requests: Requests
+) -> None:
+    mask = random_mask(0.1)
+    dataset = dataset_of(remote, tmp_path / "cache")
+    keep_only(dataset, mask)
+    check(read_epoch(dataset), mask, truth)
+    dataset.request_latency = 100_000
+    dataset.activate(None, sample_ids=False)
     check(read_epoch(dataset), np.ones(NUM_SAMPLES, np.bool_), truth)
     assert not list((tmp_path / "cache").glob("*.sparse"))
+    assert disk_usage(tmp_path / "cache") == sum(
+        -(-path.stat().st_size // 4096) * 4096 for path in remote.glob("*.mds")
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 3])
