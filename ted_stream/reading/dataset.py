@@ -1,5 +1,6 @@
 """A StreamingDataset that drops pruned samples before it plans an epoch, so that their bytes are never asked for."""
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -55,6 +56,21 @@ def samples_per_rank(num_samples: int, num_canonical_nodes: int, world: World) -
     return -(-per_node // world.ranks_per_node)
 
 
+def _signature(cls: type) -> inspect.Signature:
+    """What a class takes: its own parameters, and behind ``*args, **kwargs`` those of the next class."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        own = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
+        for parameter in own:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                parameters.setdefault(parameter.name, parameter)
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in own):
+            break
+    return inspect.Signature(sorted(parameters.values(), key=lambda parameter: parameter.kind))
+
+
 class Prunable(ShardReading):
     """Makes a StreamingDataset prunable; put it before the dataset's own class.
 
@@ -78,6 +94,10 @@ class Prunable(ShardReading):
         ValueError: if it leaves too few samples, the batching method cannot be pruned, or the streams' proportions
             draw other samples every epoch.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = _signature(cls)  # for those who pass a class what it says it takes
 
     def __init__(
         self, *args: Any, skip_list: SkipList | str | None = None, sample_ids: bool = False, **kwargs: Any

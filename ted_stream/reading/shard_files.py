@@ -54,6 +54,10 @@ class _WholeShard:
         if hasattr(self, "_data"):
             os.close(self._data)
 
+    @property
+    def removed(self) -> bool:
+        return not os.fstat(self._data).st_nlink
+
     def read(self, position: int) -> bytes | None:
         begin = self._offsets[position]
         size = self._offsets[position + 1] - begin
@@ -115,6 +119,15 @@ class ShardFiles:
         head = self._heads[shard_id]
         assert head is not None, "reads through it"
         raise FileNotFoundError(f"Sample {idx} of {path_of(head.shard, head.data)} is not there")
+
+    def close_removed(self) -> list[int]:
+        """Close the whole shards whose file somebody removed while it was open here, and return their ids."""
+        removed = [
+            shard_id for shard_id, shard in self._open.items() if isinstance(shard, _WholeShard) and shard.removed
+        ]
+        for shard_id in removed:
+            del self._open[shard_id]
+        return removed
 
     def _opened(self, shard_id: int) -> _WholeShard | SparseShard:
         head = self._heads[shard_id]

@@ -153,13 +153,14 @@ class ShardReading(StreamingDataset):
                 yield path_of(shard, head.data) + suffix
 
     def _measured_usage(self, shard_id: int) -> int:
-        """Bytes that a shard's files take on disk; holes take none."""
+        """Bytes of a shard's files, as streaming counts them; holes are not counted."""
         usage, shard = 0, self.shards[shard_id]
         for path in {*self._copies(shard_id), *(path_of(shard, raw) for raw, _ in shard.file_pairs)}:
             try:
-                usage += 512 * os.stat(path).st_blocks
+                status = os.stat(path)
             except FileNotFoundError:
                 continue
+            usage += min(status.st_size, 512 * status.st_blocks)
         return usage
 
     def _cache_lock(self) -> FileLock:
@@ -312,7 +313,7 @@ class ShardReading(StreamingDataset):
         fetcher = self._own_process().fetcher
         if positions is not None and self._fill_sparsely(shard_id, positions):
             return _READY
-        self._reserve(shard_id, shard.get_max_size() + _PAGE * len(shard.file_pairs))
+        self._reserve(shard_id, shard.get_max_size())
         fetcher.fetch_whole(stream, shard)
         head = head_of(shard)
         if head is not None:
@@ -444,6 +445,12 @@ class ShardReading(StreamingDataset):
                 if sample_id >= 0:
                     yield sample_id
                 it.yield_index += 1
+        # What was removed by hand, and read on through the open file, is local again after the epoch.
+        for shard_id in self._files.close_removed():
+            if self._shard_states[shard_id] == _ShardState.LOCAL and has_cache(
+                self.streams[self.stream_per_shard[shard_id]]
+            ):
+                self.prepare_shard(shard_id)
         it.on_exit()
 
 
