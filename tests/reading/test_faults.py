@@ -2,9 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -101,27 +102,23 @@ def test_a_worker_killed_in_the_middle_of_a_download(
     endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run dies with its worker; started again on the same cache, it is complete and right."""
-
-    def run() -> None:
-        dataset, _ = dataset_of(tmp_path, download_timeout=20)
-        with pytest.raises(RuntimeError, match="DataLoader worker"):
-            read_epoch(dataset, workers=2)
-        os._exit(3)
-
+    _, kept = dataset_of(tmp_path / "other")
+    np.save(tmp_path / "keep.npy", np.isin(np.arange(NUM_SAMPLES), kept))
+    script = Path(__file__).with_name("killed_readers.py")
+    places = ["s3://training/data", tmp_path / "cache", tmp_path / "keep.npy"]
     with FaultyS3(endpoint, seed=0, stall=0.3) as front:
         monkeypatch.setenv("S3_ENDPOINT_URL", front.url)
-        process = get_context("fork").Process(target=run)
-        process.start()
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if any(request.fault == "stall" and "shard" in request.key for request in front.requests):
-                break
+        run = subprocess.Popen([sys.executable, script, "workers", *places], stderr=subprocess.PIPE, text=True)
+        while not any(request.fault == "stall" and "shard" in request.key for request in front.requests):
+            assert run.poll() is None
             time.sleep(0.01)
-        # Both have begun, and one of them is waiting for bytes.
-        workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        # Both workers have begun, and one of them is waiting for bytes.
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        workers = [pid for pid in map(int, children) if b"killed_readers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(workers[0], signal.SIGKILL)
-        process.join()
-        assert process.exitcode == 3
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "DataLoader worker" in errors
     monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
     dataset, kept = dataset_of(tmp_path)
     check(read_epoch(dataset, 2), kept, tmp_path)

@@ -3,10 +3,8 @@
 import contextlib
 import errno
 import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -442,33 +440,19 @@ def test_what_a_crash_left_is_repaired(remote: Path, truth: list[dict[str, Any]]
 
 @pytest.mark.parametrize(("keep", "trials"), [(0.4, (0, 1, 2, 5, 9, 14)), (1.0, (0, 1, 2, 3))])
 def test_killed_anywhere_and_started_again(
-    remote: Path, truth: list[dict[str, Any]], tmp_path: Path, keep: float, trials: tuple[int, ...]
+    remote: Path,
+    truth: list[dict[str, Any]],
+    tmp_path: Path,
+    launch: Callable[..., None],
+    keep: float,
+    trials: tuple[int, ...],
 ) -> None:
-    """A process that is killed between any two writes leaves a cache that the next one reads right."""
-    mask = random_mask(keep)
-
-    def run(writes: int) -> None:
-        """Read an epoch; be killed in the middle of a write."""
-        real, left = os.pwrite, [writes]
-
-        def pwrite(file: int, data: bytes, offset: int) -> int:
-            left[0] -= 1
-            if left[0] < 0:
-                real(file, data[: len(data) // 2], offset)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(file, data, offset)
-
-        os.pwrite = pwrite
-        dataset = dataset_of(remote, tmp_path / "cache")
-        keep_only(dataset, mask)
-        read_epoch(dataset)
-
-    for writes in trials:
-        process = get_context("fork").Process(target=run, args=(writes,))
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-    dataset = dataset_of(remote, tmp_path / "cache")
+    """Processes that are killed between any two writes, one after the other, leave a cache that is read right."""
+    mask, cache = random_mask(keep), tmp_path / "cache"
+    np.save(tmp_path / "keep.npy", mask)
+    script = Path(__file__).with_name("killed_readers.py")
+    launch(script, "writes", remote, cache, tmp_path / "keep.npy", *trials)
+    dataset = dataset_of(remote, cache)
     keep_only(dataset, mask)
     check(read_epoch(dataset), mask, truth)
 
