@@ -96,6 +96,11 @@ class S3Source:
         bucket, key = parsed.netloc, parsed.path.lstrip("/")
         try:
             response = self._get(bucket, key, begin, end)
+            if "ContentRange" not in response:
+                raise OSError(
+                    f"{name}: the server sends whole objects where ranges are asked for, so shards cannot be read from "
+                    "it. Use a store that serves byte ranges, as S3 does."
+                )
             _check_size(name, int(response["ContentRange"].rpartition("/")[2]), size)
             return response["Body"].read()
         except ClientError as error:
