@@ -21,7 +21,7 @@ from composer import Callback, Event, State, Trainer
 from composer.loggers import Logger
 from composer.models import ComposerClassifier
 from composer.utils import dist, get_free_tcp_port
-from streaming import MDSWriter, StreamingDataset
+from streaming import MDSWriter
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader
@@ -46,7 +46,6 @@ _TIMED: dict[str, list[tuple[Any, str]]] = {
     "statistics": [(ScoreStore, "quantiles")],
     "handlers": [(TED, "apply")],
     "planning": [(Prunable, "resample_streams")],
-    "stock planning": [(StreamingDataset, "resample_streams")],
 }
 PARTS = {
     "fold": "measurements into scores",
@@ -55,7 +54,7 @@ PARTS = {
     "writing": "to the run folder",
     "activation": "for the dataset's workers",
     "statistics": "quantiles of the scores, for the logger",
-    "planning": "reading the list back, and dropping samples",
+    "planning": "the ids of the kept samples; stock makes those of all",
 }
 
 _CLASSES = 2
@@ -154,7 +153,6 @@ class _Stopwatch(Callback):
 
 def _parts(seconds: dict[str, float]) -> dict[str, float]:
     parts = {part: seconds[part] for part in PARTS if part != "list"}
-    parts["planning"] -= seconds["stock planning"]
     within = sum(taken for part, taken in parts.items() if part != "planning")
     return {part: parts.get(part, seconds["handlers"] - within) for part in PARTS}
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -93,6 +94,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
+    with urlopen(Request(f"{endpoint}/moto-api/reset", method="POST")):
+        pass  # what an earlier server of this process kept
     client = boto3.client("s3", endpoint_url=endpoint)
     client.create_bucket(Bucket="training")
     yield client
