@@ -1,10 +1,12 @@
 """Fetching shards into a node's local folders: whole, or the samples that are wanted."""
 
 import os
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,10 @@ def _is_stock(stream: Stream) -> bool:
 
 def has_cache(stream: Stream) -> bool:
     """Whether a stream's local folder holds copies of what is elsewhere."""
-    return stream.remote is not None and stream.remote != stream.local
+    if stream.remote is None:
+        return False
+    # One folder under two names has no copies.
+    return bool(urlparse(stream.remote).scheme) or os.path.realpath(stream.remote) != os.path.realpath(stream.local)
 
 
 def serves_ranges(stream: Stream) -> bool:
@@ -72,7 +77,8 @@ class Fetcher:
                 self._fetch_file(stream, source, file, path_of(shard, file))
 
     def _fetch_file(self, stream: Stream, source: Source, file: FileInfo, path: str) -> None:
-        temporary = Path(path + ".tmp")
+        # A name of its own: a worker that outlived a killed run may be writing the same file.
+        temporary = Path(f"{path}.{secrets.token_hex(8)}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
         remote = _remote_name(stream, file)
         try:

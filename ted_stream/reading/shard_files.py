@@ -1,6 +1,7 @@
 """The shard files that a process keeps open, so that a sample costs one read and not an open, a seek and two reads."""
 
 import os
+import resource
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from ted_stream.reading.sparse import SparseShard
 __all__ = ["ShardFiles", "open_sparse", "path_of"]
 
 _OPEN_SHARDS = 256
-"""Kept open per process, the longest unused closed first: as many as streaming's default shuffle block mixes."""
+"""Kept open per dataset, the longest unused closed first: as many as streaming's default shuffle block mixes."""
 
 
 def path_of(shard: Reader, file: FileInfo) -> str:
@@ -39,16 +40,26 @@ class _WholeShard:
         self._data = os.open(self._path, os.O_RDONLY)
         size = os.fstat(self._data).st_size
         if size != head.data.bytes:
+            self._raise_if_evicted()
             raise ValueError(
                 f"{self._path} has {size} bytes, its index says {head.data.bytes}: it is cut off or belongs to another "
                 "index. Restore it, or delete it where it is a cached copy."
             )
         if head.file is head.data:
             table = os.pread(self._data, head.size, 0)
+            if len(table) < head.size:
+                self._raise_if_evicted()
         else:
             with open(path_of(head.shard, head.file), "rb") as file:
                 table = file.read()
         self._offsets = array("q", head.parse(table).tobytes())
+
+    def _raise_if_evicted(self) -> None:
+        """Eviction takes a file's name away, then its bytes."""
+        if os.fstat(self._data).st_nlink == 0 or not os.path.exists(self._path):
+            raise FileNotFoundError(f"{self._path} was evicted")
+        if not os.path.samestat(os.fstat(self._data), os.stat(self._path)):
+            raise FileNotFoundError(f"{self._path} was evicted and fetched anew")
 
     def __del__(self) -> None:
         if hasattr(self, "_data"):
@@ -80,6 +91,8 @@ class ShardFiles:
 
     def __init__(self, shards: Sequence[Reader]) -> None:
         self.missed: tuple[int, int] | None = None
+        # A sparse shard has two descriptors, and a process has other uses for them, a second dataset for one.
+        self._most = min(_OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
         self._heads = [head_of(shard) for shard in shards]
         self._open: OrderedDict[int, _WholeShard | SparseShard] = OrderedDict()
         for shard_id, (shard, head) in enumerate(zip(shards, self._heads, strict=True)):
@@ -106,7 +119,7 @@ class ShardFiles:
                 except FileNotFoundError:
                     break
                 self._open[shard_id] = shard
-                if len(self._open) > _OPEN_SHARDS:
+                if len(self._open) > self._most:
                     self._open.popitem(last=False)
             else:
                 self._open.move_to_end(shard_id)

@@ -2,13 +2,14 @@
 
 import errno
 import os
+import re
 import shutil
 import time
 import weakref
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import numpy as np
 import torch.distributed as dist
 from filelock import FileLock
 from numpy.typing import NDArray
-from streaming.base.constant import TICK
+from streaming.base.constant import SHM_TO_CLEAN, TICK
 from streaming.base.dataset import NEVER, StreamingDataset, _ShardState
 from streaming.base.distributed import maybe_init_dist
+from streaming.base.format.base.reader import Reader
 from streaming.base.shared import SharedArray, SharedMemory, _get_path
+from streaming.base.stream import Stream
 from streaming.base.util import bytes_to_int
 
 from ted_stream.reading.fetching import Fetcher, has_cache, serves_ranges
@@ -35,6 +38,11 @@ __all__ = ["ShardReading"]
 # States of a shard beside streaming's, all of which mean that it is wholly local, wholly remote, or being worked on.
 _PARTIAL = 4  # some of its samples are local
 _READY = 5  # all of its samples that this node needs in this epoch are local
+
+# streaming.base.util.clean_stale_shared_memory goes through this list, and a dataset's prefix is free of all of it.
+SHM_TO_CLEAN.extend(("ted_disk_usage", "ted_preparer"))
+
+_UNFINISHED = re.compile(r"\.?(.+?)(?:\.present)?\.[0-9a-f]{16}\.tmp")
 
 _PREPARERS = 4  # shards that a process prepares at once
 _BLOCK = 1 << 14  # samples whose shards are looked up at once
@@ -84,6 +92,8 @@ class ShardReading(StreamingDataset):
 
     def _set_up_reading(self) -> None:
         for stream in self.streams:
+            if not has_cache(stream):
+                stream.safe_keep_zip = True  # what has no elsewhere is not replaced by what it decompresses to
             stream._downloader.clean_up()  # its connection, which fetched the index, must not be shared with workers
         first_ids = self.sample_offset_per_shard.tolist()
         self.spanner = _Spanner(first_ids, self.num_samples)
@@ -93,8 +103,12 @@ class ShardReading(StreamingDataset):
         self._failure: BaseException | None = None
         by_ranges = [shard.compression is None and head_of(shard) is not None for shard in self.shards]
         serving = np.array([serves_ranges(stream) for stream in self.streams], np.bool_)
+        # What has no elsewhere is nobody's cached copy: it is neither counted nor ever removed.
+        caches = np.array([has_cache(stream) for stream in self.streams], np.bool_)
+        self._evictable = caches[self.stream_per_shard]
         self._by_ranges = np.array(by_ranges, np.bool_) & serving[self.stream_per_shard]
         self._disk_usage = SharedArray(self.num_shards, np.int64, _get_path(self._shm_prefix_int, "ted_disk_usage"))
+        self._preparer = SharedArray(self.num_shards, np.int64, _get_path(self._shm_prefix_int, "ted_preparer"))
         # What every process of the node must know, those included that live on between epochs. Like streaming's own
         # lock files, the name is this dataset's on this node.
         self._node_folder = Path(self._filelock_root) / f"{self._shm_prefix_int:06}_ted_stream"
@@ -109,6 +123,10 @@ class ShardReading(StreamingDataset):
 
     def _set_up_node(self) -> None:
         """Repair what an earlier run left, and learn what is there."""
+        for stream_id, stream in enumerate(self.streams):
+            if has_cache(stream):
+                first = self.shard_offset_per_stream[stream_id]
+                self._remove_unfinished(stream, self.shards[first : first + self.shards_per_stream[stream_id]])
         _remove(self._node_folder, os.getpid())
         weakref.finalize(self, _remove, self._node_folder, os.getpid())
         for shard_id in range(self.num_shards):
@@ -120,13 +138,20 @@ class ShardReading(StreamingDataset):
         index = sum(stream.get_index_size() for stream in self.streams)
         self.cache_usage = index + int(self._disk_usage.numpy().sum())
 
+    def _remove_unfinished(self, stream: Stream, shards: Sequence[Reader]) -> None:
+        """Remove what a run was writing when it was killed: files of these shards under temporary names."""
+        names = {os.path.basename(file.basename) for shard in shards for file, _ in shard.file_pairs}
+        for path in Path(stream.local, stream.split).rglob("*.tmp"):
+            match = _UNFINISHED.fullmatch(path.name)
+            if match is not None and match[1] in names:
+                path.unlink(missing_ok=True)
+
     def _repair(self, shard_id: int) -> None:
         """Bring the cached copy of a shard to a state that can be trusted."""
         shard, head = self.shards[shard_id], head_of(self.shards[shard_id])
         copies = list(self._copies(shard_id))
         for path in copies:
-            for leftover in (path + ".tmp", path + ".evicted"):
-                Path(leftover).unlink(missing_ok=True)
+            Path(path + ".evicted").unlink(missing_ok=True)
         for file, _ in shard.file_pairs:
             path = path_of(shard, file)
             if path in copies and os.path.isfile(path) and os.path.getsize(path) != file.bytes:
@@ -142,6 +167,8 @@ class ShardReading(StreamingDataset):
     def _copies(self, shard_id: int) -> Iterator[str]:
         """Where the files of a shard are that can be fetched again."""
         shard, head = self.shards[shard_id], head_of(self.shards[shard_id])
+        if not self._evictable[shard_id]:
+            return
         for raw, zipped in shard.file_pairs:
             # Offsets beside a tar are small, and may have been written here for a bucket that is not ours.
             if head is None or raw is head.data:
@@ -155,6 +182,8 @@ class ShardReading(StreamingDataset):
     def _measured_usage(self, shard_id: int) -> int:
         """Bytes of a shard's files, as streaming counts them; holes are not counted."""
         usage, shard = 0, self.shards[shard_id]
+        if not self._evictable[shard_id]:
+            return 0
         for path in {*self._copies(shard_id), *(path_of(shard, raw) for raw, _ in shard.file_pairs)}:
             try:
                 status = os.stat(path)
@@ -179,7 +208,7 @@ class ShardReading(StreamingDataset):
         self._shard_access_times[shard_id] = NEVER  # so that it is not the coldest
         self._shard_states[shard_id] = _ShardState.REMOTE
         for path in self._copies(shard_id):
-            _discard(path)
+            _discard(path, cut=head_of(self.shards[shard_id]) is not None)
         self._account(shard_id, self._measured_usage(shard_id))
 
     def _evict_coldest_shard(self) -> None:
@@ -189,7 +218,7 @@ class ShardReading(StreamingDataset):
             ValueError: if there is none.
         """
         states = self._shard_states.numpy()
-        local = np.flatnonzero(np.isin(states, (_ShardState.LOCAL, _PARTIAL, _READY)))
+        local = np.flatnonzero(np.isin(states, (_ShardState.LOCAL, _PARTIAL, _READY)) & self._evictable)
         if not local.size:
             raise ValueError(
                 f"cache_limit is {self.cache_limit} bytes, {self.cache_usage} are in use, and no shard is there to be "
@@ -203,7 +232,7 @@ class ShardReading(StreamingDataset):
         Raises:
             ValueError: if there is no room, and nobody else's work will make any.
         """
-        if not self.cache_limit:
+        if not self.cache_limit or not self._evictable[shard_id]:
             return
         deadline = time.monotonic() + self.streams[self.stream_per_shard[shard_id]].download_timeout
         while True:
@@ -273,8 +302,9 @@ class ShardReading(StreamingDataset):
                     return
                 if state == _ShardState.INVALID:
                     raise RuntimeError(f"Invalid shard state: {state}")
-                if state != _ShardState.PREPARING:
+                if state != _ShardState.PREPARING or not _is_alive(int(self._preparer[shard_id])):
                     self._shard_states[shard_id] = _ShardState.PREPARING
+                    self._preparer[shard_id] = os.getpid()
                     break
             if not blocking:
                 return
@@ -396,20 +426,26 @@ class ShardReading(StreamingDataset):
         pool = self._own_process().preparers
         # Shards that make room for each other are prepared one by one.
         at_once = 1 if self.cache_limit else _PREPARERS
-        for position, shard_id in self._uses(it):
-            while self.predownload is not None and position - it.yield_index > self.predownload:
+        try:
+            for position, shard_id in self._uses(it):
+                while self.predownload is not None and position - it.yield_index > self.predownload:
+                    if it.should_exit() or self._event.is_set():
+                        return
+                    time.sleep(TICK)
                 if it.should_exit() or self._event.is_set():
-                    break
-                time.sleep(TICK)
-            if it.should_exit() or self._event.is_set():
-                break
-            if self._shard_states[shard_id] == _ShardState.LOCAL:
-                continue
-            pending.append(pool.submit(self.prepare_shard, shard_id, False))
-            if len(pending) >= at_once:
+                    return
+                if self._shard_states[shard_id] == _ShardState.LOCAL:
+                    self._shard_access_times[shard_id] = time.time_ns()
+                    continue
+                pending.append(pool.submit(self.prepare_shard, shard_id, False))
+                if len(pending) >= at_once:
+                    pending.popleft().result()
+            while pending:
                 pending.popleft().result()
-        for future in pending:
-            future.result()
+        finally:
+            for future in pending:
+                future.cancel()
+            wait(pending)  # none goes on into another epoch
 
     def _uses(self, it: Any) -> Iterator[tuple[int, int]]:
         """(position in the epoch, shard id) where a shard is used first; again after a while if it may be evicted."""
@@ -479,6 +515,19 @@ class _Process:
         return _Process, ()
 
 
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False  # it was killed in the middle of its work
+    except PermissionError:
+        pass
+    try:  # the parent of one that it ended may not have waited for it yet
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True
+
+
 def _num_bytes(name: str, value: int | str) -> int:
     number = bytes_to_int(value)
     if number < 0:
@@ -486,14 +535,17 @@ def _num_bytes(name: str, value: int | str) -> int:
     return number
 
 
-def _discard(path: str) -> None:
-    """Remove a file so that its blocks are free at once, whoever has it open; its name never tells of a cut file."""
+def _discard(path: str, *, cut: bool = True) -> None:
+    """Remove a file; with `cut`, so that its blocks are free at once, whoever has it open.
+
+    Its name never tells of a cut file.
+    """
     aside = path + ".evicted"
     try:
         os.rename(path, aside)
     except FileNotFoundError:
         return
-    if not path.endswith(SPARSE_SUFFIXES[1]):  # that one is mapped, and a map of a cut file ends a process
+    if cut and not path.endswith(SPARSE_SUFFIXES[1]):  # that one is mapped, and a map of a cut file ends a process
         os.truncate(aside, 0)
     os.unlink(aside)
 

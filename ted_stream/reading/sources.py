@@ -152,6 +152,8 @@ def read_patiently(source: Source, name: str, begin: int, end: int, *, size: int
         OSError: as :meth:`Source.read`.
         ValueError: as :meth:`Source.read`.
     """
+    if begin == end:
+        return b""
     pause = _FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:

@@ -34,12 +34,13 @@ class SparseShard:
     def __init__(self, path: str, head: bytes, offsets: NDArray[np.int64], data: int, present: int) -> None:
         self.path = path
         self.offsets = array("q", offsets.tobytes())
-        self._data = data
         self._first_checksum = _first_checksum(len(head))
         self._checksums = memoryview(mmap.mmap(present, 0))[self._first_checksum :].cast("I")
+        self._data = data  # from here on its own, to be closed with it
 
     def __del__(self) -> None:
-        os.close(self._data)
+        if hasattr(self, "_data"):
+            os.close(self._data)
 
     @classmethod
     def create(

@@ -3,6 +3,10 @@
 import contextlib
 import errno
 import os
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +16,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from streaming import MDSWriter, StreamingDataset
+from streaming import MDSWriter, Stream, StreamingDataset
+from streaming.base.dataset import _ShardState
 from streaming.vision.base import StreamingVisionDataset
 from torch.utils.data import DataLoader
 
 from ted_stream import Prunable, PrunedStreamingDataset, SkipList
 from ted_stream.reading import shard_files, sources
+from ted_stream.reading.fetching import Fetcher
 from ted_stream.reading.sources import LocalSource, TransientError
 
 NUM_SAMPLES = 240
@@ -307,6 +313,87 @@ def test_the_cache_stays_under_its_limit(
         dataset.evict_coldest_shard()
 
 
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_what_has_no_elsewhere_is_never_evicted(
+    remote: Path, truth: list[dict[str, Any]], tmp_path: Path, compression: str | None
+) -> None:
+    own = write_shards(tmp_path / "own", compression=compression)
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    streams = [Stream(local=str(own)), Stream(remote=str(remote), local=str(tmp_path / "cache"))]
+    dataset = PrunedStreamingDataset(streams=streams, batch_size=4, shuffle=True, cache_limit=1_600_000, predownload=4)
+    for _ in range(2):
+        assert len(read_epoch(dataset)) == 2 * NUM_SAMPLES
+    assert before.items() <= {path.name: path.read_bytes() for path in own.iterdir()}.items()
+    # One folder under two names is no cache.
+    dataset = dataset_of(f"{own}/", own, cache_limit=1_600_000)
+    check(read_epoch(dataset), np.ones(NUM_SAMPLES, np.bool_), truth)
+    with pytest.raises(ValueError, match="no shard is there to be evicted"):
+        dataset.evict_coldest_shard()
+    assert before.items() <= {path.name: path.read_bytes() for path in own.iterdir()}.items()
+
+
+def test_shards_that_are_opened_while_they_are_evicted(
+    remote: Path, truth: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """A reader that comes in between sees a sample, or that it is not there; never a file that was cut."""
+    dataset = dataset_of(remote, tmp_path / "cache")
+    stop = threading.Event()
+
+    def evict() -> None:
+        while not stop.is_set():
+            dataset.evict_shard(0)
+            dataset.prepare_shard(0)
+
+    evicting = threading.Thread(target=evict)
+    evicting.start()
+    try:
+        found = 0
+        for _ in range(3000):
+            dataset._files._open.clear()
+            with contextlib.suppress(FileNotFoundError):
+                assert dataset.shards[0][3] == truth[3]
+                found += 1
+    finally:
+        stop.set()
+        evicting.join()
+    assert found
+
+
+def test_a_worker_that_is_gone_holds_nobody_up(remote: Path, truth: list[dict[str, Any]], tmp_path: Path) -> None:
+    dataset = dataset_of(remote, tmp_path / "cache")
+    gone = subprocess.Popen([sys.executable, "-c", ""])  # not waited for until the end: a zombie
+    time.sleep(0.2)
+    dataset._shard_states[0] = _ShardState.PREPARING
+    dataset._preparer[0] = gone.pid
+    assert dataset[0] == truth[0]
+    gone.wait()
+    dataset._shard_states[1] = _ShardState.PREPARING
+    dataset._preparer[1] = gone.pid
+    first = int(dataset.sample_offset_per_shard[1])
+    assert dataset[first] == truth[first]
+
+
+def test_two_writers_of_a_shard_leave_a_whole_one(
+    remote: Path, truth: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that outlived its run is still writing when the next run fetches the same shard."""
+    dataset = dataset_of(remote, tmp_path / "cache")
+    stream, shard = dataset.streams[0], dataset.shards[0]
+    real, inside = LocalSource.read, [0]
+
+    def read(self: LocalSource, name: str, begin: int, end: int, *, size: int) -> bytes:
+        inside[0] += 1
+        if inside[0] == 1:
+            Fetcher().fetch_whole(stream, shard)  # the other one, from begin to end
+        return real(self, name, begin, end, size=size)
+
+    monkeypatch.setattr(LocalSource, "read", read)
+    Fetcher().fetch_whole(stream, shard)
+    assert (tmp_path / "cache" / "shard.00000.mds").read_bytes() == (remote / "shard.00000.mds").read_bytes()
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+    assert dataset[0] == truth[0]
+
+
 # Faults ----------------------------------------------------------------------------------------------------------
 
 
@@ -430,12 +517,14 @@ def test_what_a_crash_left_is_repaired(remote: Path, truth: list[dict[str, Any]]
     (cache / f"{names[2]}.present").unlink()
     (cache / f"{names[3]}.sparse").unlink()
     (cache / names[4]).write_bytes((remote / names[4]).read_bytes()[:5000])  # a download that was cut off
-    (cache / f"{names[5]}.tmp").write_bytes(b"a part")
+    (cache / f"{names[5]}.0123456789abcdef.tmp").write_bytes(b"a part")
+    (cache / f".{names[6]}.present.0123456789abcdef.tmp").write_bytes(b"a part")
+    (cache / "somebody's.tmp").write_bytes(b"not ours")
     (cache / f"{names[5]}.sparse.evicted").write_bytes(b"")
     dataset = dataset_of(remote, cache)
     keep_only(dataset, mask)
     check(read_epoch(dataset), mask, truth)
-    assert not [path for path in cache.iterdir() if path.suffix in (".tmp", ".evicted")]
+    assert [path.name for path in cache.iterdir() if path.suffix in (".tmp", ".evicted")] == ["somebody's.tmp"]
 
 
 @pytest.mark.parametrize(("keep", "trials"), [(0.4, (0, 1, 2, 5, 9, 14)), (1.0, (0, 1, 2, 3))])
