@@ -130,7 +130,7 @@ class ShardReading(StreamingDataset):
         _remove(self._node_folder, os.getpid())
         weakref.finalize(self, _remove, self._node_folder, os.getpid())
         for shard_id in range(self.num_shards):
-            if has_cache(self.streams[self.stream_per_shard[shard_id]]):
+            if self._evictable[shard_id]:
                 self._repair(shard_id)
             if self._shard_states[shard_id] == _ShardState.LOCAL and self._lacks_raw(shard_id):
                 self._shard_states[shard_id] = _PARTIAL  # has yet to be decompressed
@@ -483,9 +483,7 @@ class ShardReading(StreamingDataset):
                 it.yield_index += 1
         # What was removed by hand, and read on through the open file, is local again after the epoch.
         for shard_id in self._files.close_removed():
-            if self._shard_states[shard_id] == _ShardState.LOCAL and has_cache(
-                self.streams[self.stream_per_shard[shard_id]]
-            ):
+            if self._shard_states[shard_id] == _ShardState.LOCAL and self._evictable[shard_id]:
                 self.prepare_shard(shard_id)
         it.on_exit()
 
