@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LATEST := .venv-latest
+TESTS ?= # of test-latest; all, unless told
+SHOWN := boto3|botocore|filelock|moto|mosaicml|mosaicml-streaming|numpy|pyarrow|torch|torchvision|transformers|webdataset
 
-.PHONY: quickstart test setup clean-setup
+.PHONY: quickstart test test-long test-latest setup clean-setup
 
 quickstart: $(READY)
 	$(BIN)/ted-stream prepare digits --out data/digits --overwrite
@@ -14,7 +17,18 @@ test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not long"
+
+test-long: $(READY)
+	$(BIN)/pytest -m long
+
+# With the newest versions that pyproject.toml allows, instead of those of requirements.txt.
+test-latest:
+	$(MAKE) $(LATEST)/bin/python VENV=$(LATEST)
+	$(LATEST)/bin/python -m pip install --quiet --upgrade uv
+	$(LATEST)/bin/python -m uv pip install --python $(LATEST)/bin/python --quiet --upgrade --group dev -e .
+	@$(LATEST)/bin/python -m uv pip freeze --python $(LATEST)/bin/python --quiet | grep -E "^($(SHOWN))=="
+	$(LATEST)/bin/pytest -m "not long" $(TESTS)
 
 setup: $(READY)
 

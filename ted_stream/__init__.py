@@ -7,13 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ted_stream.algorithms import TED, DataPruning, RandomPruning
-    from ted_stream.reading import Prunable, PrunedSampler, PrunedStreamingDataset, drop_pruned
+    from ted_stream.methods import TED, ImportanceSampling, InfoBatch, RandomPruning
+    from ted_stream.reading import Prunable, PrunedStreamingDataset, drop_pruned
+    from ted_stream.sampler import PrunedSampler
     from ted_stream.skip_list import SkipList, SkipListError, read_skip_list, write_skip_list
+    from ted_stream.trainers.composer import DataPruning
 
 __all__ = [
     "TED",
     "DataPruning",
+    "ImportanceSampling",
+    "InfoBatch",
     "Prunable",
     "PrunedSampler",
     "PrunedStreamingDataset",
@@ -26,9 +30,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ted_stream.algorithms": ("TED", "DataPruning", "RandomPruning"),
-    "ted_stream.reading": ("Prunable", "PrunedSampler", "PrunedStreamingDataset", "drop_pruned"),
+    "ted_stream.methods": ("TED", "ImportanceSampling", "InfoBatch", "RandomPruning"),
+    "ted_stream.reading": ("Prunable", "PrunedStreamingDataset", "drop_pruned"),
+    "ted_stream.sampler": ("PrunedSampler",),
     "ted_stream.skip_list": ("SkipList", "SkipListError", "read_skip_list", "write_skip_list"),
+    "ted_stream.trainers.composer": ("DataPruning",),
 }
 
 

@@ -2,17 +2,18 @@
 
 import contextlib
 import gc
-import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+from s3_servers import s3_server
 from streaming import MDSWriter
 from streaming.base.shared import SharedMemory
 
@@ -61,16 +62,37 @@ def make_mds(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., None]:
-    """A function that runs a script of the test folder on 1 or more ranks and fails with its output."""
+    """A function that runs a script of the test folder on 1 or more ranks and fails with its output.
 
-    def run(script: Path, *arguments: object, ranks: int = 1, timeout: float = 300) -> None:
+    After the timeout, and in the end, nothing is left of the processes that the script started.
+    """
+
+    def run(
+        script: Path,
+        *arguments: object,
+        ranks: int = 1,
+        timeout: float = 300,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         command = [sys.executable]
         if ranks > 1:
             command += ["-m", "composer.cli.launcher", "-n", str(ranks)]
         command += [str(script), *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(variables or {})}
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                code: int | str = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                code = f"none in {timeout} s"
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            output.seek(0)
+            assert code == 0, f"{' '.join(command)}\nexit status {code}\n{output.read()[-12000:]}"
 
     return run
 
@@ -78,25 +100,7 @@ def launch() -> Callable[..., None]:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of an S3 server with a bucket "training", which streaming's down- and uploaders talk to as well."""
-    import boto3  # only few tests need them
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    for name, value in {
-        "S3_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with urlopen(Request(f"{endpoint}/moto-api/reset", method="POST")):
-        pass  # what an earlier server of this process kept
-    client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket="training")
-    yield client
-    server.stop()
+    with s3_server("training") as (client, variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield client

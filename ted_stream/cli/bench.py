@@ -39,7 +39,7 @@ class Kind(str, Enum):
     jpeg = "jpeg"
 
 
-MODELS = list(Model)
+MODELS = [Model.resnet18, Model.gpt]
 KINDS = list(Kind)
 
 Json = Annotated[Path | None, typer.Option("--json", help="File for every measurement.", show_default="none")]
@@ -64,7 +64,7 @@ def selection(
     from rich.table import Table
 
     from ted_stream.cli.show import console
-    from ted_stream.pipelines.bench_selection import bench_selection
+    from ted_stream.pipelines.benches.selection import bench_selection
 
     table = Table(
         title=f"{ranks} ranks over gloo; numpy {np.__version__}, torch {torch.__version__}",
@@ -89,35 +89,24 @@ def selection(
 @app.command()
 def step(
     model: Annotated[list[Model], typer.Option(help="May be given several times.")] = MODELS,
-    rounds: Annotated[int, typer.Option(min=1, help="Epochs of every variant, in turns.")] = 20,
-    steps: Annotated[int, typer.Option(min=2, help="Of an epoch; the first is not timed.")] = 6,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of blocks of steps, without and with.")] = 15,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a block.", show_default="what fills 0.06 s")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a step.", show_default="by model")] = None,
     device: Annotated[Device | None, typer.Option(show_default="gpu if there is one")] = None,
 ) -> None:
-    """A training step with TED at each site, in turns with the same step of Composer alone."""
+    """A training step with each measure and with weights, in turns with the plain one; no loader and no trainer."""
     import torch
-    from rich.table import Table
 
-    from ted_stream.cli.show import console, quiet
-    from ted_stream.pipelines.bench_step import VARIANTS, bench_step
+    from ted_stream.cli.show import console
+    from ted_stream.pipelines.benches.step import bench_step, describe, header
 
-    quiet()
     if device is None:
         device = Device.gpu if torch.cuda.is_available() else Device.cpu
-    name = torch.cuda.get_device_name() if device is Device.gpu else f"CPU, {torch.get_num_threads()} threads"
-    table = Table(
-        title=f"{name}; torch {torch.__version__}",
-        caption="Seconds of the step per second of the plain step beside it: median (quartiles) of the rounds.",
-    )
-    table.add_column("model", no_wrap=True)
-    for column in ("batch size", "plain, ms", *VARIANTS):
-        table.add_column(column, justify="right")
+    console.print(header(device.value), highlight=False, soft_wrap=True)
     for each in model:
-        row = bench_step(each.value, rounds=rounds, steps=steps, batch_size=batch_size, device=device.value)
-        quartiles = (row.quartiles(variant) for variant in VARIANTS)
-        ratios = (f"{middle:.3f} ({low:.3f} – {high:.3f})" for low, middle, high in quartiles)
-        table.add_row(row.model, str(row.batch_size), f"{row.milliseconds:.3g}", *ratios)
-    console.print(table)
+        rows = bench_step(each.value, device=device.value, rounds=rounds, steps=steps, batch_size=batch_size)
+        for row in rows:
+            console.print(describe(row), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -127,12 +116,12 @@ def boundary(
     ranks: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of a step on each rank.")] = 1024,
 ) -> None:
-    """What TED does between two epochs of a real run with a tiny model, on samples of a few bytes."""
+    """What pruning does between two epochs of a real run with a tiny model, on samples of a few bytes."""
     import torch
     from rich.table import Table
 
     from ted_stream.cli.show import console, quiet
-    from ted_stream.pipelines.bench_boundary import PARTS, SHARE, bench_boundary
+    from ted_stream.pipelines.benches.boundary import PARTS, SHARE, bench_boundary
 
     quiet()
     boundaries = bench_boundary(samples, shards=shards, ranks=ranks, batch_size=batch_size)
@@ -170,8 +159,8 @@ def streaming(
     from rich.table import Table
 
     from ted_stream.cli.show import console, quiet
-    from ted_stream.pipelines.bench_streaming import bench_streaming
-    from ted_stream.pipelines.object_server import Link
+    from ted_stream.pipelines.benches.object_server import Link
+    from ted_stream.pipelines.benches.streaming import bench_streaming
 
     quiet()
     stock, *pruned = rows = bench_streaming(
@@ -214,7 +203,7 @@ def local(
     from rich.table import Table
 
     from ted_stream.cli.show import console, quiet
-    from ted_stream.pipelines.bench_local import bench_local
+    from ted_stream.pipelines.benches.local import bench_local
 
     quiet()
     table = Table(title=_versions(), caption="Samples per second: median (least – most).")
@@ -256,7 +245,7 @@ def planning(
     from rich.table import Table
 
     from ted_stream.cli.show import console, quiet
-    from ted_stream.pipelines.bench_planning import KEEP_RATIO, bench_planning_memory, bench_planning_time
+    from ted_stream.pipelines.benches.planning import KEEP_RATIO, bench_planning_memory, bench_planning_time
 
     quiet()
     times = bench_planning_time(samples, shards=shards, repeats=repeats)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ted_stream.pipelines.train import Result
+    from ted_stream.pipelines.training.train import Result
 
 __all__ = ["compare"]
 
@@ -21,15 +21,15 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Runs per method; seeds count up from the config's.")] = 3,
 ) -> None:
     """Train with several pruning methods over several seeds, all else equal, and show one table."""
-    from ted_stream.pipelines.settings import load_settings
+    from ted_stream.pipelines.training.settings import load_settings
 
     settings = load_settings(config, overrides or ())
 
     from ted_stream.cli.show import LABELS, console, quiet, show_arms, show_places
 
     quiet()
-    from ted_stream.pipelines.compare import compare as run
-    from ted_stream.pipelines.compare import headline
+    from ted_stream.pipelines.training.compare import compare as run
+    from ted_stream.pipelines.training.compare import headline
 
     def finished(result: "Result") -> None:
         metric = headline(list(result.metrics))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ted_stream.pipelines.prepared import Description
+    from ted_stream.pipelines.corpora.prepared import Description
 
 __all__ = ["app"]
 
@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option(help="Of the stored order and of any split.")
 @app.command()
 def digits(out: Out = Path("data/digits"), seed: Seed = 0, overwrite: Overwrite = False) -> None:
     """scikit-learn's 1,797 handwritten digits, 80/20, stratified; nothing is downloaded."""
-    from ted_stream.pipelines.digits import prepare_digits
+    from ted_stream.pipelines.corpora.digits import prepare_digits
 
     _show(prepare_digits(out, seed=seed, overwrite=overwrite), out)
 
@@ -70,7 +70,7 @@ def cifar100(
 def _cifar(
     name: str, out: Path, source: Path | None, download_folder: Path, workers: int, seed: int, overwrite: bool
 ) -> None:
-    from ted_stream.pipelines.cifar import prepare_cifar
+    from ted_stream.pipelines.corpora.cifar import prepare_cifar
 
     with _stages("decode", "write") as progress:
         description = prepare_cifar(
@@ -118,7 +118,7 @@ def imagenet(
     ] = False,
 ) -> None:
     """ImageNet, or any corpus of its form, as JPEG files in a seeded random order; goes on when interrupted."""
-    from ted_stream.pipelines.imagenet import prepare_imagenet
+    from ted_stream.pipelines.corpora.imagenet import prepare_imagenet
 
     with _stages("list", "write") as progress:
         description = prepare_imagenet(
@@ -160,7 +160,7 @@ def instructions(
 ) -> None:
     """Prompt/response pairs as tokens, with the prompt masked from the loss."""
     from ted_stream.cli.show import console
-    from ted_stream.pipelines.instructions import prepare_instructions
+    from ted_stream.pipelines.corpora.instructions import prepare_instructions
 
     description = prepare_instructions(
         out,

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ted_stream.pipelines.compare import Arm
-    from ted_stream.pipelines.train import Result
+    from ted_stream.pipelines.training.compare import Arm
+    from ted_stream.pipelines.training.train import Result
 
 __all__ = ["LABELS", "console", "progress_bar", "quiet", "show_arms", "show_places", "show_result"]
 
@@ -51,13 +51,18 @@ def _metric(name: str, mean: float, deviation: float | None = None) -> str:
     return text + unit
 
 
+def _planned(save_ratio: float | None) -> str:
+    return "as it goes" if save_ratio is None else f"{save_ratio:.4f}"
+
+
 def show_result(result: "Result") -> None:
     """One run as one table."""
     table = Table(title=f"{result.run_name}: {result.epochs} epochs", show_header=False)
     for name, value in result.metrics.items():
         table.add_row(LABELS.get(name, name), _metric(name, value))
     table.add_row("samples forwarded", f"{result.forwarded:,} of {result.samples * result.epochs:,}")
-    table.add_row("save ratio", f"planned {result.planned_save_ratio:.4f}, measured {result.save_ratio:.4f}")
+    planned = _planned(result.planned_save_ratio)
+    table.add_row("save ratio", f"planned {planned}, measured {result.save_ratio:.4f}")
     table.add_row("seconds", f"{result.seconds:.1f} training, {result.wall_seconds:.1f} with evaluation")
     console.print(table)
     show_places(result)
@@ -76,7 +81,7 @@ def show_places(result: "Result") -> None:
 
 def show_arms(title: str, arms: "Sequence[Arm]") -> None:
     """A comparison as one table, by its headline metric; `compare.json` holds the others."""
-    from ted_stream.pipelines.compare import headline
+    from ted_stream.pipelines.training.compare import headline
 
     metric = headline(list(arms[0].results[0].metrics))
     table = Table(title=title)
@@ -89,7 +94,7 @@ def show_arms(title: str, arms: "Sequence[Arm]") -> None:
             arm.method,
             _metric(metric, *arm.spread(metric)),
             f"{arm.mean_of('forwarded'):,.0f}",
-            f"{arm.mean_of('planned_save_ratio'):.4f}",
+            _planned(arm.mean_of("planned_save_ratio")),
             f"{arm.mean_of('save_ratio'):.4f}",
             f"{arm.mean_of('seconds'):.1f}",
         )

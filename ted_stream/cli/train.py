@@ -16,13 +16,13 @@ def train(
     ] = None,
 ) -> None:
     """Train once, as a config file says, and show what happened in one table."""
-    from ted_stream.pipelines.settings import load_settings
+    from ted_stream.pipelines.training.settings import load_settings
 
     settings = load_settings(config, overrides or ())  # refused before the slow imports
 
     from ted_stream.cli.show import quiet, show_result
 
     quiet()
-    from ted_stream.pipelines.train import train as run
+    from ted_stream.pipelines.training.train import train as run
 
     show_result(run(settings))

@@ -1,19 +1,20 @@
 """The list of what mattered: kept samples with their scores, as a Parquet file that any tool reads."""
 
 import io
+import os
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ted_stream.reading.storage import write_bytes
+from ted_stream.files import write_bytes
 from ted_stream.skip_list import SkipList
 
 __all__ = ["write_manifest"]
 
 
-def write_manifest(path: str, skip_list: SkipList, scores: NDArray[np.float32]) -> None:
+def write_manifest(path: str | os.PathLike[str], skip_list: SkipList, scores: NDArray[np.float32]) -> None:
     """Write one row per kept sample, in the dataset's order.
 
     Columns: ``sample_id`` (int64, global), ``stream``, ``shard`` (strings, as in the skip-list), ``position``

@@ -7,7 +7,8 @@ from ted_stream.pruning.communicator import (
     TorchDistributed,
     default_communicator,
 )
-from ted_stream.pruning.importance import SITES, Importance, LossImportance, MaskGradient, find_output_layer
+from ted_stream.pruning.owned import Owned
+from ted_stream.pruning.running import ExponentialMean, Measurements, Running, ScoreStore, ScoreUpdate
 from ted_stream.pruning.schedules import (
     SCHEDULES,
     ConstantSchedule,
@@ -16,24 +17,23 @@ from ted_stream.pruning.schedules import (
     LinearSchedule,
     RollerCoasterSchedule,
     make_schedule,
+    num_kept,
 )
-from ted_stream.pruning.scores import Measurements, ScoreStore, ScoreUpdate
 from ted_stream.pruning.selection import HighestScores, SampledScores, Selection, UniformSample, select, top_k_mask
 
 __all__ = [
     "SCHEDULES",
-    "SITES",
     "Communicator",
     "ConstantSchedule",
     "CosineSchedule",
+    "ExponentialMean",
     "HighestScores",
-    "Importance",
     "KeepRatioSchedule",
     "LinearSchedule",
-    "LossImportance",
-    "MaskGradient",
     "Measurements",
+    "Owned",
     "RollerCoasterSchedule",
+    "Running",
     "SampledScores",
     "ScoreStore",
     "ScoreUpdate",
@@ -43,9 +43,9 @@ __all__ = [
     "UniformSample",
     "batch_size",
     "default_communicator",
-    "find_output_layer",
     "loss_shares",
     "make_schedule",
+    "num_kept",
     "per_sample_cross_entropy",
     "select",
     "targets_of",

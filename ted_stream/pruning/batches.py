@@ -1,15 +1,28 @@
 """What a training batch is made of: its size, its targets, each sample's share in the mean loss."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "batch_size", "loss_shares", "per_sample_cross_entropy", "targets_of", "tensors_of"]
+from ted_stream.pruning.predictions import IGNORE_INDEX, Predictions
 
-IGNORE_INDEX = -100
+__all__ = [
+    "IGNORE_INDEX",
+    "batch_size",
+    "logits_of",
+    "loss_shares",
+    "map_tensors",
+    "per_sample_cross_entropy",
+    "replace_first_tensor",
+    "take_rows",
+    "targets_of",
+    "tensors_of",
+    "total_loss",
+]
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
@@ -21,6 +34,46 @@ def tensors_of(batch: Any) -> list[Tensor]:
     if isinstance(batch, Sequence) and not isinstance(batch, str):
         return [tensor for item in batch for tensor in tensors_of(item)]
     return []
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same nesting of the same types, with every tensor of :func:`tensors_of` mapped."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        mapped: Any = copy.copy(tree)  # a Hugging Face output or batch stays one
+        for key, item in tree.items():
+            mapped[key] = map_tensors(item, function)
+        return mapped
+    if isinstance(tree, Sequence) and not isinstance(tree, str):
+        items = [map_tensors(item, function) for item in tree]
+        if isinstance(tree, tuple):
+            return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+        return items
+    return tree
+
+
+def take_rows(tree: Any, rows: Tensor, size: int) -> Any:
+    """The rows of every tensor whose first axis is that of the samples; the rest as it is.
+
+    Args:
+        tree: a batch, or a model's outputs.
+        rows: (n,) int64 indices on the tensors' device.
+        size: B, the samples of the batch.
+    """
+    return map_tensors(tree, lambda tensor: tensor[rows] if tensor.shape[:1] == (size,) else tensor)
+
+
+def replace_first_tensor(batch: Any, replace: Callable[[Tensor], Tensor]) -> Any:
+    """The batch with the first of ``tensors_of(batch)`` replaced; what was given stays unchanged."""
+    if isinstance(batch, Tensor):
+        return replace(batch)
+    if isinstance(batch, Mapping):
+        first = next(key for key, item in batch.items() if tensors_of(item))
+        return {**batch, first: replace_first_tensor(batch[first], replace)}
+    first = next(index for index, item in enumerate(batch) if tensors_of(item))
+    replaced = [*batch[:first], replace_first_tensor(batch[first], replace), *batch[first + 1 :]]
+    return tuple(replaced) if isinstance(batch, tuple) else replaced
 
 
 def batch_size(batch: Any) -> int:
@@ -51,6 +104,26 @@ def targets_of(batch: Any) -> Tensor:
     raise ValueError(
         f"No targets in a batch of type {type(batch).__name__}: expected a mapping with 'labels', or (inputs, targets)."
     )
+
+
+def logits_of(outputs: Any) -> Tensor | None:
+    """A model's logits: its outputs, or what they hold as ``logits``; ``None`` where it cannot be told."""
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("logits")
+    elif not isinstance(outputs, Tensor):
+        outputs = getattr(outputs, "logits", None)
+    return outputs if isinstance(outputs, Tensor) and outputs.ndim else None
+
+
+def total_loss(loss: Any) -> Tensor:
+    """All of a loss: a tensor, a mapping's ``total``, else the sum of the means of what a mapping or sequence holds."""
+    if isinstance(loss, Tensor):
+        return loss
+    if isinstance(loss, Mapping):
+        if "total" in loss:
+            return loss["total"]
+        loss = list(loss.values())
+    return loss[0] if len(loss) == 1 else torch.stack([part.mean() for part in loss]).sum()
 
 
 def _predicted(targets: Tensor, *, shifted: bool) -> Tensor:
@@ -94,18 +167,16 @@ def per_sample_cross_entropy(outputs: Any, batch: Any, *, shifted: bool) -> Tens
         shifted: whether position i predicts target i + 1.
 
     Returns:
-        (B,) float32 (float64 for float64 logits), detached.
+        (B,) float32 (float64 for float64 logits), detached. Of the logits no more than 2^24 are widened at a time.
+
+    Raises:
+        ValueError: if there are no logits, no targets, or they do not fit each other.
     """
-    logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
-    logits = logits.detach()
-    if logits.dtype is not torch.float64:
-        logits = logits.float()
-    targets = targets_of(batch)
-    if targets.ndim < 2 or targets.is_floating_point():
-        return F.cross_entropy(logits, targets, reduction="none")
-    targets = _predicted(targets, shifted=shifted)
-    logits = logits[:, :-1] if shifted else logits
-    if logits.shape[:-1] == targets.shape:
-        logits = logits.movedim(-1, 1)  # cross_entropy wants the classes second
-    losses = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
-    return losses.flatten(1).sum(1) / targets.ne(IGNORE_INDEX).flatten(1).sum(1).clamp(min=1)
+    logits = logits_of(outputs)
+    if logits is None:
+        raise ValueError(
+            f"Outputs of type {type(outputs).__name__} hold no logits: let the model return them, alone or as the "
+            "entry 'logits'."
+        )
+    predictions = Predictions(logits, targets_of(batch), shifted=shifted)
+    return predictions.means(lambda z, y: F.cross_entropy(z, y, reduction="none"))

@@ -4,6 +4,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from ted_stream.pruning.settings import check_choice, check_number
+
 __all__ = [
     "SCHEDULES",
     "ConstantSchedule",
@@ -12,7 +14,14 @@ __all__ = [
     "LinearSchedule",
     "RollerCoasterSchedule",
     "make_schedule",
+    "num_kept",
 ]
+
+
+def num_kept(keep_ratio: float, num_samples: int) -> int:
+    """⌈r·N⌉, at least one."""
+    # Rounding first: (1 - 0.7) * 10 is 3.0000000000000004, and its ceiling would keep one sample too many.
+    return max(1, math.ceil(round(keep_ratio * num_samples, 6)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +40,10 @@ class KeepRatioSchedule(ABC):
     annealing: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prune_ratio < 1:
-            raise ValueError(
-                f"prune_ratio is {self.prune_ratio}, but it must lie in [0, 1): it is the fraction of samples to "
-                "prune, so 0.7 trains on 30 % at the end. Pass a fraction, not a percentage."
-            )
-        if not 0 <= self.annealing < 1:
-            raise ValueError(
-                f"annealing is {self.annealing}, but it must lie in [0, 1): it is the share of epochs at the end "
-                "that train on all data. The paper uses 0.125 for images and 0 for language."
-            )
+        fix = "it is the fraction to prune, so 0.7 trains on 30 % at the end. Pass a fraction, not a percentage."
+        object.__setattr__(self, "prune_ratio", check_number("prune_ratio", self.prune_ratio, "[0, 1)", fix=fix))
+        fix = "it is the share of epochs on all data at the end. The paper uses 0.125 for images, 0 for language."
+        object.__setattr__(self, "annealing", check_number("annealing", self.annealing, "[0, 1)", fix=fix))
 
     @abstractmethod
     def keep_ratio_at(self, progress: float) -> float:
@@ -62,8 +65,7 @@ class KeepRatioSchedule(ABC):
 
     def num_kept(self, epoch: int, num_epochs: int, num_samples: int) -> int:
         """⌈r_t·N⌉, the number of samples that epoch t trains on (at least one)."""
-        # Rounding first: (1 - 0.7) * 10 is 3.0000000000000004, and its ceiling would keep one sample too many.
-        return max(1, math.ceil(round(self.keep_ratio(epoch, num_epochs) * num_samples, 6)))
+        return num_kept(self.keep_ratio(epoch, num_epochs), num_samples)
 
     def planned_save_ratio(self, num_samples: int, num_epochs: int) -> float:
         """1 - (samples forwarded) / (N·T), known before the run (TED, eq. 24)."""
@@ -85,8 +87,8 @@ class RollerCoasterSchedule(KeepRatioSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}, but it must be positive; the paper uses 0.2 to 0.3.")
+        fix = "it must be positive, the shape of the roller-coaster; the paper uses 0.2 to 0.3."
+        object.__setattr__(self, "beta", check_number("beta", self.beta, "(0, inf)", fix=fix))
 
     def keep_ratio_at(self, progress: float) -> float:
         """(TED, eq. 21)."""
@@ -135,8 +137,7 @@ def make_schedule(name: str, *, prune_ratio: float, annealing: float, beta: floa
     Raises:
         ValueError: for an unknown name, or values out of range.
     """
-    if name not in SCHEDULES:
-        raise ValueError(f"schedule is {name!r}, but it must be one of {', '.join(map(repr, SCHEDULES))}.")
+    check_choice("schedule", name, SCHEDULES)
     if name == "roller-coaster":
         return RollerCoasterSchedule(prune_ratio=prune_ratio, annealing=annealing, beta=beta)
     return SCHEDULES[name](prune_ratio=prune_ratio, annealing=annealing)

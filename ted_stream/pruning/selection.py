@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ted_stream.pruning.communicator import Communicator
 from ted_stream.pruning.hashing import gumbel, hash_ids, uniform
+from ted_stream.pruning.settings import check_number, check_whole
 
 __all__ = [
     "HighestScores",
@@ -17,6 +18,7 @@ __all__ = [
     "UniformSample",
     "integers",
     "kth_largest",
+    "make_keys",
     "search",
     "select",
     "sortable",
@@ -27,6 +29,7 @@ __all__ = [
 _CHUNK = 1 << 15  # values that are worked on at a time: temporaries stay in the cache and small
 _BINS = 1 << 11  # of a histogram: an all-reduce of more takes longer than the pass that it saves
 _SAMPLED = 1 << 15  # keys that every rank samples, to guess the first bracket
+_ZERO = 1e38  # the keys of scores of zero lie below minus this, all others above
 _QUANTILES = 1 << 12  # of the samples, that all ranks together tell each other
 
 
@@ -75,17 +78,19 @@ class SampledScores:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature is {self.temperature}, but it must be positive; for the limit 0, the highest scores, "
-                "choose selection='top_k'."
-            )
+        fix = "it must be positive; for the limit 0, the highest scores, pass choice='highest'."
+        object.__setattr__(self, "temperature", check_number("temperature", self.temperature, "(0, inf]", fix=fix))
+        check_whole("seed", self.seed, fix="it seeds the draws.")
 
     def keys(self, scores: NDArray[np.float32], ids: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
-        """log(score) / τ + G."""
+        """log(score) / τ + G; scores of zero or less rank last, in an order of their own in every epoch."""
         with np.errstate(divide="ignore"):
-            logits = np.log(scores.astype(np.float64)) / self.temperature
-        keys = (logits + gumbel(ids, seed=self.seed, epoch=epoch)).astype(np.float32)
+            logits = np.log(np.maximum(scores, 0).astype(np.float64)) / self.temperature
+        keys = np.maximum(logits + gumbel(ids, seed=self.seed, epoch=epoch), -_ZERO).astype(np.float32)
+        zero = scores <= 0
+        if zero.any():  # equal keys would be told apart by a hash without the epoch: the same samples every time
+            draws = uniform(ids[zero], seed=self.seed, epoch=epoch)
+            keys[zero] = -_ZERO * (2 + draws)
         return np.where(np.isnan(scores), np.float32(np.inf), keys)
 
 
@@ -98,6 +103,9 @@ class UniformSample:
     """
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("seed", self.seed, fix="it seeds the draws.")
 
     def keys(self, scores: NDArray[np.float32], ids: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
         """A uniform variate of (seed, epoch, id)."""
@@ -362,10 +370,29 @@ def select(
     Raises:
         ValueError: if k is out of range; on every rank alike.
     """
-    # Not made anew in every pass: the keys of SampledScores take longer than all passes together.
-    keys = np.empty(len(scores), np.float32)
+    keys = make_keys(lambda part, ids: selection.keys(part, ids, epoch), scores, first_id=first_id)
+    return top_k_mask(keys, k, first_id=first_id, seed=seed, communicator=communicator)
+
+
+def make_keys(
+    keys: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[Any]],
+    scores: NDArray[np.float32],
+    *,
+    first_id: int,
+) -> NDArray[np.float32]:
+    """Ranking keys, made for a few samples at a time: what a key is made of never exists for all at once.
+
+    Args:
+        keys: makes the keys of samples from their scores and their ids, int64.
+        scores: (n,) float32, the scores of the samples first_id … first_id + n - 1.
+        first_id: this rank's first sample id.
+
+    Returns:
+        (n,) float32.
+    """
+    # Not made anew in every pass: drawn keys take longer than all passes together.
+    made = np.empty(len(scores), np.float32)
     offsets = np.arange(min(_CHUNK, len(scores)))
     for part in _chunks(len(scores)):
-        ids = first_id + part.start + offsets[: part.stop - part.start]
-        keys[part] = selection.keys(scores[part], ids, epoch)
-    return top_k_mask(keys, k, first_id=first_id, seed=seed, communicator=communicator)
+        made[part] = keys(scores[part], first_id + part.start + offsets[: part.stop - part.start])
+    return made

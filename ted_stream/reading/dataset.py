@@ -2,44 +2,22 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from streaming.base.shared import SharedMemory
 from streaming.base.world import World
+from torch.utils.data import DataLoader
 
+from ted_stream.files import write_bytes
+from ted_stream.pruning.sample_ids import attach_sample_id
 from ted_stream.reading.shard_reading import ShardReading
-from ted_stream.reading.storage import read_bytes, write_bytes
-from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, from_bytes, to_bytes
+from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, from_bytes, to_bytes, unweighted
 
-__all__ = ["SAMPLE_ID", "Prunable", "PrunedStreamingDataset", "attach_sample_id", "samples_per_rank"]
-
-SAMPLE_ID = "sample_id"
-
-
-def attach_sample_id(sample: Any, sample_id: int) -> Any:
-    """A sample together with its id.
-
-    Args:
-        sample: a mapping, which gains an entry ``sample_id``; or a tuple or list, which gains a last element; or
-            anything else, which becomes the pair of itself and the id.
-        sample_id: the global sample id.
-
-    Raises:
-        ValueError: if a mapping has an entry of that name already.
-    """
-    if isinstance(sample, Mapping):
-        if SAMPLE_ID in sample:
-            raise ValueError(
-                f"The samples have a column {SAMPLE_ID!r} of their own, which would be overwritten by the id that "
-                "pruning needs; rename the column, or drop it in the dataset's __getitem__."
-            )
-        return {**sample, SAMPLE_ID: sample_id}
-    if isinstance(sample, (tuple, list)):
-        return (*sample, sample_id)
-    return sample, sample_id
+__all__ = ["Prunable", "samples_per_rank"]
 
 
 def samples_per_rank(num_samples: int, num_canonical_nodes: int, world: World) -> int:
@@ -85,14 +63,14 @@ class Prunable(ShardReading):
     ``len`` is the number of samples that this rank will yield, padding included. Stock's leaves the padding out.
 
     Args:
-        skip_list: train on a fixed subset: a :class:`SkipList`, or the path or URI of its file.
+        skip_list: train on a fixed subset: a :class:`SkipList` without weights, or the path or URI of its file.
         sample_ids: yield every sample together with its id (see :func:`attach_sample_id`). An algorithm that needs
             the ids switches them on by itself.
 
     Raises:
         SkipListError: if the skip-list does not belong to this dataset.
-        ValueError: if it leaves too few samples, the batching method cannot be pruned, or the streams' proportions
-            draw other samples every epoch.
+        ValueError: if it has weights or leaves too few samples, the batching method cannot be pruned, or the streams'
+            proportions draw other samples every epoch.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -100,7 +78,11 @@ class Prunable(ShardReading):
         cls.__signature__ = _signature(cls)  # for those who pass a class what it says it takes
 
     def __init__(
-        self, *args: Any, skip_list: SkipList | str | None = None, sample_ids: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        skip_list: SkipList | str | os.PathLike[str] | None = None,
+        sample_ids: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._stock_epoch_size = self.epoch_size
@@ -109,9 +91,7 @@ class Prunable(ShardReading):
         self._current_id = -1
         self.fixed_skip_list: SkipList | None = None
         if skip_list is not None:
-            if isinstance(skip_list, str):
-                skip_list = from_bytes(read_bytes(skip_list), source=skip_list)
-            self.fixed_skip_list = skip_list.aligned_to(self.layout)
+            self.fixed_skip_list = unweighted(skip_list, reader=type(self).__name__).aligned_to(self.layout)
             if self._draws_anew:
                 raise ValueError(
                     "The streams' proportions draw other samples every epoch, so a fixed skip_list leaves a different "
@@ -149,9 +129,51 @@ class Prunable(ShardReading):
         nodes = self._parallel_rank_world.num_nodes
         return self.num_canonical_nodes or (64 * nodes if self.shuffle_algo in ("py1s", "py2s") else nodes)
 
-    def first_sample(self) -> Any:
-        """The sample of id 0, read in this process before any worker exists."""
-        return self[0]
+    def first_samples(self) -> list[Any]:
+        """The samples of ids 0 and 1 (or 0 alone), read in this process before any worker exists."""
+        return [self[sample_id] for sample_id in range(min(2, self.num_samples))]
+
+    def fewest_for(self, loader: DataLoader) -> tuple[int, str]:
+        """The fewest samples that an epoch can have, and what to say of fewer."""
+        del loader
+        nodes = self.canonical_nodes
+        reason = (
+            f"fewer than num_canonical_nodes = {nodes}, so they cannot be spread over the nodes. Prune less, or pass "
+            "the dataset a smaller num_canonical_nodes."
+        )
+        return nodes, reason
+
+    def check_loader(self, loader: DataLoader, *, rank: int, world_size: int) -> None:
+        """Refuse a loader through which kept samples would go unseen.
+
+        Raises:
+            ValueError: saying what to change.
+        """
+        del rank, world_size
+        if self.batching_method != "random":
+            raise ValueError(
+                f"The training dataset has batching_method={self.batching_method!r}, but only 'random' batching "
+                "can be pruned: the others drop kept samples that do not fill a batch of one stream."
+            )
+        if self.num_canonical_nodes is None and self.shuffle_algo in ("py1s", "py2s"):
+            raise ValueError(
+                f"The training dataset has shuffle_algo={self.shuffle_algo!r} and no num_canonical_nodes, which "
+                "streaming then sets to 64 per node: every pruned epoch would be padded with up to 64 repeats per "
+                "node, and the sample order would hang on the number of nodes. Pass num_canonical_nodes, for example "
+                "the number of physical nodes."
+            )
+        if loader.batch_size != self.batch_size:
+            raise ValueError(
+                f"The DataLoader's batch_size is {loader.batch_size}, the dataset's is {self.batch_size}. "
+                "Streaming plans whole batches per worker, so samples would be lost at the end of shrunken epochs; "
+                "pass the same batch_size to both."
+            )
+        if loader.drop_last:
+            raise ValueError(
+                "The DataLoader has drop_last=True, so kept samples that do not fill a worker's last batch would go "
+                "unseen in every epoch, and an epoch that keeps fewer than a batch would have none. Pass "
+                "drop_last=False."
+            )
 
     def activate(self, skip_list: SkipList | None, *, sample_ids: bool) -> None:
         """Make a skip-list the active one from the next epoch on, in this process and in every worker.
@@ -160,7 +182,7 @@ class Prunable(ShardReading):
         barrier must follow before any of them iterates.
 
         Args:
-            skip_list: drops its pruned samples; ``None`` drops nothing.
+            skip_list: drops its pruned samples; ``None`` drops nothing. Weights are for whoever computes the loss.
             sample_ids: whether samples are yielded with their ids.
 
         Raises:
@@ -168,7 +190,7 @@ class Prunable(ShardReading):
             ValueError: if too few samples remain, or the batching method cannot be pruned.
         """
         if skip_list is not None:
-            skip_list = skip_list.aligned_to(self.layout)
+            skip_list = skip_list.aligned_to(self.layout).without_weights()
             if self.batching_method != "random":
                 raise ValueError(
                     f"batching_method is {self.batching_method!r}, but only 'random' batching can be pruned: the "
@@ -248,7 +270,7 @@ class Prunable(ShardReading):
             # The ids of what is pruned are never made, and the others are kept small: they live while an epoch is
             # shuffled, when planning takes the most memory.
             dtype = np.int32 if self.num_samples <= np.iinfo(np.int32).max else np.int64
-            units, ids = skip_list.kept_per_shard, skip_list.kept_ids().astype(dtype, copy=False)
+            units, ids = skip_list.kept_per_shard, skip_list.kept_ids(dtype)
         else:
             units, ids = super().resample_streams(epoch, stream_id)
             kept = skip_list.keep_mask()[ids]
@@ -275,10 +297,3 @@ class Prunable(ShardReading):
         """Iterate over this worker's samples, with their ids where those are switched on."""
         for sample in super().__iter__():
             yield attach_sample_id(sample, self._current_id) if self._with_ids else sample
-
-
-class PrunedStreamingDataset(Prunable):
-    """A drop-in StreamingDataset whose samples can be pruned: by an algorithm while training, or by a fixed list.
-
-    Takes StreamingDataset's arguments, and those of :class:`Prunable`.
-    """

@@ -1,6 +1,7 @@
 """Drop pruned samples in plain WebDataset pipelines."""
 
 import contextlib
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -11,16 +12,15 @@ from pyroaring import AbstractBitMap
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys
 
-from ted_stream.reading.storage import read_bytes
 from ted_stream.reading.tar_shards import members, sample_member
-from ted_stream.skip_list import SkipList, from_bytes
+from ted_stream.skip_list import SkipList, unweighted
 
 __all__ = ["drop_pruned"]
 
 Stage = Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
 
 
-def drop_pruned(skip_list: SkipList | str) -> Stage:
+def drop_pruned(skip_list: SkipList | str | os.PathLike[str]) -> Stage:
     """A stage of a WebDataset pipeline that leaves out what a skip-list prunes.
 
     After the samples are made, anywhere in front of shuffling and batching, it drops samples before they are decoded::
@@ -41,15 +41,13 @@ def drop_pruned(skip_list: SkipList | str) -> Stage:
     front of this stage where there is a single shard; and a shard that a handler in front of it passed over whole.
 
     Args:
-        skip_list: the list, or the path or URI of its file.
+        skip_list: the list, without weights, or the path or URI of its file.
 
     Raises:
         ValueError: while iterating, if a shard is not of the list or has fewer or more samples than there; before, if
             the list has two shards of one name.
     """
-    if isinstance(skip_list, str):
-        skip_list = from_bytes(read_bytes(skip_list), source=skip_list)
-    return _DropPruned(skip_list)
+    return _DropPruned(unweighted(skip_list, reader="drop_pruned"))
 
 
 class _Shard:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +13,12 @@ from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.hashing import get_hash
 from streaming.base.stream import Stream
 
+from ted_stream.files import is_remote, write_bytes
 from ted_stream.reading.heads import Head
 from ted_stream.reading.ranges import chunks
 from ted_stream.reading.shard_files import path_of
 from ted_stream.reading.sources import Source, read_patiently, source_of
 from ted_stream.reading.sparse import SparseShard, write_all
-from ted_stream.skip_list.atomic import write_bytes_whole
 
 __all__ = ["Fetcher", "has_cache", "serves_ranges"]
 
@@ -34,10 +33,10 @@ def _is_stock(stream: Stream) -> bool:
 
 def has_cache(stream: Stream) -> bool:
     """Whether a stream's local folder holds copies of what is elsewhere."""
-    if stream.remote is None:
+    if not stream.remote:
         return False
     # One folder under two names has no copies.
-    return bool(urlparse(stream.remote).scheme) or os.path.realpath(stream.remote) != os.path.realpath(stream.local)
+    return is_remote(stream.remote) or os.path.realpath(stream.remote) != os.path.realpath(stream.local)
 
 
 def serves_ranges(stream: Stream) -> bool:
@@ -47,11 +46,14 @@ def serves_ranges(stream: Stream) -> bool:
 
 
 class Fetcher:
-    """The connections of one process; its methods may be called from several threads."""
+    """The connections of one process; its methods may be called from several threads. Pickled, it has none."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="fetch")
         self._sources: dict[tuple[str, float], Source | None] = {}
+
+    def __reduce__(self) -> Any:
+        return Fetcher, ()
 
     def _source(self, stream: Stream) -> Source | None:
         if not _is_stock(stream) or not has_cache(stream):
@@ -105,7 +107,7 @@ class Fetcher:
         assert source is not None, "serves_ranges"
         data = read_patiently(source, _remote_name(stream, head.file), 0, head.size, size=head.file.bytes)
         if beside:
-            write_bytes_whole(path, data)
+            write_bytes(path, data)
         return data
 
     def fetch_samples(self, stream: Stream, head: Head, sparse: SparseShard, runs: NDArray[np.int64]) -> None:

@@ -133,6 +133,10 @@ class ShardFiles:
         assert head is not None, "reads through it"
         raise FileNotFoundError(f"Sample {idx} of {path_of(head.shard, head.data)} is not there")
 
+    def close(self) -> None:
+        """Close all files."""
+        self._open = OrderedDict()
+
     def close_removed(self) -> list[int]:
         """Close the whole shards whose file somebody removed while it was open here, and return their ids."""
         removed = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ted_stream.skip_list.atomic import write_bytes_whole
+from ted_stream.files import write_bytes
 
 __all__ = ["SPARSE_SUFFIXES", "SparseShard", "write_all"]
 
@@ -66,7 +66,7 @@ class SparseShard:
             data.truncate(size)
         header = _HEADER.pack(_MAGIC, size, samples, len(head), zlib.crc32(head))
         contents = (header + head).ljust(_first_checksum(len(head)), b"\0") + bytes(4 * samples)
-        write_bytes_whole(Path(path + ".present"), contents)
+        write_bytes(path + ".present", contents)
         shard = cls.open(path, size=size, samples=samples, parse=parse)
         assert shard is not None
         return shard

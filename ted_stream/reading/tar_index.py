@@ -12,14 +12,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
-from urllib.parse import urlparse
 
 import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
 from streaming.base.storage.download import CloudDownloader
 
-from ted_stream.reading.storage import join, read_bytes, write_bytes
+from ted_stream.files import is_remote, join, read_bytes, write_bytes
 from ted_stream.reading.tar_shards import META, members, offsets_file, sample_member
 
 __all__ = ["Indexed", "index_tars"]
@@ -40,8 +39,8 @@ class Indexed:
 
 
 def index_tars(
-    pattern: str,
-    out: str | None = None,
+    pattern: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -60,11 +59,11 @@ def index_tars(
 
     Raises:
         OSError: if a shard does not exist or cannot be read.
-        ValueError: if the pattern is of several folders, a shard is malformed or empty, a member is unsafe, samples
-            differ in their extensions, or another dataset's index is in the way.
+        ValueError: if a path is empty, the pattern is of several folders, a shard is malformed or empty, a member is
+            unsafe, samples differ in their extensions, or another dataset's index is in the way.
     """
-    urls, folder = _expand(pattern)
-    out = out or folder
+    urls, folder = _expand(os.fspath(pattern))
+    out = folder if out is None else os.fspath(out)
     _check_index_in_the_way(out, urls)
     progress(0, len(urls))
     # The first sample says what all others must have.
@@ -103,7 +102,7 @@ def _expand(pattern: str) -> tuple[list[str], str]:
     url, count = Counter(urls).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{pattern} names {url} {count} times; name every shard once.")
-    if not _is_remote(pattern):
+    if not is_remote(pattern):
         missing = [url for url in urls if not os.path.isfile(url)]
         if missing:
             raise FileNotFoundError(
@@ -111,10 +110,6 @@ def _expand(pattern: str) -> tuple[list[str], str]:
                 "the path and the numbers."
             )
     return urls, folders[0] or "."
-
-
-def _is_remote(url: str) -> bool:
-    return bool(urlparse(url).scheme)
 
 
 def _check_index_in_the_way(out: str, urls: list[str]) -> None:
@@ -166,7 +161,7 @@ def _opened(url: str) -> Iterator[BinaryIO]:
     """A shard as a local file, downloaded for as long as it is needed if it is remote."""
     with contextlib.ExitStack() as stack:
         path = url
-        if _is_remote(url):
+        if is_remote(url):
             path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "shard")
             try:
                 CloudDownloader.direct_download(url, path)

@@ -2,7 +2,7 @@
 
 from ted_stream.skip_list.errors import SkipListError
 from ted_stream.skip_list.layout import DatasetLayout, ShardLayout, StreamLayout
-from ted_stream.skip_list.parquet import from_bytes, read_skip_list, to_bytes, write_skip_list
+from ted_stream.skip_list.parquet import from_bytes, read_skip_list, to_bytes, unweighted, write_skip_list
 from ted_stream.skip_list.skip_list import SkipList
 from ted_stream.skip_list.version import FORMAT_VERSION
 
@@ -16,5 +16,6 @@ __all__ = [
     "from_bytes",
     "read_skip_list",
     "to_bytes",
+    "unweighted",
     "write_skip_list",
 ]

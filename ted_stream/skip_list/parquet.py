@@ -1,4 +1,9 @@
-"""The skip-list as a Parquet file: a row per shard, read back only if every part of it agrees."""
+"""The skip-list as a Parquet file: a row per shard, read back only if every part of it agrees.
+
+There are two format versions. A list without weights is written as version 1, with the bytes and the digest that it
+had before there were weights, so that older readers go on reading it. Version 2 is version 1 and a column ``weights``:
+of each shard the weights of its kept samples, in order of their positions.
+"""
 
 import hashlib
 import json
@@ -6,19 +11,20 @@ import os
 from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyroaring import FrozenBitMap
 
-from ted_stream.skip_list.atomic import write_bytes_whole
+from ted_stream.files import read_bytes, write_bytes
 from ted_stream.skip_list.bitmaps import portable_bytes
 from ted_stream.skip_list.errors import SkipListError
 from ted_stream.skip_list.layout import DatasetLayout, ShardLayout, StreamLayout
 from ted_stream.skip_list.skip_list import SkipList
-from ted_stream.skip_list.version import FORMAT_VERSION
+from ted_stream.skip_list.version import UNWEIGHTED, WEIGHTED
+from ted_stream.skip_list.weights import joined
 
 _MAGIC = b"PAR1"
 _SHORTEST = 12
@@ -46,30 +52,35 @@ _SCHEMA = pa.schema(
         pa.field("pruned", pa.binary(), nullable=False),
     ]
 )
+_SCHEMAS = {
+    UNWEIGHTED: _SCHEMA,
+    WEIGHTED: _SCHEMA.append(pa.field("weights", pa.list_(pa.field("element", pa.float32(), nullable=False)))),
+}
 _AGAIN = "copy or write the file again"
 _Row = dict[str, Any]
 
 
 def write_skip_list(skip_list: SkipList, path: str | os.PathLike[str]) -> None:
-    """Write ``skip_list`` to the file ``path``, whole or not at all; missing folders are made.
+    """Write ``skip_list`` to ``path``, local or a URI, whole or not at all; missing folders are made.
 
     Raises:
         OSError: The file cannot be written; a file that was there before is unchanged.
+        ValueError: ``path`` is empty, or a URI that cannot be written to.
     """
-    write_bytes_whole(Path(path), to_bytes(skip_list))
+    write_bytes(path, to_bytes(skip_list))
 
 
 def read_skip_list(
     path: str | os.PathLike[str], *, layout: DatasetLayout | None = None, digest: str | None = None
 ) -> SkipList:
-    """Read the skip-list at ``path``; see `from_bytes` for the checks.
+    """Read the skip-list at ``path``, local or a URI; see `from_bytes` for the checks.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such local file; an object store raises its own error.
         SkipListError: The file is damaged, of another version, or not the list that was asked for.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no skip-list at {os.fspath(path)!r}, and none is assumed; check the path, "
@@ -78,11 +89,34 @@ def read_skip_list(
     return from_bytes(data, source=os.fspath(path), layout=layout, digest=digest)
 
 
+def unweighted(skip_list: SkipList | str | os.PathLike[str], *, reader: str) -> SkipList:
+    """The list that a reader of a fixed subset was given, by value or as the path or URI of its file.
+
+    Args:
+        skip_list: The list, or where it is.
+        reader: Who reads the subset; named in errors.
+
+    Raises:
+        SkipListError: The file cannot be trusted; see `from_bytes`.
+        ValueError: The list has weights, which a reader of samples cannot apply.
+    """
+    if not isinstance(skip_list, SkipList):
+        skip_list = read_skip_list(skip_list)
+    if skip_list.weights is not None:
+        low, high = skip_list.weights.min(initial=np.inf), skip_list.weights.max(initial=0)
+        raise ValueError(
+            f"The skip-list of {skip_list.method}, epoch {skip_list.epoch}, weighs the {skip_list.num_kept} samples "
+            f"that it keeps by {low:.3g} to {high:.3g}, and {reader} has no loss to apply that to: training would "
+            "count them all alike, without a word. Pass read_skip_list(…).without_weights() if that is what you want."
+        )
+    return skip_list
+
+
 def to_bytes(skip_list: SkipList) -> bytes:
     """Bytes of the Parquet file that holds ``skip_list``."""
     rows = _rows_of(skip_list)
     metadata = {
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(skip_list.format_version),
         "fingerprint": skip_list.layout.fingerprint,
         "epoch": str(skip_list.epoch),
         "keep_ratio": repr(skip_list.keep_ratio),
@@ -94,7 +128,9 @@ def to_bytes(skip_list: SkipList) -> bytes:
         "content": _content(rows),
     }
     metadata["checksum"] = _checksum(metadata)
-    schema = _SCHEMA.with_metadata({_PREFIX + name: value for name, value in metadata.items()})
+    schema = _SCHEMAS[skip_list.format_version].with_metadata(
+        {_PREFIX + name: value for name, value in metadata.items()}
+    )
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_pylist(rows, schema=schema),
@@ -141,9 +177,10 @@ def _read(data: bytes, *, layout: DatasetLayout | None, digest: str | None) -> S
         )
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     metadata = _checked_metadata(file.metadata.metadata)
-    if not file.schema_arrow.equals(_SCHEMA):
-        raise SkipListError(f"columns are {_inline(file.schema_arrow)} instead of {_inline(_SCHEMA)}; {_AGAIN}")
-    rows: list[_Row] = file.read().to_pylist()
+    schema = _SCHEMAS[int(metadata["format_version"])]
+    if not file.schema_arrow.equals(schema):
+        raise SkipListError(f"columns are {_inline(file.schema_arrow)} instead of {_inline(schema)}; {_AGAIN}")
+    rows = _rows_in(file.read())
     _agree("content hash of the rows", _content(rows), metadata["content"])
     found = _skip_list_of(rows, metadata)
     _agree("number of samples", str(found.num_samples), metadata["samples"])
@@ -163,9 +200,9 @@ def _checked_metadata(raw: dict[bytes, bytes] | None) -> dict[str, str]:
     if not ours:
         raise SkipListError(f"a Parquet file without {_PREFIX}* metadata is no skip-list; check the path")
     version = ours.get("format_version")
-    if version != str(FORMAT_VERSION):
+    if version not in {str(known) for known in _SCHEMAS}:
         raise SkipListError(
-            f"format version {version} found, {FORMAT_VERSION} supported; "
+            f"format version {version} found, {' and '.join(map(str, _SCHEMAS))} supported; "
             "use the ted-stream release that wrote the file"
         )
     if ours.keys() != _FIELDS:
@@ -173,6 +210,19 @@ def _checked_metadata(raw: dict[bytes, bytes] | None) -> dict[str, str]:
     checksum = ours.pop("checksum")
     _agree("checksum of the metadata", _checksum(ours), checksum)
     return ours
+
+
+def _rows_in(table: pa.Table) -> list[_Row]:
+    """The rows of a file; weights as float32 arrays, since there may be 10^8 of them."""
+    if "weights" not in table.column_names:
+        return table.to_pylist()
+    rows = table.drop_columns(["weights"]).to_pylist()
+    weights = [part for chunk in table["weights"].chunks for part in chunk]
+    for row, part in zip(rows, weights, strict=True):
+        if not part.is_valid:
+            raise SkipListError(f"shard {row['shard']!r} has no weights in a file of version {WEIGHTED}; {_AGAIN}")
+        row["weights"] = part.values.to_numpy(zero_copy_only=False)
+    return rows
 
 
 def _skip_list_of(rows: list[_Row], metadata: dict[str, str]) -> SkipList:
@@ -184,6 +234,9 @@ def _skip_list_of(rows: list[_Row], metadata: dict[str, str]) -> SkipList:
             raise SkipListError(f"two rows for shard {place[1]!r} of stream {place[0]}; {_AGAIN}")
         seen.add(place)
         bitmaps.append(_bitmap_of(row))
+        if "weights" in row:
+            _agree(f"number of weights of shard {row['shard']!r}", len(row["weights"]), row["kept"])
+    weights = [row["weights"] for row in rows if "weights" in row]
     return SkipList(
         layout=DatasetLayout(streams=tuple(_stream_of(list(group)) for _, group in _by_stream(rows))),
         pruned=tuple(bitmaps),
@@ -191,6 +244,7 @@ def _skip_list_of(rows: list[_Row], metadata: dict[str, str]) -> SkipList:
         keep_ratio=float(metadata["keep_ratio"]),
         method=metadata["method"],
         run=metadata["run"],
+        weights=joined(weights) if weights else None,
     )
 
 
@@ -226,7 +280,7 @@ def _rows_of(skip_list: SkipList) -> list[_Row]:
     keys = [
         key for key, stream in zip(layout.stream_keys, layout.streams, strict=True) for _ in range(len(stream.shards))
     ]
-    return [
+    rows = [
         {
             "stream": key,
             "shard": shard.name,
@@ -237,6 +291,10 @@ def _rows_of(skip_list: SkipList) -> list[_Row]:
         }
         for key, shard, bitmap in zip(keys, layout.shards, skip_list.pruned, strict=True)
     ]
+    for row, weights in zip(rows, skip_list.weights_per_shard(), strict=True):
+        if weights is not None:
+            row["weights"] = weights
+    return rows
 
 
 def _content(rows: list[_Row]) -> str:
@@ -244,8 +302,11 @@ def _content(rows: list[_Row]) -> str:
     sha = hashlib.sha256()
     for row in rows:
         plain = [row[name] for name in ("stream", "shard", "bytes", "samples", "kept")]
-        sha.update(json.dumps([*plain, len(row["pruned"])]).encode())
+        weights = [np.asarray(row["weights"], dtype="<f4")] if "weights" in row else []
+        sha.update(json.dumps([*plain, len(row["pruned"]), *map(len, weights)]).encode())
         sha.update(row["pruned"])
+        for values in weights:
+            sha.update(values.tobytes())
     return sha.hexdigest()
 
 

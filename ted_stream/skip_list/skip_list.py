@@ -3,25 +3,30 @@
 import hashlib
 import json
 import operator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pyroaring import AbstractBitMap, FrozenBitMap
 
-from ted_stream.skip_list.bitmaps import bitmap_of, positions_of
+from ted_stream.skip_list.bitmaps import bitmaps_of_bits, bitmaps_of_ids, check_bitmaps, positions_of
 from ted_stream.skip_list.difference import first_difference
 from ted_stream.skip_list.errors import SkipListError
 from ted_stream.skip_list.layout import DatasetLayout, ShardLayout
 from ted_stream.skip_list.text import check_text
-from ted_stream.skip_list.version import FORMAT_VERSION
+from ted_stream.skip_list.version import UNWEIGHTED, WEIGHTED
+from ted_stream.skip_list.weights import Weights, checked, joined
+
+_BLOCK = 1 << 16  # samples whose ids are made at once
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SkipList:
-    """The samples that one epoch leaves out. Immutable, hashable, equal by value.
+    """The samples that one epoch leaves out, and what those that it keeps weigh. Immutable, hashable, equal by value.
 
     Attributes:
         layout: The dataset that the list belongs to.
@@ -30,9 +35,11 @@ class SkipList:
         keep_ratio: The fraction of samples that the method was asked to keep, in [0, 1].
         method: Name of the pruning method.
         run: Name of the training run that made the list; no part of the digest.
+        weights: The weight of each kept sample in the loss, by ascending global id: finite and above 0, float32,
+            shape (num_kept,), kept as a read-only copy. None: all weigh alike.
 
     Raises:
-        SkipListError: A value is out of its range, or the bitmaps do not fit the layout.
+        SkipListError: A value is out of its range, or the bitmaps or weights do not fit the layout.
     """
 
     layout: DatasetLayout = field(repr=False)
@@ -41,6 +48,7 @@ class SkipList:
     keep_ratio: float
     method: str
     run: str
+    weights: Weights | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         frozen = tuple(b if isinstance(b, FrozenBitMap) else FrozenBitMap(b) for b in self.pruned)
@@ -54,16 +62,27 @@ class SkipList:
             raise SkipListError(f"keep_ratio is {self.keep_ratio}, outside [0, 1]")
         check_text("method", self.method)
         check_text("run", self.run)
-        if len(frozen) != self.layout.num_shards:
-            raise SkipListError(
-                f"{len(frozen)} bitmaps for {self.layout.num_shards} shards; give one each, in layout order"
-            )
-        for shard, bitmap in zip(self.layout.shards, frozen, strict=True):
-            if bitmap and bitmap.max() >= shard.samples:
-                raise SkipListError(
-                    f"position {bitmap.max()} is pruned in shard {shard.name!r}, "
-                    f"which has {shard.samples} samples; positions count from 0 within each shard"
-                )
+        check_bitmaps(self.layout, frozen)
+        if self.weights is not None:
+            object.__setattr__(self, "weights", checked(self.weights, self.layout, self.kept_per_shard))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.weights is not None:
+            self.weights.flags.writeable = False  # which pickling and copying forget
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SkipList):
+            return NotImplemented
+        names = ("layout", "pruned", "epoch", "keep_ratio", "method", "run")
+        if any(getattr(self, name) != getattr(other, name) for name in names):
+            return False
+        if self.weights is None or other.weights is None:
+            return self.weights is other.weights
+        return np.array_equal(self.weights, other.weights)
+
+    def __hash__(self) -> int:
+        return hash((self.digest, self.run))
 
     @classmethod
     def from_pruned_ids(
@@ -75,37 +94,19 @@ class SkipList:
         keep_ratio: float,
         method: str,
         run: str,
+        weights: Weights | None = None,
     ) -> "SkipList":
-        """Make a skip-list from the global ids of the pruned samples.
+        """Make a skip-list from the pruned samples' global ids: unique integers, shape (n,), in any order.
 
-        Args:
-            layout: The dataset.
-            pruned_ids: Unique ids in [0, layout.num_samples), in any order: integers, shape (n,).
-            epoch: See the class.
-            keep_ratio: See the class.
-            method: See the class.
-            run: See the class.
+        The other arguments are those of the class.
 
         Raises:
             SkipListError: An id is out of range or occurs twice, or the array is not of integers in one axis.
         """
-        ids = np.asarray(pruned_ids)
-        if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or ids.size == 0):
-            raise SkipListError(f"pruned_ids has shape {ids.shape} and dtype {ids.dtype}; give integers, shape (n,)")
-        ids = np.sort(ids)
-        if ids.size and not (ids[0] >= 0 and ids[-1] < layout.num_samples):
-            raise SkipListError(
-                f"pruned_ids runs from {ids[0]} to {ids[-1]}, outside [0, {layout.num_samples}), "
-                "the ids of this dataset"
-            )
-        ids = ids.astype(np.int64, copy=False)
-        repeated = ids[1:][ids[1:] == ids[:-1]]
-        if repeated.size:
-            raise SkipListError(f"pruned_ids repeats {repeated.size} ids, the first {repeated[0]}; give each id once")
-        offsets = layout.shard_offsets
-        parts = np.split(ids, np.searchsorted(ids, offsets[1:]))
-        pruned = tuple(bitmap_of(part - start) for part, start in zip(parts, offsets, strict=True))
-        return cls(layout=layout, pruned=pruned, epoch=epoch, keep_ratio=keep_ratio, method=method, run=run)
+        pruned = bitmaps_of_ids(layout, pruned_ids)
+        return cls(
+            layout=layout, pruned=pruned, epoch=epoch, keep_ratio=keep_ratio, method=method, run=run, weights=weights
+        )
 
     @classmethod
     def from_keep_mask(
@@ -117,8 +118,11 @@ class SkipList:
         keep_ratio: float,
         method: str,
         run: str,
+        weights: Weights | None = None,
     ) -> "SkipList":
         """Make a skip-list from a mask over global ids: bool, shape (layout.num_samples,), True where kept.
+
+        The other arguments are those of the class.
 
         Raises:
             SkipListError: The mask has another shape or dtype.
@@ -128,8 +132,9 @@ class SkipList:
             raise SkipListError(
                 f"keep has shape {keep.shape} and dtype {keep.dtype}; give bool, shape ({layout.num_samples},)"
             )
-        bits = np.packbits(keep)
-        return cls.from_keep_bits(layout, bits, epoch=epoch, keep_ratio=keep_ratio, method=method, run=run)
+        return cls.from_keep_bits(
+            layout, np.packbits(keep), epoch=epoch, keep_ratio=keep_ratio, method=method, run=run, weights=weights
+        )
 
     @classmethod
     def from_keep_bits(
@@ -141,31 +146,20 @@ class SkipList:
         keep_ratio: float,
         method: str,
         run: str,
+        weights: Weights | None = None,
     ) -> "SkipList":
         """Make a skip-list from a mask of one bit per sample, unpacked for a shard at a time.
 
-        Args:
-            layout: The dataset.
-            bits: `numpy.packbits` of a mask over global ids, 1 where kept: uint8, shape (⌈num_samples / 8⌉,).
-            epoch: See the class.
-            keep_ratio: See the class.
-            method: See the class.
-            run: See the class.
+        ``bits`` is `numpy.packbits` of a mask over global ids, 1 where kept: uint8, shape (⌈num_samples / 8⌉,). The
+        other arguments are those of the class.
 
         Raises:
             SkipListError: The bits have another shape or dtype.
         """
-        bits = np.asarray(bits)
-        shape = (-(-layout.num_samples // 8),)
-        if bits.shape != shape or bits.dtype != np.uint8:
-            raise SkipListError(f"bits have shape {bits.shape} and dtype {bits.dtype}; give uint8, shape {shape}")
-        pruned = []
-        for shard, start in zip(layout.shards, layout.shard_offsets.tolist(), strict=True):
-            first, shift = divmod(start, 8)
-            stop = start + shard.samples
-            keep = np.unpackbits(bits[first : -(-stop // 8)], count=stop - 8 * first)[shift:]
-            pruned.append(bitmap_of(np.flatnonzero(keep == 0)))
-        return cls(layout=layout, pruned=tuple(pruned), epoch=epoch, keep_ratio=keep_ratio, method=method, run=run)
+        pruned = bitmaps_of_bits(layout, bits)
+        return cls(
+            layout=layout, pruned=pruned, epoch=epoch, keep_ratio=keep_ratio, method=method, run=run, weights=weights
+        )
 
     @property
     def num_samples(self) -> int:
@@ -204,24 +198,46 @@ class SkipList:
             start += len(bitmap)
         return ids
 
-    def kept_ids(self) -> npt.NDArray[np.int64]:
-        """Global ids of the kept samples, ascending: int64, shape (num_kept,)."""
-        return np.flatnonzero(self.keep_mask())
+    def kept_ids(self, dtype: npt.DTypeLike = np.int64) -> npt.NDArray[Any]:
+        """Global ids of the kept samples, ascending: integers of ``dtype``, shape (num_kept,)."""
+        keep, ids, start = self.keep_mask(), np.empty(self.num_kept, dtype), 0
+        for first in range(0, len(keep), _BLOCK):  # 8 bytes for every kept sample at once would be the most of it
+            found = np.flatnonzero(keep[first : first + _BLOCK])
+            ids[start : start + len(found)] = found + first
+            start += len(found)
+        return ids
+
+    def weights_by_id(self) -> Weights:
+        """Weights by global id, 1 where all weigh alike: float32, shape (num_samples,), NaN for pruned samples."""
+        weights = np.full(self.num_samples, np.nan, dtype=np.float32)
+        weights[self.keep_mask()] = 1 if self.weights is None else self.weights
+        return weights
+
+    def without_weights(self) -> "SkipList":
+        """The same list, its kept samples all weighing alike."""
+        return self if self.weights is None else replace(self, weights=None)
+
+    @property
+    def format_version(self) -> int:
+        """The format version of the list's file: 2 with weights, 1 without."""
+        return UNWEIGHTED if self.weights is None else WEIGHTED
 
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 of what the list selects: the same for any ``run`` and any order of the streams.
+        """Hex sha256 of what the list selects and weighs: the same for any ``run`` and any order of the streams.
 
         Positions enter as ascending little-endian uint32, not as serialized bitmaps, whose bytes depend on
-        the containers that a Roaring library chooses.
+        the containers that a Roaring library chooses; weights as little-endian float32.
         """
-        header = [FORMAT_VERSION, self.layout.fingerprint, self.epoch, self.keep_ratio.hex(), self.method]
+        header = [self.format_version, self.layout.fingerprint, self.epoch, self.keep_ratio.hex(), self.method]
         sha = hashlib.sha256(json.dumps(header).encode())
-        for key, (shards, bitmaps) in sorted(self._rows().items()):
-            for shard, bitmap in zip(shards, bitmaps, strict=True):
+        for key, rows in sorted(self._rows().items()):
+            for shard, bitmap, weights in rows:
                 row = [key, shard.name, shard.size, shard.samples, len(bitmap)]
                 sha.update(json.dumps(row).encode())
                 sha.update(positions_of(bitmap).astype("<u4", copy=False).tobytes())
+                if weights is not None:
+                    sha.update(weights.astype("<f4", copy=False).tobytes())
         return sha.hexdigest()
 
     def aligned_to(self, layout: DatasetLayout) -> "SkipList":
@@ -242,20 +258,18 @@ class SkipList:
                 "that the list was made for"
             )
         rows = self._rows()
-        pruned = tuple(bitmap for key in layout.stream_keys for bitmap in rows[key][1])
-        return SkipList(
-            layout=layout,
-            pruned=pruned,
-            epoch=self.epoch,
-            keep_ratio=self.keep_ratio,
-            method=self.method,
-            run=self.run,
-        )
+        found = [row for key in layout.stream_keys for row in rows[key]]
+        weights = None if self.weights is None else joined([w for _, _, w in found if w is not None])
+        return replace(self, layout=layout, pruned=tuple(bitmap for _, bitmap, _ in found), weights=weights)
 
-    def _rows(self) -> dict[str, tuple[tuple[ShardLayout, ...], tuple[AbstractBitMap, ...]]]:
-        """Shards and bitmaps of each stream, by stream key."""
-        ends = accumulate(len(stream.shards) for stream in self.layout.streams)
-        return {
-            key: (stream.shards, self.pruned[end - len(stream.shards) : end])
-            for key, stream, end in zip(self.layout.stream_keys, self.layout.streams, ends, strict=True)
-        }
+    def weights_per_shard(self) -> Sequence[Weights | None]:
+        """The weights of each shard's kept samples, in layout order; None for each where there are none."""
+        if self.weights is None:
+            return [None] * self.layout.num_shards
+        return np.split(self.weights, np.cumsum(self.kept_per_shard)[:-1])
+
+    def _rows(self) -> dict[str, list[tuple[ShardLayout, AbstractBitMap, Weights | None]]]:
+        """Shard, bitmap and weights of each shard of each stream, by stream key."""
+        rows = zip(self.layout.shards, self.pruned, self.weights_per_shard(), strict=True)
+        streams = zip(self.layout.stream_keys, self.layout.streams, strict=True)
+        return {key: list(islice(rows, len(stream.shards))) for key, stream in streams}

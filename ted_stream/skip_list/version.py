@@ -1,3 +1,5 @@
-"""The version of the skip-list's format; part of every file and of every digest."""
+"""The versions of the skip-list's format; part of every file and of every digest."""
 
-FORMAT_VERSION = 1
+UNWEIGHTED = 1  # which readers of before there were weights read too
+WEIGHTED = 2
+FORMAT_VERSION = WEIGHTED  # the newest; all before it are read

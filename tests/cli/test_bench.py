@@ -1,10 +1,15 @@
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from ted_stream.cli import app
+from ted_stream.pipelines.benches.step import VARIANTS
+from ted_stream.pruning.measures import MEASURES, SITES
 
 
 def test_selection_on_two_ranks():
@@ -20,17 +25,38 @@ def test_selection_on_two_ranks():
 
 def test_step():
     result = CliRunner(env={"COLUMNS": "160"}).invoke(
-        app, ["bench", "step", "--model", "convnet", "--rounds", "2", "--steps", "3", "--batch-size", "4"]
+        app, ["bench", "step", "--model", "convnet", "--rounds", "2", "--steps", "2", "--batch-size", "4"]
     )
     assert result.exit_code == 0, result.output
-    (row,) = [line for line in result.output.splitlines() if "convnet" in line]
-    _, _, batch_size, plain, *ratios, _ = row.split("│")
-    assert int(batch_size) == 4
-    assert float(plain) > 0
-    assert len(ratios) == 4  # plain again, and three sites
-    for ratio in ratios:
-        middle, low, high = map(float, re.findall(r"[0-9.]+", ratio))
+    rows = [line for line in result.output.splitlines() if line.startswith("convnet")]
+    assert len(rows) == len(VARIANTS)
+    for row, variant in zip(rows, VARIANTS, strict=True):
+        words, ratios = row.split(variant, 1)
+        _, batch_size, plain = words.split()
+        assert int(batch_size) == 4
+        assert float(plain) > 0
+        middle, low, high = map(float, re.findall(r"[0-9.]+", ratios))
         assert 0 < low <= middle <= high
+
+
+def test_every_measure_and_weights_are_timed():
+    measures = [measure for measure, _ in VARIANTS.values() if measure is not None]
+    assert {type(measure) for measure in measures} == set(MEASURES.values())
+    assert {measure.site for measure in measures} >= {*SITES}
+    assert VARIANTS["weights"] == (None, True)
+
+
+def test_step_needs_nothing_but_torch():
+    """On a machine without Composer the benchmark runs as a script, in the repository's root."""
+    code = (
+        "import sys, torch\n"
+        "for host in ('composer', 'streaming', 'webdataset', 'omegaconf', 'typer', 'rich', 'transformers'):\n"
+        "    sys.modules[host] = None\n"
+        "from pipelines.benches.step import bench_step\n"
+        "(row,) = bench_step('gpt', rounds=1, steps=1, batch_size=2, variants=['weights'])\n"
+        "assert row.quartiles[1] > 0"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
 
 
 def test_boundary_on_two_ranks():

@@ -68,3 +68,13 @@ def test_train_shows_one_table(tmp_path):
     assert result.exit_code == 0, result.output
     for words in ("test accuracy", "samples forwarded", "planned", "skip-lists:", "manifest:"):
         assert words in result.output
+
+
+def test_compare_shows_a_saving_that_is_decided_as_it_goes(tmp_path):
+    data = str(tmp_path / "digits")
+    run("prepare", "digits", "--out", data)
+    overrides = [f"data.path={data}", f"folder={tmp_path / 'run'}", "max_duration=2ep", "data.num_workers=0"]
+    result = run("compare", QUICKSTART, *overrides, "model.channels=[4]", "--methods", "none,infobatch", "--seeds", "1")
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.output.splitlines() if line.startswith("│ ")]
+    assert [row.split("│")[4].strip() for row in rows if "%" in row] == ["0.0000", "as it goes"]

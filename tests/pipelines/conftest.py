@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ted_stream.pipelines.digits import prepare_digits
+from ted_stream.pipelines.corpora.digits import prepare_digits
 
 CLASSES = [f"class{index}" for index in range(10)]
 

@@ -5,7 +5,7 @@ import signal
 import sys
 from multiprocessing import active_children
 
-from ted_stream.pipelines.imagenet import prepare_imagenet
+from ted_stream.pipelines.corpora.imagenet import prepare_imagenet
 
 
 def main() -> None:

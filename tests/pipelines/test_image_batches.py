@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ted_stream.pipelines.image_batches import ImageTransform, random_crop_flip
+from ted_stream.pipelines.training.image_batches import ImageTransform, random_crop_flip
 
 
 def images(count: int = 64, height: int = 6, width: int = 5) -> torch.Tensor:

@@ -8,9 +8,9 @@ import torch
 from streaming import StreamingDataset
 from transformers import AutoTokenizer
 
-from ted_stream.pipelines.instructions import IGNORED, prepare_instructions, read_pairs, train_tokenizer
-from ted_stream.pipelines.prepared import read_description
-from ted_stream.pipelines.text_batches import PaddingCollator
+from ted_stream.pipelines.corpora.instructions import IGNORED, prepare_instructions, read_pairs, train_tokenizer
+from ted_stream.pipelines.corpora.prepared import read_description
+from ted_stream.pipelines.training.text_batches import PaddingCollator
 
 PAIRS = [{"question": f"What is {a} plus {b}?", "answer": f"{a} + {b} = {a + b} ✓"} for a in range(6) for b in range(6)]
 FIELDS: dict[str, Any] = {"prompt_field": "question", "response_field": "answer"}

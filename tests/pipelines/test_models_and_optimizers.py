@@ -3,10 +3,11 @@ import pytest
 import torch
 from torch import nn
 
-from ted_stream.pipelines import settings as config
-from ted_stream.pipelines.lars import LARS, lars_groups
-from ted_stream.pipelines.models import IMAGE_MODELS, classifier, convnet, gpt
-from ted_stream.pipelines.optimizers import build_optimizer, build_scheduler
+from ted_stream.pipelines.training import settings as config
+from ted_stream.pipelines.training.lars import LARS, lars_groups
+from ted_stream.pipelines.training.models import classifier, gpt
+from ted_stream.pipelines.training.networks import IMAGE_MODELS, convnet
+from ted_stream.pipelines.training.optimizers import build_optimizer, build_scheduler
 
 
 @pytest.mark.parametrize("name", sorted(IMAGE_MODELS))

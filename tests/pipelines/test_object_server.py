@@ -7,7 +7,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from ted_stream.pipelines.object_server import Link, ObjectServer, Traffic
+from ted_stream.pipelines.benches.object_server import Link, ObjectServer, Traffic
 
 CONTENT = bytes(range(256)) * 2000
 LINK = Link(bytes_per_second=20e6, latency=0.01)

@@ -18,8 +18,8 @@ from streaming import MDSWriter, StreamingDataset
 from typer.testing import CliRunner
 
 from ted_stream.cli import app
-from ted_stream.pipelines.imagenet import prepare_imagenet
-from ted_stream.pipelines.prepared import DESCRIPTION_FILE, read_description
+from ted_stream.pipelines.corpora.imagenet import prepare_imagenet
+from ted_stream.pipelines.corpora.prepared import DESCRIPTION_FILE, read_description
 
 SHARD_SIZE = 6000
 PER_CLASS, TEST_PER_CLASS = 12, 3

@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from streaming import StreamingDataset
 
-from ted_stream.pipelines.cifar import prepare_cifar
-from ted_stream.pipelines.digits import prepare_digits
-from ted_stream.pipelines.prepared import DESCRIPTION_FILE, new_dataset, read_description
+from ted_stream.pipelines.corpora.cifar import prepare_cifar
+from ted_stream.pipelines.corpora.digits import prepare_digits
+from ted_stream.pipelines.corpora.prepared import DESCRIPTION_FILE, new_dataset, read_description
 
 
 def read_split(folder: Path) -> tuple[np.ndarray, np.ndarray]:

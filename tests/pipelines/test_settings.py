@@ -1,8 +1,10 @@
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from ted_stream.pipelines.settings import ConfigError, epochs, load_settings, replaced
+from ted_stream.methods import METHODS, TED, ImportanceSampling, InfoBatch
+from ted_stream.pipelines.training.settings import METHOD_NAMES, ConfigError, epochs, load_settings, replaced
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUICKSTART = next(path for path in CONFIGS if path.name == "quickstart.yaml")
@@ -19,10 +21,10 @@ def test_every_config_loads_without_a_warning(path, recwarn):
 def test_overrides_win_and_the_last_most():
     overrides = ["pruning.prune_ratio=0.3", "model.channels=[4, 8]", "seed=1", "seed=2", "pruning.beta=null"]
     settings = load_settings(QUICKSTART, overrides)
-    assert settings.pruning.prune_ratio == 0.3
+    assert settings.pruning.given == {"prune_ratio": 0.3}
     assert settings.model.channels == [4, 8]
     assert settings.seed == 2
-    assert settings.pruning.beta is None
+    assert settings.pruning.value == TED(0.3)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,13 @@ def test_overrides_win_and_the_last_most():
         ("data.batch_size=0", "data.batch_size is 0, expected 1 or more"),
         ("optimizer.name=adma", "optimizer.name: no 'adma'; did you mean adamw"),
         ("pruning.method=teds", "pruning.method: no 'teds'; did you mean ted"),
+        ("pruning.progress=sample", "pruning.progress: no 'sample'; did you mean samples"),
+        ("pruning.prune_ratio=null", r"no value for pruning\.prune_ratio, which ted needs"),
+        ("pruning.prune_ratio=1.5", r"pruning: prune_ratio is 1\.5, but it must lie in \[0, 1\)"),
+        ("pruning.prune_ratio=most", "pruning.prune_ratio: Value 'most'"),
+        ("pruning.site=logits", "pruning: site is 'logits', but .* 'input', 'features', 'output'"),
+        ("pruning.choice=top_k", "pruning: choice is 'top_k'"),
+        ("pruning.folder=x", "no setting pruning.folder; did you mean folder"),
         ("model=convnet", "model is a section"),
         ("max_duration=100ba", "max_duration is '100ba', expected epochs"),
         ("run_name", "not of the form key=value"),
@@ -47,6 +56,32 @@ def test_overrides_win_and_the_last_most():
 def test_what_is_wrong_is_named(override, message):
     with pytest.raises(ConfigError, match=message):
         load_settings(QUICKSTART, [override])
+
+
+def test_every_field_of_every_method_can_be_set():
+    """The section follows the methods: what is registered can be named, and what is a field can be set."""
+    assert ("none", *METHODS) == METHOD_NAMES
+    for name, method in METHODS.items():
+        for option in fields(method):
+            value = {"schedule": "roller-coaster", "choice": "sampled"}.get(option.name, option.default)
+            if not isinstance(value, (bool, float, str)):
+                value = {"site": "output"}.get(option.name, 0.3)
+            given = [f"pruning.method={name}", f"pruning.{option.name}={value}"]
+            if option.name == "temperature":
+                given.append("pruning.choice=sampled")
+            made = load_settings(QUICKSTART, given).pruning.value
+            assert isinstance(made, method)
+            assert getattr(made, option.name) == value, option.name
+
+
+def test_a_setting_that_the_method_does_not_have_is_refused():
+    common = ["pruning.method=infobatch", "pruning.site=input"]
+    with pytest.raises(ConfigError, match=r"pruning\.site: infobatch has no such setting, it has prune_ratio, anneal"):
+        load_settings(QUICKSTART, common)
+    assert load_settings(QUICKSTART, [*common, "pruning.site=null"]).pruning.value == InfoBatch(0.7)
+    assert load_settings(QUICKSTART, ["pruning.method=none"]).pruning.value is None
+    sampling = load_settings(QUICKSTART, ["pruning.method=importance_sampling", "pruning.floor=0.2"]).pruning.value
+    assert sampling == ImportanceSampling(0.7, floor=0.2)
 
 
 def test_sharding_refuses_channels_last():

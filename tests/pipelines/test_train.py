@@ -1,17 +1,14 @@
-import inspect
 import json
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from ted_stream import TED, RandomPruning
-from ted_stream.pipelines.compare import compare
-from ted_stream.pipelines.instructions import prepare_instructions
-from ted_stream.pipelines.settings import METHODS, ConfigError, Pruning, load_settings
-from ted_stream.pipelines.train import METHODS as BUILDERS
-from ted_stream.pipelines.train import train
+from ted_stream.pipelines.corpora.instructions import prepare_instructions
+from ted_stream.pipelines.training.compare import compare
+from ted_stream.pipelines.training.settings import METHOD_NAMES, ConfigError, load_settings
+from ted_stream.pipelines.training.train import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = ["max_duration=3ep", "data.num_workers=0", "model.channels=[8, 16]", "pruning.annealing=0"]
@@ -28,24 +25,42 @@ def settings(digits, tmp_path):
 
 def test_compare_runs_every_method_with_every_seed(settings, tmp_path):
     told = []
-    arms = compare(settings(), METHODS, [0], finished=told.append)
-    assert [arm.method for arm in arms] == list(METHODS)
-    assert len(told) == 3
-    full, ted, random = (arm.results[0] for arm in arms)
+    # Settings that one of the methods lacks are left to the others.
+    arms = compare(settings("pruning.site=output"), METHOD_NAMES, [0], finished=told.append)
+    assert [arm.method for arm in arms] == list(METHOD_NAMES)
+    assert len(told) == len(METHOD_NAMES)
+    results = {arm.method: arm.results[0] for arm in arms}
+    full = results["none"]
     assert (full.forwarded, full.save_ratio, full.planned_save_ratio) == (3 * 1437, 0.0, 0.0)
     assert full.skip_lists is None
-    for pruned in (ted, random):
-        assert pruned.planned_save_ratio == pytest.approx(pruned.save_ratio, abs=1e-12)
-        assert pruned.save_ratio > 0.3
-        assert pruned.skip_lists is not None
-        assert pruned.manifest is not None
-        assert len(list(Path(pruned.skip_lists).glob("*.parquet"))) == 3
-        assert Path(pruned.manifest).is_file()
-    for result in (full, ted, random):
+    pruned = [result for method, result in results.items() if method != "none"]
+    for result in pruned:
+        assert result.save_ratio > (0.1 if result.method == "infobatch" else 0.3)
+        assert result.skip_lists is not None
+        assert result.manifest is not None
+        assert len(list(Path(result.skip_lists).glob("*.parquet"))) == 3
+        assert Path(result.manifest).is_file()
+    assert results["infobatch"].planned_save_ratio is None
+    assert arms[list(METHOD_NAMES).index("infobatch")].mean_of("planned_save_ratio") is None
+    for method in ("importance_sampling", "random", "ted"):
+        assert results[method].planned_save_ratio == pytest.approx(results[method].save_ratio, abs=1e-12)
+    for result in (full, *pruned):
         assert json.loads((Path(result.folder) / "result.json").read_text()) == asdict(result)
         assert result.metrics["MulticlassAccuracy"] > 0.15
     kept = json.loads((tmp_path / "run" / "compare.json").read_text())
-    assert [arm["method"] for arm in kept] == list(METHODS)
+    assert [arm["method"] for arm in kept] == list(METHOD_NAMES)
+    ran = {
+        method: json.loads((Path(result.folder) / "run.json").read_text())
+        for method, result in results.items()
+        if result.skip_lists
+    }
+    assert "site='output'" in ran["ted"]["settings"]
+
+
+def test_a_comparison_refuses_what_one_method_cannot_do_before_it_trains(settings, tmp_path):
+    with pytest.raises(ConfigError, match="pruning: progress is 'samples', but InfoBatch"):
+        compare(settings("pruning.progress=samples"), ("none", "ted", "infobatch"), [0])
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_seed_decides_a_run(settings):
@@ -105,10 +120,3 @@ def test_an_earlier_run_is_replaced_only_when_told(settings, tmp_path):
 def test_contradictions_are_refused_before_training(overrides, message, settings):
     with pytest.raises(ConfigError, match=message):
         train(settings(*overrides))
-
-
-def test_the_schema_knows_every_argument_of_the_methods():
-    known = {option.name for option in fields(Pruning)} | {"seed", "folder"}
-    assert {"none", *BUILDERS} == set(METHODS)
-    for method in (TED, RandomPruning):
-        assert set(inspect.signature(method).parameters) <= known

@@ -1,12 +1,16 @@
 from collections import UserDict
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutput
 
-from ted_stream.pruning import LossImportance, batch_size, loss_shares, per_sample_cross_entropy, targets_of
+from ted_stream.pruning import batch_size, loss_shares, per_sample_cross_entropy, targets_of
+from ted_stream.pruning.batches import logits_of, take_rows, tensors_of, total_loss
 
 
 def _rng(seed: int = 0) -> torch.Generator:
@@ -56,6 +60,42 @@ def test_missing_targets(batch):
 def test_missing_targets_of_a_mapping():
     with pytest.raises(ValueError, match=r"no 'labels' among \['x', 'y'\]"):
         targets_of({"y": torch.zeros(2), "x": torch.zeros(2)})
+
+
+def test_rows_of_a_batch_and_of_outputs():
+    class Pair(NamedTuple):
+        first: Tensor
+        second: Tensor
+
+    x, classes, scalar = torch.arange(6).view(3, 2), torch.arange(5), torch.tensor(7)
+    taken = take_rows({"x": x, "pair": Pair(x, classes), "rest": [scalar, "abc", 5]}, torch.tensor([2, 0]), 3)
+    assert taken["x"].tolist() == [[4, 5], [0, 1]]
+    assert isinstance(taken["pair"], Pair)
+    assert taken["pair"].first.tolist() == [[4, 5], [0, 1]]
+    assert taken["pair"].second is classes
+    assert taken["rest"] == [scalar, "abc", 5]
+    logits: Any = x
+    outputs = CausalLMOutput(logits=logits)
+    for kept in (UserDict(x=x), outputs):
+        taken = take_rows(kept, torch.tensor([1]), 3)
+        assert type(taken) is type(kept)
+        assert [tensor.tolist() for tensor in tensors_of(taken)] == [[[2, 3]]]
+        assert tensors_of(kept)[0] is x
+    assert take_rows(outputs, torch.tensor([1]), 3).logits.tolist() == [[2, 3]]
+
+
+def test_logits_of_outputs():
+    z = torch.zeros(3, 5)
+    for outputs in (z, {"logits": z, "loss": z.sum()}, UserDict(logits=z), SimpleNamespace(logits=z)):
+        assert logits_of(outputs) is z
+    for outputs in (z.sum(), {"loss": z}, (z, z), None, {"logits": [z]}):
+        assert logits_of(outputs) is None
+
+
+def test_the_whole_of_a_loss():
+    x, y = torch.tensor(1.0), torch.tensor(2.0)
+    for loss in (y, {"part": x, "total": y}, {"only": y, "more": x}, (y, x), [y]):
+        assert total_loss(loss) is y
 
 
 # Shares
@@ -152,25 +192,3 @@ def test_losses_of_a_language_model_are_own_token_means(shifted):
         losses = per_sample_cross_entropy(outputs, batch, shifted=shifted)
         np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-12)
     assert expected[2] == 0
-
-
-@pytest.mark.parametrize("shifted", [False, True])
-def test_loss_importance(shifted):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = nn.Linear(3, 9)
-            self.shift_labels = shifted
-
-    importance = LossImportance()
-    importance.attach(nn.Sequential(Model()))
-    logits = torch.randn(4, 6, 9, generator=_rng(), requires_grad=True)
-    labels = torch.randint(0, 9, (4, 6), generator=_rng(1))
-    labels[1, :4] = -100
-    batch = {"x": torch.zeros(4), "labels": labels}
-    assert importance.before_forward(batch) is batch
-    importance.before_backward(batch, {"logits": logits}, logits.sum())
-    measured = importance.measure()
-    expected = _own_token_mean(logits.detach(), labels, shifted=shifted)
-    np.testing.assert_allclose(measured.numpy(), expected, rtol=1e-6)
-    assert not measured.requires_grad

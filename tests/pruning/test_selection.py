@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chi2
-from threads import ThreadCommunicator, owned_ids, run_ranks
 
 from ted_stream.pruning import HighestScores, SampledScores, Selection, SingleProcess, UniformSample, top_k_mask
 from ted_stream.pruning.hashing import hash_ids
 from ted_stream.pruning.selection import integers, kth_largest, search, select, sortable, unsortable
+from ted_stream.testing import ThreadCommunicator, owned_ids, run_ranks
 
 TINY = float(np.float32(1e-45))  # the smallest denormal
 HUGE = float(np.finfo(np.float32).max)
@@ -402,7 +402,7 @@ def test_uniform_sample_ignores_the_scores():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_temperature_must_be_positive(temperature):
-    with pytest.raises(ValueError, match=rf"temperature is {temperature}.*positive.*top_k"):
+    with pytest.raises(ValueError, match=rf"temperature is {temperature}.*positive.*highest"):
         SampledScores(temperature=temperature)
 
 

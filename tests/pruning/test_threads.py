@@ -2,7 +2,8 @@ import threading
 
 import numpy as np
 import pytest
-from threads import ThreadCommunicator, owned_ids, run_ranks
+
+from ted_stream.testing import ThreadCommunicator, owned_ids, run_ranks
 
 
 def test_collectives_mean_what_the_protocol_says():

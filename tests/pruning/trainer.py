@@ -1,4 +1,4 @@
-"""Models of five families, and a training step around an Importance as the trainer makes it."""
+"""Models of five families, and a training step around a probe as a trainer makes it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ted_stream.pruning import Importance
+from ted_stream.pruning.probe import StepProbe
 
 CLASSES = 5
 VOCABULARY = 61
@@ -169,34 +169,34 @@ def microbatches(batch: Any, size: int, microbatch: int) -> Iterator[Any]:
         yield rows(batch, start, min(start + microbatch, size))
 
 
-def train_step(
-    model: nn.Module,
+def probe_step(
+    model: Any,
     batch: Any,
-    importance: Importance | None,
+    probe: StepProbe,
     *,
+    weights: Tensor | None = None,
     microbatch: int | None = None,
     keep_ratio: float = 1.0,
     loss_scale: float = 1.0,
     loss: Callable[[Any, Any], Tensor] = mean_loss,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """One step with the loss times (k / B)·scale / r per microbatch; the importance of the batch's samples.
+    """One step with the loss times (k / B)·scale / r per microbatch; what an attached probe measured of its samples.
 
-    A loss vector is backpropagated as its mean. Gradients stay in the parameters. The importance must be attached.
+    A loss vector is backpropagated as its mean. Gradients stay in the parameters.
     """
     model.zero_grad()
     size = len(batch["input_ids"] if isinstance(batch, dict) else batch[0])
-    measured = []
+    measured, start = [], 0
     for part in microbatches(batch, size, microbatch or size):
-        if importance is not None:
-            part = importance.before_forward(part)
+        count = len(part["input_ids"] if isinstance(part, dict) else part[0])
+        part = probe.before_forward(part, None if weights is None else weights[start : start + count])
         with precision():
             outputs = model(part)
             unscaled = loss(outputs, part)
-        if importance is not None:
-            importance.before_backward(part, outputs, unscaled)
-        share = len(part["input_ids"] if isinstance(part, dict) else part[0]) / size
-        (unscaled * (share * loss_scale / keep_ratio)).mean().backward()
-        if importance is not None:
-            measured.append(importance.measure())
+        probe.before_backward(part, outputs, unscaled)
+        (unscaled * (count / size * loss_scale / keep_ratio)).mean().backward()
+        values = probe.after_backward()
+        measured += [] if values is None else [values]
+        start += count
     return torch.cat(measured) if measured else torch.empty(0)

@@ -16,7 +16,8 @@ from streaming.base.registry_utils import save_registry
 from streaming.base.stream import streams_registry
 from torch.utils.data import DataLoader
 
-from ted_stream import PrunedStreamingDataset
+from ted_stream import Prunable, PrunedStreamingDataset
+from ted_stream.reading.shard_reading import ShardReading
 
 NUM_SAMPLES = 103
 PER_SHARD = 17
@@ -614,3 +615,26 @@ def test_the_signature_shows_stocks_parameters() -> None:
     ours = inspect.signature(PrunedStreamingDataset).parameters
     assert stock.items() <= ours.items()
     assert {"skip_list", "sample_ids", "request_latency", "min_gap", "decoders"} <= set(ours)
+
+
+def test_every_argument_is_named_as_those_behind_it_name_it() -> None:
+    def named(cls: type) -> dict[str, inspect.Parameter]:
+        parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
+        return {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+    behind = named(StreamingDataset) | named(Prunable) | named(ShardReading)
+    ours = named(PrunedStreamingDataset)
+    assert list(ours) == list(inspect.signature(PrunedStreamingDataset).parameters)  # no *args or **kwargs
+    assert list(ours) == list(behind)
+    for name, parameter in behind.items():
+        assert ours[name] == parameter, name  # kind, default and annotation
+
+
+def test_every_argument_arrives(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr(Prunable, "__init__", lambda self, **arguments: taken.update(arguments))
+    arguments = {name: object() for name in inspect.signature(PrunedStreamingDataset).parameters}
+    PrunedStreamingDataset(**arguments)  # pyright: ignore[reportArgumentType]
+    assert taken == arguments
+    with pytest.raises(TypeError, match="shufle"):
+        PrunedStreamingDataset(local=folder, shufle=True)  # pyright: ignore[reportCallIssue]

@@ -6,6 +6,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,20 @@ def test_kept_samples_are_those_of_the_streaming_dataset(
     dataset = PrunedStreamingDataset(local=str(folder), batch_size=1)
     expected = [dataset[sample_id] for sample_id in skip_list.kept_ids()]
     write_skip_list(skip_list, tmp_path / "list.parquet")
-    for given in (skip_list, str(tmp_path / "list.parquet")):
+    for given in (skip_list, str(tmp_path / "list.parquet"), tmp_path / "list.parquet"):
         found = list(form(folder, drop_pruned(given), decode("pil")))
         assert ids(found) == KEPT
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.keys() - {"__url__", "__local_path__"} == theirs.keys()
             assert (ours["__key__"], ours["json"], ours["cls"]) == (theirs["__key__"], theirs["json"], theirs["cls"])
             assert np.array_equal(ours["png"], theirs["png"])
+
+
+def test_weights_that_nobody_would_apply_are_refused(skip_list: SkipList) -> None:
+    weighted = replace(skip_list, weights=np.full(skip_list.num_kept, 2, np.float32))
+    with pytest.raises(ValueError, match=r"drop_pruned has no loss .*without_weights\(\)"):
+        drop_pruned(weighted)
+    drop_pruned(weighted.without_weights())
 
 
 @FORMS

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,22 @@ def test_a_fixed_list_from_a_file(folder: str, tmp_path: Path) -> None:
             assert sorted(sample["id"] for batch in loader for sample in batch) == list(range(1, NUM_SAMPLES, 2))
     with pytest.raises(FileNotFoundError, match=r"absent\.parquet"):
         PrunedStreamingDataset(local=folder, batch_size=4, skip_list=str(tmp_path / "absent.parquet"))
+    subset = PrunedStreamingDataset(local=folder, batch_size=4, skip_list=tmp_path / "list.parquet")
+    assert sorted(sample["id"] for sample in subset) == list(range(1, NUM_SAMPLES, 2))
+
+
+def test_weights_that_nobody_would_apply_are_refused(folder: str, tmp_path: Path) -> None:
+    plain = PrunedStreamingDataset(local=folder, batch_size=4)
+    weighted = replace(skip_list_of(plain, range(100)), weights=np.full(20, 5, np.float32))
+    write_skip_list(weighted, tmp_path / "list.parquet")
+    for given in (weighted, str(tmp_path / "list.parquet")):
+        with pytest.raises(ValueError, match=r"PrunedStreamingDataset has no loss .*without_weights\(\)"):
+            PrunedStreamingDataset(local=folder, batch_size=4, skip_list=given)
+    subset = PrunedStreamingDataset(local=folder, batch_size=4, skip_list=weighted.without_weights())
+    plain.activate(weighted, sample_ids=True)  # by one who applies them
+    for dataset in (subset, plain):
+        loader = DataLoader(dataset, batch_size=4, num_workers=1, collate_fn=list)
+        assert [sample["id"] for batch in loader for sample in batch] == list(range(100, 120))
 
 
 def test_a_list_changed_between_epochs_reaches_persistent_workers(folder: str) -> None:
@@ -112,7 +129,7 @@ def test_a_list_changed_between_epochs_reaches_persistent_workers(folder: str) -
 
 def test_spawned_workers_see_the_list(folder: str) -> None:
     dataset = PrunedStreamingDataset(local=folder, batch_size=4, shuffle=True)
-    dataset.first_sample()
+    dataset.first_samples()
     dataset.activate(skip_list_of(dataset, range(100)), sample_ids=True)
     copy = pickle.loads(pickle.dumps(dataset))
     loader = DataLoader(dataset, batch_size=4, num_workers=1, multiprocessing_context="spawn")

@@ -248,7 +248,7 @@ def test_half_a_shard_is_not_deleted(folder: Path, tmp_path: Path, lost: str) ->
 
 def test_an_index_apart_from_its_shards_survives_eviction(tmp_path: Path) -> None:
     tars, local = tmp_path / "tars", tmp_path / "index"
-    index_tars(write_shards(tars), str(local))
+    index_tars(write_shards(tars), local)
     assert {path.suffix for path in tars.iterdir()} == {".tar"}
     dataset = StreamingDataset(streams=[Stream(local=str(local), remote=str(tars))], batch_size=1)
     for _ in range(2):

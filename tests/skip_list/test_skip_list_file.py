@@ -35,7 +35,8 @@ def _bytes_of(rows: list[dict], metadata: dict[str, str], schema: pa.Schema | No
     metadata = {**metadata, "content": parquet._content(rows)}
     metadata["checksum"] = parquet._checksum(metadata)
     names = {f"ted_stream.{name}": value for name, value in metadata.items()}
-    table = pa.Table.from_pylist(rows, schema=(schema or parquet._SCHEMA).with_metadata(names))
+    columns = parquet._SCHEMAS[int(metadata["format_version"])] if schema is None else schema
+    table = pa.Table.from_pylist(rows, schema=columns.with_metadata(names))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return sink.getvalue().to_pybytes()
@@ -49,11 +50,11 @@ def _parts(data: bytes) -> tuple[list[dict], dict[str, str]]:
     return file.read().to_pylist(), metadata
 
 
-def test_round_trip_through_a_new_folder(skip_list, tmp_path):
+def test_round_trip_through_a_new_folder(each, tmp_path):
     path = tmp_path / "run" / "skip_lists" / "ep0007.parquet"
-    write_skip_list(skip_list, path)
-    assert read_skip_list(path) == skip_list
-    assert read_skip_list(str(path), layout=skip_list.layout, digest=skip_list.digest) == skip_list
+    write_skip_list(each, path)
+    assert read_skip_list(path) == each
+    assert read_skip_list(str(path), layout=each.layout, digest=each.digest) == each
     assert os.listdir(path.parent) == ["ep0007.parquet"]
 
 
@@ -64,16 +65,16 @@ def test_round_trip_of_nothing_and_of_everything_pruned(layout, kept):
     assert from_bytes(to_bytes(skip_list), source="memory") == skip_list
 
 
-def test_bytes_are_reproducible(skip_list):
-    again = from_bytes(to_bytes(skip_list), source="memory")
-    assert to_bytes(again) == to_bytes(skip_list)
+def test_bytes_are_reproducible(each):
+    again = from_bytes(to_bytes(each), source="memory")
+    assert to_bytes(again) == to_bytes(each)
 
 
-def test_reading_with_a_reordered_layout_aligns(skip_list, layout):
+def test_reading_with_a_reordered_layout_aligns(each, layout):
     reordered = DatasetLayout(streams=layout.streams[::-1])
-    read = from_bytes(to_bytes(skip_list), source="memory", layout=reordered, digest=skip_list.digest)
-    assert read == skip_list.aligned_to(reordered)
-    assert read != skip_list
+    read = from_bytes(to_bytes(each), source="memory", layout=reordered, digest=each.digest)
+    assert read == each.aligned_to(reordered)
+    assert read != each
 
 
 def test_twin_streams_round_trip():
@@ -108,8 +109,93 @@ def test_columns_and_metadata_are_the_documented_ones(skip_list, layout):
     }
 
 
-def test_the_readme_snippet_needs_only_pyarrow_and_pyroaring(skip_list, layout, tmp_path):
-    write_skip_list(skip_list, tmp_path / "ep0007.parquet")
+def test_a_list_without_weights_is_as_it_was_before_there_were_any(skip_list):
+    """These are of the release that knew version 1 alone."""
+    _, metadata = _parts(to_bytes(skip_list))
+    assert metadata["format_version"] == "1"
+    assert metadata["content"] == "301c8abfd85e90b7de6d497f30efaddcb8b44bf42773ccf6d7012c82f2029a08"
+    assert metadata["digest"] == "41aeef05a23aa48cbb64914fe789671628115127b1322efd200b356da3915521"
+
+
+def test_weights_are_a_column_of_version_2(skip_list, weighted):
+    rows, metadata = _parts(to_bytes(skip_list))
+    weighted_rows, weighted_metadata = _parts(to_bytes(weighted))
+    eighths = [[8 * weight for weight in row.pop("weights")] for row in weighted_rows]
+    assert eighths == [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert weighted_rows == rows
+    assert weighted_metadata["format_version"] == "2"
+    changed = {name for name in metadata if metadata[name] != weighted_metadata[name]}
+    assert changed == {"format_version", "digest", "content"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[3]["weights"].pop(), r"weights of shard 'größe\.tar' is 3, the file says 4"),
+        (lambda rows: rows[3]["weights"].append(1.0), r"weights of shard 'größe\.tar' is 5, the file says 4"),
+        (lambda rows: rows[0]["weights"].append(rows[1]["weights"].pop(0)), r"'a/shard\.00000\.mds' is 6, .* says 5"),
+        (lambda rows: rows[3].pop("weights"), r"shard 'größe\.tar' has no weights in a file of version 2"),
+        (lambda rows: [row.pop("weights") for row in rows], r"shard 'a/.*' has no weights in a file of version 2"),
+        (lambda rows: rows[3]["weights"].__setitem__(1, float("nan")), r"1 of 15 .* nan in shard 'größe\.tar'"),
+        (lambda rows: rows[1]["weights"].__setitem__(0, 0.0), r"the first 0\.0 in shard 'a/shard\.00001\.mds'"),
+        (lambda rows: rows[3]["weights"].__setitem__(3, -1.0), r"the first -1\.0 in shard 'größe\.tar'"),
+        (lambda rows: rows[0]["weights"].__setitem__(0, float("inf")), "the first inf in shard"),
+        (lambda rows: rows[0]["weights"].__setitem__(0, 3.0), "digest is"),
+        (lambda rows: rows[0]["weights"].reverse(), "digest is"),
+    ],
+)
+def test_weights_that_disagree_are_refused_even_with_right_checksums(weighted, change, message):
+    rows, metadata = _parts(to_bytes(weighted))
+    change(rows)
+    with pytest.raises(SkipListError, match=message):
+        from_bytes(_bytes_of(rows, metadata), source="forged")
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_the_version_says_whether_there_are_weights(skip_list, weighted, version):
+    given = skip_list if version == "2" else weighted
+    rows, metadata = _parts(to_bytes(given))
+    schema = parquet._SCHEMAS[given.format_version]
+    with pytest.raises(SkipListError, match=r"columns are .* instead of"):
+        from_bytes(_bytes_of(rows, {**metadata, "format_version": version}, schema), source="forged")
+
+
+@pytest.mark.parametrize("element", [pa.float64(), pa.float16()])
+def test_weights_of_another_type_are_refused(weighted, element):
+    rows, metadata = _parts(to_bytes(weighted))
+    schema = parquet._SCHEMA.append(pa.field("weights", pa.list_(element)))
+    rows = [{**row, "weights": np.array(row["weights"], element.to_pandas_dtype())} for row in rows]
+    with pytest.raises(SkipListError, match=r"weights: list<.*instead of.*weights: list<element: float not null>"):
+        from_bytes(_bytes_of(rows, metadata, schema), source="forged")
+
+
+def test_missing_weights_among_others_are_refused(weighted):
+    rows, metadata = _parts(to_bytes(weighted))
+    schema = parquet._SCHEMA.append(pa.field("weights", pa.list_(pa.float32())))
+    names = {f"ted_stream.{name}": value for name, value in metadata.items()}
+    names["ted_stream.checksum"] = parquet._checksum(metadata)
+    rows[0]["weights"][2] = None
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata(names)), sink)
+    with pytest.raises(SkipListError):
+        from_bytes(sink.getvalue().to_pybytes(), source="forged")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_round_trip_of_weights_where_nothing_and_where_everything_is_pruned(layout, kept):
+    keep = np.full(layout.num_samples, kept)
+    weights = np.linspace(1, 2, keep.sum(), dtype=np.float32)
+    skip_list = SkipList.from_keep_mask(
+        layout, keep, epoch=0, keep_ratio=float(kept), method="m", run="r", weights=weights
+    )
+    found = from_bytes(to_bytes(skip_list), source="memory", digest=skip_list.digest)
+    assert found == skip_list
+    assert found.weights is not None
+    assert found.weights.dtype == np.float32
+
+
+def test_the_readme_snippet_needs_only_pyarrow_and_pyroaring(each, layout, tmp_path):
+    write_skip_list(each, tmp_path / "ep0007.parquet")
     check = "import sys\nassert not {'ted_stream', 'torch', 'composer', 'streaming'} & set(sys.modules)\n"
     done = subprocess.run(
         [sys.executable, "-I", "-c", _SNIPPET + check],
@@ -127,24 +213,24 @@ def test_the_readme_snippet_needs_only_pyarrow_and_pyroaring(skip_list, layout, 
     ]
 
 
-def test_every_flipped_byte_is_refused_or_meant_nothing(skip_list):
-    data = to_bytes(skip_list)
+def test_every_flipped_byte_is_refused_or_meant_nothing(each):
+    data = to_bytes(each)
     harmless = 0
     for position in range(len(data)):
         for pattern in (0x01, 0x80, 0xFF):
             flipped = bytearray(data)
             flipped[position] ^= pattern
             try:
-                found = from_bytes(bytes(flipped), source="flipped", layout=skip_list.layout)
+                found = from_bytes(bytes(flipped), source="flipped", layout=each.layout)
             except SkipListError:
                 continue
-            assert found == skip_list, (position, pattern)
+            assert found == each, (position, pattern)
             harmless += 1
     assert harmless < len(data)
 
 
-def test_a_file_cut_anywhere_is_refused(skip_list):
-    data = to_bytes(skip_list)
+def test_a_file_cut_anywhere_is_refused(each):
+    data = to_bytes(each)
     for length in [0, 1, 4, *range(5, len(data), 37), len(data) - 1]:
         with pytest.raises(SkipListError, match="no Parquet file"):
             from_bytes(data[:length], source="cut")
@@ -167,17 +253,18 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 
 
 def test_another_version_is_refused_with_both(skip_list, monkeypatch):
-    monkeypatch.setattr(parquet, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(SkipList, "format_version", 3)
+    monkeypatch.setitem(parquet._SCHEMAS, 3, parquet._SCHEMA)
     data = to_bytes(skip_list)
     monkeypatch.undo()
-    with pytest.raises(SkipListError, match="version 2 found, 1 supported"):
+    with pytest.raises(SkipListError, match="version 3 found, 1 and 2 supported"):
         from_bytes(data, source="new")
 
 
-def test_another_digest_is_refused_with_both(skip_list):
-    other = replace(skip_list, epoch=8).digest
-    with pytest.raises(SkipListError, match=f"{skip_list.digest}, asked for {other}"):
-        from_bytes(to_bytes(skip_list), source="memory", digest=other)
+def test_another_digest_is_refused_with_both(each):
+    other = replace(each, epoch=8).digest
+    with pytest.raises(SkipListError, match=f"{each.digest}, asked for {other}"):
+        from_bytes(to_bytes(each), source="memory", digest=other)
 
 
 def test_another_dataset_is_refused(skip_list, layout):
@@ -186,8 +273,8 @@ def test_another_dataset_is_refused(skip_list, layout):
         from_bytes(to_bytes(skip_list), source="ep7", layout=other)
 
 
-def test_the_forger_of_these_tests_can_write_a_valid_file(skip_list):
-    assert from_bytes(_bytes_of(*_parts(to_bytes(skip_list))), source="forged") == skip_list
+def test_the_forger_of_these_tests_can_write_a_valid_file(each):
+    assert from_bytes(_bytes_of(*_parts(to_bytes(each))), source="forged") == each
 
 
 @pytest.mark.parametrize(
@@ -232,8 +319,8 @@ def test_rows_that_disagree_are_refused_even_with_right_checksums(skip_list, cha
         ("surprise", "1", "metadata has the entries"),
     ],
 )
-def test_metadata_that_disagrees_is_refused_even_with_right_checksums(skip_list, entry, value, message):
-    rows, metadata = _parts(to_bytes(skip_list))
+def test_metadata_that_disagrees_is_refused_even_with_right_checksums(each, entry, value, message):
+    rows, metadata = _parts(to_bytes(each))
     with pytest.raises(SkipListError, match=message):
         from_bytes(_bytes_of(rows, {**metadata, entry: value}), source="forged")
 
@@ -257,18 +344,18 @@ def test_other_columns_are_refused(skip_list):
 
 
 @pytest.mark.parametrize("function", ["replace", "fsync"])
-def test_a_crash_while_writing_leaves_the_old_file_alone(skip_list, tmp_path, monkeypatch, function):
+def test_a_crash_while_writing_leaves_the_old_file_alone(each, tmp_path, monkeypatch, function):
     path = tmp_path / "ep0007.parquet"
-    write_skip_list(skip_list, path)
+    write_skip_list(each, path)
 
     def crash(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(os, function, crash)
     with pytest.raises(OSError, match="disk full"):
-        write_skip_list(replace(skip_list, epoch=8), path)
+        write_skip_list(replace(each, epoch=8), path)
     monkeypatch.undo()
-    assert read_skip_list(path) == skip_list
+    assert read_skip_list(path) == each
     assert os.listdir(tmp_path) == ["ep0007.parquet"]
 
 

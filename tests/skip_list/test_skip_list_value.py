@@ -1,3 +1,4 @@
+import copy
 import pickle
 from dataclasses import FrozenInstanceError, replace
 from itertools import permutations
@@ -8,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroaring import BitMap, FrozenBitMap
 
-from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, SkipListError, StreamLayout
+from ted_stream.skip_list import (
+    DatasetLayout,
+    ShardLayout,
+    SkipList,
+    SkipListError,
+    StreamLayout,
+    from_bytes,
+    to_bytes,
+)
 
 _WORDS = {"epoch": 0, "keep_ratio": 0.5, "method": "ted", "run": ""}
 
@@ -23,6 +32,13 @@ def _layout(streams: list[list[int]]) -> DatasetLayout:
             for s in streams
         )
     )
+
+
+def _ids_of(layout: DatasetLayout, stream_key: str) -> slice:
+    """The global ids of a stream."""
+    ends = np.cumsum([stream.num_samples for stream in layout.streams])
+    place = layout.stream_keys.index(stream_key)
+    return slice(ends[place] - layout.streams[place].num_samples, ends[place])
 
 
 @st.composite
@@ -54,11 +70,23 @@ def test_mask_ids_and_bitmaps_say_the_same(case):
         np.flatnonzero(~keep[o : o + s.samples]).tolist() for o, s in zip(starts, layout.shards, strict=True)
     ]
 
+    weights = np.random.default_rng(len(keep)).permutation(skip_list.num_kept).astype(np.float32) + 1
+    weighted = SkipList.from_keep_mask(layout, keep, **_WORDS, weights=weights)
+    assert SkipList.from_pruned_ids(layout, ids, **_WORDS, weights=weights) == weighted != skip_list
+    assert SkipList.from_keep_bits(layout, np.packbits(keep), **_WORDS, weights=weights) == weighted
+    assert np.array_equal(weighted.weights_by_id()[keep], weights)
+    assert np.isnan(weighted.weights_by_id()[~keep]).all()
+    assert from_bytes(to_bytes(weighted), source="memory", digest=weighted.digest) == weighted
+
     reordered = DatasetLayout(streams=tuple(layout.streams[i] for i in order))
-    aligned = skip_list.aligned_to(reordered)
-    assert aligned.digest == skip_list.digest
-    assert aligned.layout == reordered
-    assert aligned.aligned_to(layout) == skip_list
+    for made in (skip_list, weighted):
+        aligned = made.aligned_to(reordered)
+        assert aligned.digest == made.digest
+        assert aligned.layout == reordered
+        assert aligned.aligned_to(layout) == made
+    # Every sample keeps its weight, under its new id.
+    moved = np.concatenate([weighted.weights_by_id()[_ids_of(layout, name)] for name in reordered.stream_keys])
+    assert np.array_equal(weighted.aligned_to(reordered).weights_by_id(), moved, equal_nan=True)
 
 
 def test_many_small_shards():
@@ -90,6 +118,77 @@ def test_equal_by_value_and_immutable(skip_list, layout):
     assert replace(skip_list, run="run-2") != skip_list
     with pytest.raises(FrozenInstanceError):
         skip_list.epoch = 8
+
+
+def test_weights_are_part_of_the_value(skip_list, weighted):
+    assert weighted != skip_list
+    assert weighted.digest != skip_list.digest
+    assert (skip_list.format_version, weighted.format_version) == (1, 2)
+    changed = weighted.weights.copy()
+    changed[-1] = 9
+    other = replace(weighted, weights=changed)
+    assert other != weighted
+    assert other.digest != weighted.digest
+    again = replace(weighted, weights=weighted.weights.astype(np.float64))
+    assert again == weighted
+    assert hash(again) == hash(weighted)
+    assert weighted.without_weights() == skip_list == skip_list.without_weights()
+    assert skip_list.weights is None
+    by_id = skip_list.weights_by_id()
+    assert by_id.dtype == np.float32
+    assert np.array_equal(by_id, np.where(skip_list.keep_mask(), 1, np.nan), equal_nan=True)
+    assert "weights" not in repr(weighted)
+    assert weighted != "a list"
+
+
+@pytest.mark.parametrize("same", [lambda s: s, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_weights_stay_as_they_are(weighted, same):
+    mine = weighted.weights.copy()
+    made = same(replace(weighted, weights=mine))
+    mine[0] = 100
+    assert made == weighted
+    with pytest.raises(ValueError, match="read-only"):
+        made.weights[0] = 1
+    view = mine[:]
+    view.flags.writeable = False  # of what a caller can write to
+    made = replace(weighted, weights=view)
+    mine[0] = 7
+    assert made.weights[0] == 100
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(14, np.float32), r"shape \(14,\) and dtype float32; .* 15 kept samples"),
+        (np.ones((15, 1), np.float32), r"shape \(15, 1\)"),
+        (np.ones(15, np.int64), "int64; give float32"),
+        (np.ones(15, np.complex64), "complex64"),
+        (["a"] * 15, "<U1"),
+        (
+            np.array([1.0] * 6 + [0] + [1] * 7 + [np.nan]),
+            r"2 of 15 weights .* first 0\.0 in shard 'a/shard\.00001\.mds'",
+        ),
+        (np.array([1.0] * 14 + [-2]), r"1 of 15 weights .* first -2\.0 in shard 'größe\.tar'"),
+        (np.array([np.inf] + [1] * 14), r"first inf in shard 'a/shard\.00000\.mds'"),
+        (np.full(15, 1e300), r"15 of 15 .* first inf"),
+        (np.full(15, 1e-300), r"15 of 15 .* first 0\.0"),
+    ],
+)
+def test_impossible_weights_are_refused(skip_list, weights, message):
+    with pytest.raises(SkipListError, match=message):
+        replace(skip_list, weights=weights)
+
+
+def test_twin_streams_keep_their_own_weights():
+    layout = _layout([[2], [3], [2]])
+    skip_list = SkipList.from_pruned_ids(layout, np.array([0, 3]), **_WORDS, weights=np.arange(1, 6, dtype=np.float32))
+    swapped = skip_list.aligned_to(_layout([[2], [2], [3]]))
+    assert swapped.weights is not None
+    assert swapped.weights.tolist() == [1, 4, 5, 2, 3]
+    assert swapped.digest == skip_list.digest
+    exchanged = skip_list.weights
+    assert exchanged is not None
+    assert replace(skip_list, weights=exchanged[::-1]).digest != skip_list.digest
 
 
 def test_a_callers_bitmap_is_copied():

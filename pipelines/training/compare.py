@@ -1,0 +1,100 @@
+"""Several methods over several seeds with the same settings, in one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+
+from ted_stream.files import join, write_bytes
+
+from .settings import METHOD_NAMES, ConfigError, Settings, replaced, settings_of
+from .train import Result, pruning_of, train
+
+__all__ = ["COMPARISON_FILE", "Arm", "compare", "headline"]
+
+COMPARISON_FILE = "compare.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One method's runs, one per seed."""
+
+    method: str
+    results: tuple[Result, ...]
+
+    def spread(self, metric: str) -> tuple[float, float]:
+        """Mean and sample standard deviation of a test metric over seeds; the latter is nan for one seed."""
+        return _spread([result.metrics[metric] for result in self.results])
+
+    def mean_of(self, name: str) -> float | None:
+        """Mean of a field of `Result` over seeds, if it has a value."""
+        values = [getattr(result, name) for result in self.results]
+        return None if None in values else mean(values)
+
+
+def headline(metrics: Sequence[str]) -> str:
+    """The metric to show first: accuracy where there is one."""
+    return next((name for name in metrics if "Accuracy" in name), metrics[0])
+
+
+def compare(
+    settings: Settings,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    finished: Callable[[Result], None] = lambda _: None,
+) -> list[Arm]:
+    """Train every method with every seed; only method and seed differ.
+
+    Settings that one of the methods does not have are left to those that do. Seeds are the outer loop, so that a
+    change of the machine's speed meets all methods alike. Each run has its folder ``<folder>/<method>-seed<seed>``;
+    all results are written to ``<folder>/compare.json``.
+
+    Args:
+        settings: of every run.
+        methods: values of ``pruning.method``.
+        seeds: values of ``seed``.
+        finished: told of every result as it comes.
+
+    Returns:
+        One arm per method, in the order given.
+
+    Raises:
+        ConfigError: an unknown or repeated method, or no seed.
+    """
+    if not seeds:
+        raise ConfigError("no seeds; a comparison needs at least one.")
+    if not methods or len(set(methods)) != len(methods):
+        raise ConfigError(f"methods are {list(methods)}; name each of {', '.join(METHOD_NAMES)} at most once.")
+    runs: dict[tuple[str, int], Settings] = {}
+    for seed in seeds:
+        for method in methods:
+            name = f"{method}-seed{seed}"
+            others = settings.pruning.given.keys() - {*settings_of(method)}
+            runs[method, seed] = replaced(
+                settings,
+                {
+                    "pruning.method": method,
+                    **{f"pruning.{other}": None for other in others},
+                    "seed": seed,
+                    "run_name": f"{settings.run_name}-{name}",
+                    "folder": join(settings.folder, name),
+                },
+            )
+    for run in runs.values():
+        pruning_of(run)  # refused before the first one has trained
+    results: dict[str, list[Result]] = {method: [] for method in methods}
+    for (method, _), run in runs.items():
+        result = train(run)
+        results[method].append(result)
+        finished(result)
+    arms = [Arm(method=method, results=tuple(results[method])) for method in methods]
+    text = json.dumps([asdict(arm) for arm in arms], indent=2) + "\n"
+    write_bytes(join(settings.folder, COMPARISON_FILE), text.encode())
+    return arms
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    return mean(values), stdev(values) if len(values) > 1 else float("nan")

@@ -1,0 +1,377 @@
+"""The typed schema of a training config: YAML and ``key=value`` overrides in, checked settings out."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING as REQUIRED
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ted_stream.methods import METHODS, Method
+
+__all__ = [
+    "METHOD_NAMES",
+    "ConfigError",
+    "Data",
+    "Model",
+    "Optimizer",
+    "Pruning",
+    "Scheduler",
+    "Settings",
+    "epochs",
+    "load_settings",
+    "replaced",
+    "settings_of",
+]
+
+METHOD_NAMES = ("none", *METHODS)
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used, with the setting's name and what to write instead."""
+
+
+@dataclass
+class Data:
+    """Where the samples are and how they are batched."""
+
+    path: str = MISSING
+    """Folder or URI that `ted-stream prepare` made."""
+    cache: str | None = None
+    """Local folder for the shards of a remote dataset."""
+    batch_size: int = 128
+    """Samples per training step, over all ranks."""
+    eval_batch_size: int = 512
+    """Samples per evaluation step, over all ranks."""
+    num_workers: int = 0
+    """Reading processes per rank; 0 reads in the training process."""
+    shuffle: bool = True
+    shuffle_algo: str = "py1e"
+    num_canonical_nodes: int | None = None
+    """streaming's unit of determinism; null leaves it to streaming."""
+    image_size: int | None = None
+    """Side of the square that a JPEG becomes: 224. Only for JPEGs, which need it."""
+    augment: str = "none"
+    """`none`; of decoded images `crop_flip`: random crop from the image padded by 4 black pixels, and random flip; of
+    JPEGs `random_resized_crop`: a random part of 8 to 100 % of the area, and random flip."""
+    skip_list: str | None = None
+    """Train on the fixed subset that this skip-list keeps."""
+
+
+@dataclass
+class Model:
+    """The model and its own options; null leaves an option to the model."""
+
+    name: str = MISSING
+    channels: list[int] | None = None
+    batch_norm: bool | None = None
+    label_smoothing: float | None = None
+    channels_last: bool | None = None
+    n_layer: int | None = None
+    n_head: int | None = None
+    n_embd: int | None = None
+    dropout: float | None = None
+
+
+@dataclass
+class Optimizer:
+    """The optimizer and its own options; null leaves an option to the optimizer."""
+
+    name: str = "sgd"
+    lr: float = MISSING
+    momentum: float | None = None
+    nesterov: bool | None = None
+    weight_decay: float | None = None
+    trust_coefficient: float | None = None
+    betas: list[float] | None = None
+
+
+@dataclass
+class Scheduler:
+    """The learning rate over time; null leaves an option to the scheduler."""
+
+    name: str = "constant"
+    warmup: str | None = None
+    """Linear warm-up, as a Composer time: `20ba`, `1ep`."""
+    final: float | None = None
+    """Learning rate at the end as a share of the start."""
+    milestones: list[str] | None = None
+    gamma: float | None = None
+    max_lr: float | None = None
+    """Peak of OneCycle; null takes optimizer.lr."""
+    pct_start: float | None = None
+    div_factor: float | None = None
+    final_div_factor: float | None = None
+    cycle_momentum: bool | None = None
+
+
+def settings_of(method: str) -> list[str]:
+    """What can be set of a pruning method; of ``none`` nothing."""
+    return [option.name for option in fields(METHODS[method])] if method in METHODS else []
+
+
+@dataclass
+class Pruning:
+    """The pruning method and how it runs. Beside these the section has what can be set of the methods, by name.
+
+    Null leaves a setting to the method. Without a method, settings have no effect, so that one file serves both.
+    """
+
+    method: str = "none"
+    progress: str = "epochs"
+    """How far the learning rate comes in a pruned epoch: one of the `epochs`, or its share of the `samples`."""
+    output_layer: str | None = None
+    """Dotted name of the layer that makes the logits, where it is not found."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Values of the methods' settings, by name, where there is one."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        return {name: value for name, value in values.items() if name in _OPTIONS and value is not None}
+
+    @cached_property
+    def value(self) -> Method | None:
+        """The method with its settings.
+
+        Raises:
+            ConfigError: it does not have such a setting, lacks one, or refuses a value.
+        """
+        if self.method == "none":
+            return None
+        has, given = settings_of(self.method), self.given
+        for name in given:
+            if name not in has:
+                raise ConfigError(
+                    f"pruning.{name}: {self.method} has no such setting, it has {', '.join(has)}; "
+                    f"take it out of the file, or set pruning.{name}=null."
+                )
+        lacking = [option.name for option in fields(METHODS[self.method]) if option.default is REQUIRED]
+        for name in lacking:
+            if name not in given:
+                raise ConfigError(f"no value for pruning.{name}, which {self.method} needs.")
+        try:
+            return METHODS[self.method](**given)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"pruning: {error}") from error
+
+
+# The settings of all methods with their types, as they declare them; null leaves one to the method.
+_OPTIONS = {name: get_type_hints(METHODS[method])[name] | None for method in METHODS for name in settings_of(method)}
+_PruningSection = make_dataclass("Pruning", [(name, hint, None) for name, hint in _OPTIONS.items()], bases=(Pruning,))
+
+
+@dataclass
+class Settings:
+    """One training run."""
+
+    run_name: str = MISSING
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    pruning: Pruning = field(default_factory=_PruningSection)
+    max_duration: str = MISSING
+    """In epochs: `8ep`."""
+    seed: int = 0
+    folder: str = "runs/${run_name}"
+    """Run folder: skip-lists, scores, manifest, checkpoints, result.json."""
+    overwrite: bool = False
+    """Replace an earlier run in the folder."""
+    precision: str = "fp32"
+    """A Composer precision: `fp32`, `amp_bf16`, `amp_fp16`."""
+    device_train_microbatch_size: int | None = None
+    fsdp: bool = False
+    """Shard model and optimizer over the ranks (FSDP2) instead of replicating them."""
+    compile: bool = False
+    eval_interval: str = "1ep"
+    save_interval: str | None = None
+    """Write checkpoints this often: `1ep`, `500ba`; null writes none."""
+    autoresume: bool = False
+    """Go on from the newest checkpoint of the run folder."""
+    load_path: str | None = None
+    """Go on from this checkpoint; the run folder must be the one that it was written with."""
+    progress_bar: bool = True
+
+
+# What each choice is called and which of its section's options it takes.
+CHOICES: Mapping[str, Mapping[str, frozenset[str]]] = {
+    "model": {
+        "convnet": frozenset({"channels", "batch_norm", "label_smoothing", "channels_last"}),
+        "resnet18_cifar": frozenset({"label_smoothing", "channels_last"}),
+        "resnet50": frozenset({"label_smoothing", "channels_last"}),
+        "gpt": frozenset({"n_layer", "n_head", "n_embd", "dropout"}),
+    },
+    "optimizer": {
+        "sgd": frozenset({"lr", "momentum", "nesterov", "weight_decay"}),
+        "adamw": frozenset({"lr", "betas", "weight_decay"}),
+        "lars": frozenset({"lr", "momentum", "weight_decay", "trust_coefficient"}),
+    },
+    "scheduler": {
+        "constant": frozenset({"warmup"}),
+        "linear": frozenset({"warmup", "final"}),
+        "cosine": frozenset({"warmup", "final"}),
+        "multistep": frozenset({"warmup", "milestones", "gamma"}),
+        "onecycle": frozenset({"max_lr", "pct_start", "div_factor", "final_div_factor", "cycle_momentum"}),
+    },
+}
+PROGRESS = ("epochs", "samples")
+# Ways to augment, by the kind of prepared dataset that they are for.
+AUGMENTATIONS: Mapping[str, tuple[str, ...]] = {
+    "images": ("none", "crop_flip"),
+    "jpeg": ("none", "random_resized_crop"),
+    "instructions": ("none",),
+}
+
+
+def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read a config file and apply overrides.
+
+    Args:
+        path: a YAML file of the keys of `Settings`.
+        overrides: ``section.key=value``, later ones win.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ConfigError: an unknown key (the nearest valid one is named), a value of the wrong type or range, or a
+            setting without a value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file {path}.")
+    try:
+        given = OmegaConf.load(path)
+    except Exception as error:  # YAML's own errors share no base with OmegaConf's
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(given, DictConfig):
+        raise ConfigError(f"{path} must hold settings by name, found a {type(given).__name__}.")
+    return _merged(OmegaConf.structured(Settings), [(str(path), given), *_parsed(overrides)])
+
+
+def replaced(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """A checked copy of settings with other values.
+
+    Args:
+        settings: stay as they are.
+        changes: values by dotted key.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    given = OmegaConf.create()
+    for key, value in changes.items():
+        OmegaConf.update(given, key, value)
+    return _merged(OmegaConf.structured(settings), [("changes", given)])
+
+
+def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"the override {override!r} is not of the form key=value.")
+        yield f"the override {override!r}", OmegaConf.from_dotlist([override])
+
+
+def _merged(base: DictConfig, layers: Sequence[tuple[str, DictConfig]]) -> Settings:
+    for where, layer in layers:
+        _check_keys(OmegaConf.to_container(layer, resolve=False), Settings, where)
+        try:
+            base = OmegaConf.merge(base, layer)  # pyright: ignore[reportAssignmentType]
+        except OmegaConfBaseException as error:
+            reason = (error.msg or str(error)).splitlines()[0]
+            raise ConfigError(f"{where}: {error.full_key}: {reason}.") from error
+    missing = sorted(OmegaConf.missing_keys(base))
+    if missing:
+        raise ConfigError(f"no value for {', '.join(missing)}; set it in the file or as key=value.")
+    try:
+        settings = OmegaConf.to_object(base)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {(error.msg or str(error)).splitlines()[0]}.") from error
+    assert isinstance(settings, Settings)
+    _check_values(settings)
+    return settings
+
+
+def _check_keys(given: Any, schema: type, where: str, prefix: str = "") -> None:
+    """Refuse keys that the schema does not know, at every level."""
+    if not isinstance(given, Mapping):
+        name = prefix.rstrip(".")
+        raise ConfigError(f"{where}: {name} is a section, expected settings by name, found {given!r}.")
+    types = _hints(schema)
+    for key, value in given.items():
+        if key not in types:
+            raise ConfigError(f"{where}: {_unknown(str(key), prefix, list(types))}")
+        if is_dataclass(types[key]):
+            _check_keys(value, types[key], where, f"{prefix}{key}.")  # pyright: ignore[reportArgumentType]
+
+
+def _unknown(key: str, prefix: str, valid: Sequence[str]) -> str:
+    elsewhere = [path for path in _paths(Settings) if path.rpartition(".")[2] == key]
+    if elsewhere:  # the right name in the wrong section
+        return f"no setting {prefix}{key}; did you mean {elsewhere[0]}?"
+    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    if nearest:
+        return f"no setting {prefix}{key}; did you mean {prefix}{nearest[0]}?"
+    return f"no setting {prefix}{key}; there is {', '.join(f'{prefix}{name}' for name in sorted(valid))}."
+
+
+def _hints(schema: type) -> dict[str, Any]:
+    return get_type_hints(_PruningSection if schema is Pruning else schema)
+
+
+def _paths(schema: type, prefix: str = "") -> Iterator[str]:
+    for name, kind in _hints(schema).items():
+        if is_dataclass(kind):
+            yield from _paths(kind, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
+        else:
+            yield f"{prefix}{name}"
+
+
+def _check_values(settings: Settings) -> None:
+    _check_choice("pruning.method", settings.pruning.method, METHOD_NAMES)
+    _check_choice("pruning.progress", settings.pruning.progress, PROGRESS)
+    _ = settings.pruning.value
+    _check_choice("data.augment", settings.data.augment, sorted({*chain(*AUGMENTATIONS.values())}))
+    for section, choices in CHOICES.items():
+        options = getattr(settings, section)
+        _check_choice(f"{section}.name", options.name, list(choices))
+        for option in fields(options):
+            if option.name == "name" or getattr(options, option.name) is None:
+                continue
+            if option.name not in choices[options.name]:
+                warnings.warn(f"{section}.{option.name} has no effect: {options.name} does not take it.", stacklevel=4)
+    if settings.fsdp and settings.model.channels_last:
+        raise ConfigError("fsdp cannot shard weights with channels last; set model.channels_last=false.")
+    if settings.scheduler.name == "multistep" and not settings.scheduler.milestones:
+        raise ConfigError("scheduler.milestones: multistep needs at least one, as Composer times: [30ep, 60ep].")
+    for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("image_size", 1)):
+        value = getattr(settings.data, name)
+        if value is not None and value < least:
+            raise ConfigError(f"data.{name} is {value}, expected {least} or more.")
+    epochs(settings)
+
+
+def epochs(settings: Settings) -> int:
+    """The number of epochs of ``max_duration``.
+
+    Raises:
+        ConfigError: it is not of the form ``8ep``.
+    """
+    number = settings.max_duration.removesuffix("ep")
+    if number == settings.max_duration or not number.isdecimal() or int(number) < 1:
+        raise ConfigError(f"max_duration is {settings.max_duration!r}, expected epochs such as '8ep'.")
+    return int(number)
+
+
+def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:
+    if value not in valid:
+        nearest = difflib.get_close_matches(value, valid, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there is {', '.join(valid)}."
+        raise ConfigError(f"{name}: no {value!r}; {hint}")

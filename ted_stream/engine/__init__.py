@@ -1,0 +1,22 @@
+"""The run of a pruning method, whatever trains: epochs, records, run folder, state, and what a step records."""
+
+from ted_stream.engine.batch_ids import BatchIds, read_ids
+from ted_stream.engine.data import PrunableData, prunable_data
+from ted_stream.engine.engine import PruningEngine
+from ted_stream.engine.ranks import Ranks
+from ted_stream.engine.record import EpochRecord
+from ted_stream.engine.run_folder import RunFolder, checked_folder
+from ted_stream.engine.step import StepRecorder
+
+__all__ = [
+    "BatchIds",
+    "EpochRecord",
+    "PrunableData",
+    "PruningEngine",
+    "Ranks",
+    "RunFolder",
+    "StepRecorder",
+    "checked_folder",
+    "prunable_data",
+    "read_ids",
+]

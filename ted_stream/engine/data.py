@@ -1,0 +1,79 @@
+"""What the engine prunes: anything that decides which samples an epoch has."""
+
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader
+
+from ted_stream.sampler import PrunedSampler
+from ted_stream.skip_list import DatasetLayout, SkipList
+
+__all__ = ["PrunableData", "prunable_data"]
+
+
+class PrunableData(Protocol):
+    """What decides which samples an epoch has: a Prunable dataset, or the PrunedSampler of a map-style one."""
+
+    fixed_skip_list: SkipList | None
+
+    @property
+    def layout(self) -> DatasetLayout:
+        """What its skip-lists belong to."""
+        ...
+
+    @property
+    def full_epoch_size(self) -> int:
+        """Samples of an epoch over all ranks when nothing is pruned."""
+        ...
+
+    @property
+    def replication(self) -> int | None:
+        """How many ranks in a row get the same samples, if any do."""
+        ...
+
+    def activate(self, skip_list: SkipList | None, *, sample_ids: bool) -> None:
+        """Make a skip-list the active one from the next epoch on; every rank calls it with the same list.
+
+        Args:
+            skip_list: drops its pruned samples; ``None`` drops nothing.
+            sample_ids: whether an algorithm needs the ids of the samples.
+        """
+        ...
+
+    def check_loader(self, loader: DataLoader, *, rank: int, world_size: int) -> None:
+        """Refuse a loader that would lose kept samples, or give them other ids.
+
+        Raises:
+            ValueError: saying what to change.
+        """
+        ...
+
+    def fewest_for(self, loader: DataLoader) -> tuple[int, str]:
+        """The fewest samples that an epoch can have through this loader, and what to say of fewer."""
+        ...
+
+
+def prunable_data(loader: Any) -> PrunableData:
+    """What decides on the samples of a training dataloader.
+
+    Raises:
+        ValueError: if there is no such thing, or it has a fixed skip-list; the message says what to change.
+    """
+    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "sampler", None)
+    data: PrunableData
+    if isinstance(loader, DataLoader) and callable(getattr(dataset, "activate", None)):
+        data = dataset  # pyright: ignore[reportAssignmentType]
+    elif isinstance(loader, DataLoader) and isinstance(sampler, PrunedSampler):
+        data = sampler
+    else:
+        raise ValueError(
+            f"The training data is a {type(loader).__name__} over a {type(dataset).__name__}, which cannot be "
+            "pruned. Pass a torch DataLoader over a PrunedStreamingDataset, or make your own StreamingDataset "
+            "prunable: class Mine(Prunable, YourDataset): pass. For a map-style dataset, pass the DataLoader "
+            "sampler=PrunedSampler(dataset) (and neither shuffle nor batch_sampler)."
+        )
+    if data.fixed_skip_list is not None:
+        raise ValueError(
+            "The training data has a fixed skip_list, which pruning while training would replace at every epoch. "
+            f"Drop skip_list= from the {type(data).__name__}, or drop the pruning algorithm."
+        )
+    return data

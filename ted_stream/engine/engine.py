@@ -1,0 +1,286 @@
+"""The run of a pruning method: measure, score, choose, and train the next epoch on what is kept."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from ted_stream.engine.choosing import choose_skip_list, num_returning
+from ted_stream.engine.data import PrunableData
+from ted_stream.engine.plan import RunPlan
+from ted_stream.engine.ranks import Ranks
+from ted_stream.engine.record import EpochRecord
+from ted_stream.engine.run_folder import RunFolder
+from ted_stream.engine.state import (
+    STATE_VERSION,
+    goes_on_at,
+    load_measurements,
+    pack_measurements,
+    refuse_other_state,
+    refuse_other_streams,
+    warn_of_missing_scores,
+)
+from ted_stream.engine.step import StepRecorder
+from ted_stream.export import write_manifest
+from ted_stream.methods import Method
+from ted_stream.pruning import ScoreStore
+from ted_stream.pruning.probe import StepProbe
+from ted_stream.skip_list import SkipList, from_bytes, to_bytes
+
+__all__ = ["PruningEngine"]
+
+
+class PruningEngine:
+    """Prunes a training set epoch by epoch; a trainer calls it, and it knows none.
+
+    In every epoch the samples that are trained on are measured within the steps that train on them (:attr:`step`). At
+    the epoch's end the measurements are folded into running scores, and before the next one the method chooses what to
+    keep, a skip-list is written, and the data drops the rest.
+
+    ``start``, then per epoch ``begin_epoch``, the steps, ``check`` after the first microbatch, ``end_epoch``; then
+    ``finish``, and in any case ``release``. All are collective but ``release`` and what :attr:`step` does. After
+    ``load_state_dict``, ``start`` goes on where the state was saved.
+
+    Args:
+        method: what to measure, remember, keep and weigh.
+        data: decides which samples an epoch has.
+        folder: of the run, a local path or a URI.
+        seed: of ties and draws.
+        ranks: among which an epoch is shared out; all ranks of torch's default process group where it is ``None``.
+        output_layer: name of the layer that makes the logits, where it is not found by what enters the loss.
+        loss: the model's own loss function of (outputs, batch), where the trainer has one.
+        allow_other_settings: go on with a state that another method, other settings or another seed made.
+
+    Attributes:
+        step: what a training step must call.
+        records: of the epochs so far, the last one perhaps unfinished.
+        active: the skip-list of the current epoch.
+        store: the running scores, this rank's share.
+        output_layer: dotted name of the layer that makes the logits, once :meth:`check` knows it.
+        plan: the length of the run, and what it keeps.
+        is_checked: whether :meth:`check` has looked at the run's first microbatch.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: PrunableData,
+        *,
+        folder: str,
+        seed: int = 0,
+        ranks: Ranks | None = None,
+        output_layer: str | None = None,
+        loss: Callable[[Any, Any], Any] | None = None,
+        allow_other_settings: bool = False,
+    ) -> None:
+        self.method = method
+        self.data = data
+        self.seed = seed
+        self.ranks = ranks or Ranks()
+        self.folder = RunFolder(folder, self.ranks)
+        self.records: list[EpochRecord] = []
+        self.active: SkipList | None = None
+        self.is_checked = False
+        self.store = ScoreStore(data.layout.num_samples, method.running(), communicator=self.ranks.communicator)
+        self.plan = RunPlan(method=method, num_samples=data.layout.num_samples, epochs=0)
+        self._measures = method.measure()
+        self._probe = StepProbe(self._measures, weighted=method.weighs_samples, output_layer=output_layer, loss=loss)
+        self.step = StepRecorder(self._probe)
+        self.output_layer = output_layer
+        self._stream_keys = list(data.layout.stream_keys)
+        self._allow_other_settings = allow_other_settings
+        self._fold_seconds = 0.0
+        self._run = ""
+
+    def use(self, data: PrunableData) -> None:
+        """Go on with this data object.
+
+        Raises:
+            ValueError: if it has other streams than the data that the scores belong to.
+        """
+        refuse_other_streams(self._stream_keys, list(data.layout.stream_keys))
+        self.data = data
+
+    def start(
+        self, model: nn.Module, *, epochs: int, run: str, at: tuple[int, int] = (0, 0), last_share: float = 1.0
+    ) -> None:
+        """Begin, or go on in the middle of a run.
+
+        Args:
+            model: that is trained.
+            epochs: T, of the whole run.
+            run: its name.
+            at: the epoch, and how many of its batches have been trained on.
+            last_share: the share of the last epoch that is trained on, in (0, 1].
+
+        Raises:
+            ValueError: if it is in the middle of an epoch that nothing is known of.
+        """
+        epoch, batches_done = at
+        self.plan = RunPlan(
+            method=self.method, num_samples=self.store.num_samples, epochs=epochs, last_share=last_share
+        )
+        self._run = run
+        self.plan.warn_if_nothing_is_pruned()
+        if batches_done and self.active is None:
+            raise ValueError(
+                f"The checkpoint is in the middle of epoch {epoch} and holds no state of {type(self.method).__name__}: "
+                "the epoch's first samples were not measured. Load a checkpoint of an epoch's end instead."
+            )
+        if epoch and not self.records:
+            warn_of_missing_scores(epoch)
+        self._probe.attach(model)
+        self.is_checked = False
+        self._activate(self.active if batches_done else None)
+
+    def check(self) -> None:
+        """Refuse a loss or an output layer that cannot be measured right; after the first microbatch, collective.
+
+        Raises:
+            ValueError: saying what was seen, and what to change.
+        """
+        self.ranks.on_every_rank(self._probe.check)
+        self.output_layer = self._probe.layer or self.output_layer
+        self.is_checked = True
+
+    def finish(self) -> None:
+        """Write the manifest of what the last pruned epoch kept, and let go of the data."""
+        pruned = [record for record in self.records if record.kept < self.store.num_samples]
+        if pruned:
+            skip_list, scores = self._read_list(pruned[-1]), self.store.gather_on_rank_zero()
+            path = self.folder.path("manifest.parquet")
+            self.ranks.on_rank_zero(lambda: None if scores is None else write_manifest(path, skip_list, scores))
+        self.ranks.on_every_rank(self.release)
+
+    def release(self) -> None:
+        """Make the data whole again and take the hooks off the model; not collective, and again without effect."""
+        self._probe.detach()
+        self.data.activate(None, sample_ids=False)
+
+    def begin_epoch(self, epoch: int) -> EpochRecord:
+        """Choose what an epoch (0-based) keeps, write its skip-list, and make it active."""
+        start = time.perf_counter()
+        skip_list, factor = choose_skip_list(self.plan, self.store, self.data.layout, epoch, self.seed, self._run)
+        # An epoch that was interrupted in its first batch begins again, and counts once.
+        before = [record for record in self.records if record.epoch < epoch]
+        previous = self.active if not before or before[-1] is self.records[-1] else self._read_list(before[-1])
+        record = EpochRecord(
+            epoch=epoch,
+            keep_ratio=skip_list.keep_ratio,
+            kept=skip_list.num_kept,
+            returning=num_returning(previous, skip_list) if before and previous is not None else 0,
+            unmeasured=self.store.num_unmeasured(),
+            skip_list=f"skip_lists/ep{epoch:04d}.parquet",
+            digest=skip_list.digest,
+            loss_factor=factor,
+        )
+        self.folder.write(record.skip_list, lambda: to_bytes(skip_list))
+        self.records = [*before, record]
+        self._activate(skip_list)
+        record.boundary_seconds = time.perf_counter() - start + self._fold_seconds
+        return record
+
+    def _activate(self, skip_list: SkipList | None) -> None:
+        self.ranks.on_every_rank(lambda: self.data.activate(skip_list, sample_ids=True))
+        if skip_list is not None:
+            self.active = skip_list
+            weights = None if skip_list.weights is None else skip_list.weights_by_id()
+            self.step.weigh(weights, self.records[-1].loss_factor)
+
+    def end_epoch(self) -> EpochRecord:
+        """Fold the epoch's measurements into the running scores."""
+        start = time.perf_counter()
+        record = self.records[-1]
+        measurements = self.step.measurements()
+        self.step.clear()
+        if self._measures is None:
+            counts = np.array([len(measurements)], np.int64)
+            forwarded = int(self.store.communicator.all_reduce_sum(counts)[0])
+        else:
+            update = self.store.update(measurements)
+            forwarded, record.non_finite = update.measured, update.non_finite
+        record.forwarded = forwarded // (self.data.replication or 1)
+        self._fold_seconds = time.perf_counter() - start
+        self.folder.write("run.json", lambda: json.dumps(self.summary(), indent=1).encode())
+        return record
+
+    def scores(self) -> NDArray[np.float32]:
+        """(N,) float32 running scores by sample id, on every rank; NaN for a sample that was never measured."""
+        return self.store.gather()
+
+    @property
+    def save_ratio(self) -> float:
+        """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24); padding repeats count."""
+        done = [record for record in self.records if record.forwarded]
+        full_epochs = self.plan.full_epochs(record.epoch for record in done)
+        forwarded = sum(record.forwarded for record in done)
+        return 1 - forwarded / (self.data.full_epoch_size * full_epochs) if done else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """What ``run.json`` holds."""
+        return {
+            "method": type(self.method).__name__,
+            "settings": repr(self.method),
+            "seed": self.seed,
+            "run": self._run,
+            "dataset": self.data.layout.fingerprint,
+            "samples": self.store.num_samples,
+            "output_layer": self.output_layer,
+            "max_epochs": self.plan.epochs,
+            "planned_save_ratio": self.plan.save_ratio,
+            "save_ratio": self.save_ratio,
+            "epochs": [asdict(record) for record in self.records],
+        }
+
+    def _read_list(self, record: EpochRecord) -> SkipList:
+        data = self.folder.read(record.skip_list)
+        source = self.folder.path(record.skip_list)
+        return from_bytes(data, source=source, layout=self.data.layout, digest=record.digest)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "version": STATE_VERSION,
+            "method": repr(self.method),
+            "seed": self.seed,
+            "stream_keys": self._stream_keys,
+        }
+
+    def state_dict(self, *, everywhere: bool = True) -> dict[str, Any]:
+        """Scores, records and the measurements of an unfinished epoch, of all ranks, as tensors, numbers and text.
+
+        Args:
+            everywhere: every rank gets all of it, 4·N bytes a column of scores and 24 bytes a measurement; else rank 0
+                alone, and the state of the others serves for nothing.
+        """
+        communicator = self.store.communicator
+        return {
+            **self._identity,
+            "folder": self.folder.location,
+            "output_layer": self.output_layer or "",
+            "records": [asdict(record) for record in self.records],
+            "scores": self.store.state_dict(everywhere=everywhere),
+            "measurements": pack_measurements(self.step.measurements(), communicator, everywhere=everywhere),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave, on any number of ranks.
+
+        Raises:
+            ValueError: if the state is of another version, dataset, method or seed, or was made with other settings.
+            SkipListError: if the skip-list of its last epoch is another than it was.
+            OSError: if that skip-list cannot be read.
+        """
+        refuse_other_state(state, self._identity, allow_other_settings=self._allow_other_settings)
+        self.store.load_state_dict(state["scores"])
+        self.records = [EpochRecord(**record) for record in state["records"]]
+        self.output_layer = self._probe.output_layer = goes_on_at(self.output_layer, state["output_layer"])
+        measurements = state["measurements"]
+        self.step.clear(load_measurements(measurements, rank=self.ranks.rank, world_size=self.ranks.world_size))
+        if self.records:
+            self.active = self._read_list(self.records[-1])

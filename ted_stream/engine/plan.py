@@ -1,0 +1,87 @@
+"""What a run is planned to keep, epoch by epoch."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from warnings import warn
+
+from ted_stream.methods import Method
+from ted_stream.pruning import num_kept
+
+__all__ = ["RunPlan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """The length of a run, and what a method keeps in it.
+
+    Args:
+        method: that chooses.
+        num_samples: N, of the dataset.
+        epochs: T.
+        last_share: the share of the last epoch that is trained on, in (0, 1].
+    """
+
+    method: Method
+    num_samples: int
+    epochs: int
+    last_share: float = 1.0
+
+    def keep_ratio(self, epoch: int) -> float | None:
+        """r_t of an epoch (0-based); ``None`` where the method decides on a count in the epoch itself."""
+        return self.method.keep_ratio(epoch, self.epochs)
+
+    def kept(self, epoch: int) -> int | None:
+        """How many samples an epoch is to keep: ⌈r_t·N⌉, at least one."""
+        ratio = self.keep_ratio(epoch)
+        return None if ratio is None else num_kept(ratio, self.num_samples)
+
+    def share(self, epoch: int) -> float:
+        """The share of an epoch that is trained on."""
+        return self.last_share if epoch == self.epochs - 1 else 1
+
+    def full_epochs(self, epochs: Iterable[int]) -> float:
+        """How many full epochs these epochs stand for."""
+        return sum(map(self.share, epochs))
+
+    def warn_if_nothing_is_pruned(self) -> None:
+        """Warn of a run of one epoch that keeps everything."""
+        if self.epochs == 1 and self.keep_ratio(0) == 1:
+            warn(
+                f"The run has one epoch, and {self.method!r} keeps all samples in the first: nothing will be pruned. "
+                "Train for more epochs, or choose a method that prunes from the first.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    @property
+    def save_ratio(self) -> float | None:
+        """1 - (samples forwarded) / (N·T), known before the run (TED, eq. 24), unless the method decides as it goes."""
+        kept = [self.kept(epoch) for epoch in range(self.epochs)]
+        if any(count is None for count in kept):
+            return None
+        forwarded = sum(self.share(epoch) * (count or 0) for epoch, count in enumerate(kept))
+        return 1 - forwarded / (self.num_samples * self.full_epochs(range(self.epochs)))
+
+    @property
+    def smallest_epoch(self) -> tuple[int, float] | None:
+        """The epoch of the lowest planned keep ratio, and that ratio."""
+        ratios = {epoch: self.keep_ratio(epoch) for epoch in range(self.epochs)}
+        planned = {epoch: ratio for epoch, ratio in ratios.items() if ratio is not None}
+        return min(planned.items(), key=lambda item: item[1]) if planned else None
+
+    def forecast(self, begun: Mapping[int, int]) -> list[int]:
+        """How many samples every epoch keeps.
+
+        Args:
+            begun: by epoch, what those that have begun do keep; the others as planned.
+
+        Raises:
+            ValueError: if the method decides in an epoch itself.
+        """
+        kept = [begun.get(epoch, self.kept(epoch)) for epoch in range(self.epochs)]
+        if None in kept:
+            raise ValueError(
+                f"progress is 'samples', but {self.method!r} decides in each epoch how many samples it keeps, so the "
+                "samples of the whole run are not known in advance. Pass progress='epochs'."
+            )
+        return [count for count in kept if count is not None]

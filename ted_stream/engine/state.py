@@ -1,0 +1,112 @@
+"""What a checkpoint holds of a run, and whether a run may go on with it."""
+
+from typing import Any
+from warnings import warn
+
+import numpy as np
+import torch
+
+from ted_stream.pruning import Communicator, Measurements
+
+__all__ = [
+    "STATE_VERSION",
+    "goes_on_at",
+    "load_measurements",
+    "pack_measurements",
+    "refuse_other_state",
+    "refuse_other_streams",
+    "warn_of_missing_scores",
+]
+
+STATE_VERSION = 2
+
+
+def refuse_other_streams(scored: list[str], found: list[str]) -> None:
+    """Refuse data of other streams than those that the scores belong to.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if scored != found:
+        raise ValueError(
+            f"The scores belong to the streams {scored}, the training dataset has {found}: scores go by sample id, so "
+            "they would go to the wrong samples. Give the dataset of the run, its streams in the order that it started "
+            "with, or start a new run."
+        )
+
+
+def refuse_other_state(state: dict[str, Any], mine: dict[str, Any], *, allow_other_settings: bool) -> None:
+    """Refuse a state that another version wrote, or that belongs to another dataset, method, setting or seed.
+
+    Args:
+        state: of the checkpoint.
+        mine: ``version``, ``method``, ``seed`` and ``stream_keys`` of this run.
+        allow_other_settings: pass over another method or seed.
+
+    Raises:
+        ValueError: naming both values.
+    """
+    if state.get("version") != mine["version"]:
+        raise ValueError(
+            f"The checkpoint's pruning state has version {state.get('version')}, but this ted-stream reads version "
+            f"{mine['version']}; resume with the version that wrote it."
+        )
+    refuse_other_streams(state["stream_keys"], mine["stream_keys"])
+    if not allow_other_settings and any(state[name] != mine[name] for name in ("method", "seed")):
+        raise ValueError(
+            f"The checkpoint was made by {state['method']} with seed={state['seed']}, but this run has "
+            f"{mine['method']} with seed={mine['seed']}: its scores would be mixed with others. Pass the settings of "
+            "the checkpoint, start a new run, or pass allow_other_settings=True if you want the mixture."
+        )
+
+
+def warn_of_missing_scores(epoch: int) -> None:
+    """Warn of a run that goes on at an epoch without the scores of those before."""
+    warn(
+        f"The run goes on at epoch {epoch} without scores of the epochs before: all samples count as never measured. "
+        "Load a checkpoint that holds the state of this pruning, if there is one.",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def goes_on_at(asked: str | None, measured: str) -> str | None:
+    """The output layer that a resumed run measures at.
+
+    Args:
+        asked: the (end of the) name that was asked for.
+        measured: the name that the run has measured at; empty where it needed none.
+
+    Raises:
+        ValueError: if they are two layers.
+    """
+    if asked and measured and measured != asked and not measured.endswith(f".{asked}"):
+        raise ValueError(
+            f"The checkpoint was measured at the output layer {measured!r}, but output_layer is {asked!r}: scores of "
+            "two layers would be mixed. Drop output_layer, or start a new run."
+        )
+    return measured or asked
+
+
+def pack_measurements(mine: Measurements, communicator: Communicator, *, everywhere: bool) -> dict[str, torch.Tensor]:
+    """The measurements of all ranks, (m,) int64 each; of floats the bits, since NaN equals nothing.
+
+    Args:
+        mine: of this rank.
+        communicator: the ranks.
+        everywhere: all ranks get them; else rank 0 alone, and the others nothing.
+    """
+    gather = communicator.all_gather if everywhere else communicator.gather
+    packed = {}
+    for name in ("ids", "importance", "steps"):
+        parts = gather(getattr(mine, name).view(np.int64))
+        if parts is not None:
+            packed[name] = torch.from_numpy(np.concatenate(parts))
+    return packed
+
+
+def load_measurements(packed: dict[str, torch.Tensor], *, rank: int, world_size: int) -> Measurements:
+    """This rank's share of packed measurements. Any share will do: owners get theirs when the epoch is folded."""
+    parts = {name: values.cpu().numpy()[rank::world_size] for name, values in packed.items()}
+    importance = np.ascontiguousarray(parts["importance"]).view(np.float64)
+    return Measurements(ids=parts["ids"], importance=importance, steps=parts["steps"])

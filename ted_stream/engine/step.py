@@ -1,0 +1,140 @@
+"""What a training step records: which samples it was given, what was measured of each, what each weighs."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ted_stream.pruning import Measurements, batch_size
+from ted_stream.pruning.batches import tensors_of
+from ted_stream.pruning.probe import StepProbe
+
+__all__ = ["StepRecorder"]
+
+
+class StepRecorder:
+    """The measurements of an epoch, one step after the other; nothing in a step waits for the device.
+
+    Per batch: ``begin`` with its ids, again if the batch is tried again; then per microbatch ``before_forward``,
+    ``before_backward``, ``after_backward``; and ``commit`` once the batch has ended: only then does it count.
+
+    Args:
+        probe: measures and weighs microbatches.
+
+    Attributes:
+        loss_factor: what the host must multiply the loss by, beside the weights of single samples.
+        ids: (B,) int64, of the batch that was begun last.
+        rows_done: how many rows of it were forwarded.
+        suspects: what may change the number of a batch's rows, to name in errors.
+    """
+
+    def __init__(self, probe: StepProbe) -> None:
+        self._probe = probe
+        self._weights: Tensor | None = None
+        self.loss_factor = 1.0
+        self.suspects: list[str] = []
+        self.ids = torch.empty(0, dtype=torch.int64)
+        self.clear()
+
+    def clear(self, resumed: Measurements | None = None) -> None:
+        """Forget the epoch's measurements; begin with those of a part of it that another process trained on."""
+        self._ids: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._steps: list[int] = []
+        self._resumed = resumed or Measurements()
+        self.begin(self.ids[:0])
+
+    def weigh(self, weights: NDArray[np.float32] | None, loss_factor: float) -> None:
+        """Weigh the samples of the coming batches.
+
+        Args:
+            weights: (N,) float32 by sample id, kept on every rank where the ids are; ``None``: all alike.
+            loss_factor: see the class.
+        """
+        self._weights = None if weights is None else torch.from_numpy(weights)
+        self.loss_factor = loss_factor
+
+    def begin(self, ids: Tensor) -> None:
+        """A batch is about to be trained on, perhaps once more: what was measured in it so far does not count.
+
+        Args:
+            ids: (B,) int64 sample ids, in the order of the batch's rows, on any device.
+        """
+        self.ids = ids
+        self._pending: list[Tensor] = []
+        self.rows_done = 0
+
+    def before_forward(self, batch: Any) -> Any:
+        """The microbatch to forward.
+
+        Raises:
+            ValueError: if the microbatches have more rows than the batch has ids.
+        """
+        rows = slice(self.rows_done, self.rows_done + batch_size(batch))
+        if rows.stop > len(self.ids):
+            self.check_rows(rows.stop)
+        self.rows_done = rows.stop
+        weights = None
+        if self._weights is not None:
+            if self._weights.device != self.ids.device:
+                self._weights = self._weights.to(self.ids.device)  # once in an epoch
+            device = tensors_of(batch)[0].device
+            weights = self._weights[self.ids[rows]].to(device, non_blocking=True)
+        return self._probe.before_forward(batch, weights)
+
+    def before_backward(self, batch: Any, outputs: Any, loss: Tensor) -> None:
+        """See the microbatch's outputs and its loss, before the host scales it.
+
+        Args:
+            batch: the microbatch.
+            outputs: of the model.
+            loss: the tensor that holds all of the loss.
+        """
+        self._probe.before_backward(batch, outputs, loss)
+
+    def after_backward(self) -> None:
+        """Read what the backward pass left."""
+        values = self._probe.after_backward()
+        if values is not None:
+            self._pending.append(values)
+
+    def commit(self, step: int) -> None:
+        """The batch has ended.
+
+        Args:
+            step: its number within the epoch, from 0, the same on every rank.
+
+        Raises:
+            ValueError: if its microbatches did not have as many rows as it has ids.
+        """
+        self.check_rows(self.rows_done)
+        self._ids.append(self.ids)
+        self._steps.append(step)
+        if self._pending:
+            self._values.append(torch.cat(self._pending))
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse a batch, or what was forwarded of it, of another number of rows than it has ids.
+
+        Raises:
+            ValueError: naming what may have changed it.
+        """
+        if rows != len(self.ids):
+            suspects = ", ".join([*self.suspects, "a batch transform", "split_batch"])
+            raise ValueError(
+                f"{rows} rows of a batch go to the model, but {len(self.ids)} samples were read for it, so scores "
+                f"would go to the wrong samples. One of these changes the number of rows: {suspects}. Remove it, or "
+                "let it keep one row per sample."
+            )
+
+    def measurements(self) -> Measurements:
+        """This rank's measurements of the epoch so far; the only place that waits for the device."""
+        if not self._ids:
+            return self._resumed
+        sizes = [len(ids) for ids in self._ids]
+        ids = torch.cat(self._ids).cpu().numpy()
+        values = torch.cat(self._values).double().cpu().numpy() if self._values else np.zeros(len(ids))
+        steps = np.repeat(np.array(self._steps, np.int64), sizes)
+        return Measurements.concatenate([self._resumed, Measurements(ids=ids, importance=values, steps=steps)])

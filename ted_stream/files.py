@@ -1,0 +1,124 @@
+"""Small whole files at a local path or a URI; URIs go through streaming's own up- and downloaders.
+
+Streaming is imported only when a URI is read or written: who touches local files alone never pays for it.
+"""
+
+import os
+import re
+import secrets
+import tempfile
+from pathlib import Path
+
+__all__ = ["is_remote", "join", "read_bytes", "write_bytes"]
+
+# A scheme, a colon and a slash: "s3://…", and "dbfs:/Volumes/…" too; not a local "job:3/ep0007.parquet".
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URI (``s3://…``) and not a place in the local file system.
+
+    Raises:
+        TypeError: ``path`` is neither text nor a path object.
+        ValueError: ``path`` is empty, or a URI made into a path object, which has lost one of its slashes.
+    """
+    return _URI.match(_text(path)) is not None
+
+
+def join(folder: str | os.PathLike[str], name: str) -> str:
+    """The path or URI of a file in a folder; the errors are those of `is_remote`."""
+    return f"{_text(folder).rstrip('/')}/{name}"
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file whole or not at all: a rename on a local path, one PUT on an object store.
+
+    Args:
+        path: A local path, whose missing folders are made, or a URI that streaming can upload to.
+        data: The file's contents.
+
+    Raises:
+        IsADirectoryError: ``path`` names a folder.
+        OSError: A local file cannot be written; what was there before is unchanged.
+        ValueError: ``path`` is empty, or streaming has no uploader for it. An object store raises its own errors.
+    """
+    text = _text(path, "written")
+    if not is_remote(text):
+        _write_local(Path(text), data)
+        return
+    from streaming.base.storage.upload import UPLOADERS, CloudUploader
+
+    scheme = text.partition(":")[0]
+    if scheme not in UPLOADERS:
+        known = ", ".join(sorted(name for name in UPLOADERS if name.isidentifier()))
+        raise ValueError(
+            f"{text!r} has the scheme {scheme!r}, which streaming cannot upload to, so nothing was written; use one "
+            f"of {known}, or a local path without a scheme."
+        )
+    folder, _, name = text.rpartition("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        uploader = CloudUploader.get((scratch, folder))  # wants the folder empty
+        (Path(scratch) / name).write_bytes(data)
+        uploader.upload_file(name)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The contents of a file at a local path, or at a URI that streaming can download from.
+
+    Raises:
+        FileNotFoundError: There is no such local file.
+        IsADirectoryError: ``path`` names a folder.
+        ValueError: ``path`` is empty, or streaming has no downloader for it. An object store raises its own errors.
+    """
+    text = _text(path, "read")
+    if not is_remote(text):
+        try:
+            return Path(text).read_bytes()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"There is no file {text!r}; check the path, or that the run wrote it.") from error
+        except IsADirectoryError as error:
+            raise _is_folder(text, "read") from error
+    from streaming.base.storage.download import CloudDownloader
+
+    with tempfile.TemporaryDirectory() as scratch:
+        local = os.path.join(scratch, "file")
+        CloudDownloader.direct_download(text, local)
+        return Path(local).read_bytes()
+
+
+def _text(path: str | os.PathLike[str], to_be: str | None = None) -> str:
+    """A path as text, checked; of a file that is ``to_be`` "read" or "written", or of anything."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise TypeError(f"a path is {path!r}, a {type(path).__name__}; give text or a path object.")
+    if not text:
+        raise ValueError("a path is '', which names no file or folder; give one, '.' for the working folder.")
+    if text is not path and _URI.match(text):
+        raise ValueError(
+            f"{path!r} is a path object, which is local, but reads like a URI that lost a slash; give a URI as text, "
+            "or a local path from its root."
+        )
+    if to_be is not None and text.endswith("/"):
+        raise _is_folder(text, to_be)
+    return text
+
+
+def _is_folder(text: str, to_be: str) -> IsADirectoryError:
+    return IsADirectoryError(f"{text!r} is a folder where a file was to be {to_be}; name a file in it.")
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    """Put ``data`` under a temporary name in the same folder, flush it to disk, then rename it."""
+    if path.is_dir():
+        raise _is_folder(str(path), "written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

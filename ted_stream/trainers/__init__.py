@@ -1,0 +1,1 @@
+"""Adapters: which event of a training loop calls what of the engine."""

@@ -1,0 +1,103 @@
+"""How many full epochs a run lasts, whatever its duration is counted in, and how far it has come."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from composer.core import State, Time, TimeUnit
+
+__all__ = ["Plan", "plan_epochs", "positions"]
+
+Position = Callable[[int, int, int], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run in epochs.
+
+    Args:
+        epochs: T, the last one perhaps in part.
+        last_share: the share of the last epoch that is trained on, in (0, 1].
+        asked: the duration that was asked for.
+    """
+
+    epochs: int
+    last_share: float
+    asked: str
+
+    def share(self, epoch: int) -> float:
+        """The share of an epoch (0-based) that is trained on."""
+        return self.last_share if epoch == self.epochs - 1 else 1.0
+
+    @property
+    def full_epochs(self) -> float:
+        """T, the last one by its share."""
+        return self.epochs - 1 + self.last_share
+
+    def shown(self, full_length: int, full_samples: int) -> Time[int]:
+        """The duration of the full run, in the unit that it was asked for in; what schedules are to see."""
+        unit = Time.from_timestring(self.asked).unit
+        per_epoch = {TimeUnit.BATCH: full_length, TimeUnit.SAMPLE: full_samples}
+        if unit not in per_epoch:
+            return Time(self.epochs, TimeUnit.EPOCH)
+        return Time(round(self.full_epochs * per_epoch[unit]), unit)
+
+
+def plan_epochs(state: State, *, full_length: int, full_samples: int, before: Plan | None, again: bool) -> Plan:
+    """Plan a run in epochs: each has its keep ratio, and stands for a full one.
+
+    A duration in batches or samples is that of a full-data run: so many full epochs, the last one in part. The pruned
+    run lasts as many epochs, of fewer batches each.
+
+    Args:
+        state: of the trainer.
+        full_length: batches of a full epoch.
+        full_samples: samples of a full epoch.
+        before: the plan that the run has followed so far, if it goes on.
+        again: whether it goes on in a further ``fit()``, whose duration counts on from what was really forwarded.
+
+    Raises:
+        ValueError: for a duration in tokens or seconds, or none at all: how much of that a full epoch takes is not
+            known before it.
+    """
+    duration = state.max_duration
+    if before is not None and duration is not None:
+        # Asked for as before; or what this plan has made of it, where a fit was interrupted and goes on.
+        asked = {before.asked, f"{before.epochs}ep"} if again else {before.asked}
+        if duration.to_timestring() in asked:
+            return before
+    sizes = {TimeUnit.EPOCH: 1, TimeUnit.BATCH: full_length, TimeUnit.SAMPLE: full_samples}
+    if duration is None or duration.unit not in sizes:
+        raise ValueError(
+            f"max_duration is {duration}, but pruning plans in epochs: each has its keep ratio, and how much of that "
+            "unit a full epoch takes is not known before the run. Pass max_duration in epochs, for example '90ep', or "
+            "in batches or samples of the full-data run."
+        )
+    size, done = sizes[duration.unit], 0
+    amount = duration.value
+    if again and duration.unit != TimeUnit.EPOCH:
+        done = state.timestamp.epoch.value
+        amount -= state.timestamp.get(duration.unit).value
+    whole, rest = divmod(amount, size)
+    return Plan(
+        epochs=done + whole + (rest > 0), last_share=rest / size if rest else 1.0, asked=duration.to_timestring()
+    )
+
+
+def positions(plan: Plan, full_length: int, kept: Sequence[int] | None) -> Position:
+    """How far a run has come, in batches of the full run: a function of (epoch, its batches done, its batches).
+
+    Args:
+        plan: of the run.
+        full_length: L, batches of a full epoch.
+        kept: samples of every epoch, to advance by samples forwarded; ``None`` advances by epochs.
+    """
+    if kept is None:
+        return lambda epoch, done, batches: epoch * full_length + done * full_length * plan.share(epoch) / batches
+    forwarded = [count * plan.share(epoch) for epoch, count in enumerate(kept)]
+    total = full_length * plan.full_epochs
+
+    def position(epoch: int, done: int, batches: int) -> float:
+        now = forwarded[epoch] * (done / batches) if epoch < len(forwarded) else 0.0
+        return total * ((sum(forwarded[:epoch]) + now) / sum(forwarded))  # to the bit the total at the end
+
+    return position

@@ -1,0 +1,335 @@
+"""Means, sums, vectors and what is none of them: what scores make of the loss."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from trainer import (
+    CLASSES,
+    FAMILIES,
+    CausalLM,
+    Classifier,
+    images,
+    logits_of,
+    mean_loss,
+    mlp,
+    own_losses,
+    probe_step,
+    rows,
+    tokens,
+)
+
+from ted_stream.pruning.measures import ErrorNorm, Loss, MaskGradient, Measure
+from ted_stream.pruning.probe import StepProbe
+
+B = 8
+LossFunction = Callable[[Any, Any], Any]
+each_family = pytest.mark.parametrize("family", [FAMILIES[0], FAMILIES[-1]], ids=lambda family: family.name)
+each_measure = pytest.mark.parametrize("measure", [MaskGradient(), MaskGradient("output", 2), Loss()], ids=repr)
+
+
+def _measured(model: Any, batch: Any, measure: Measure, loss: LossFunction, given: bool, **options: Any) -> Tensor:
+    """Of the second batch, after the first was looked at; nothing changes between the two."""
+    probe = StepProbe(measure, loss=loss if given else None)
+    probe.attach(model)
+    first = probe_step(model, batch, probe, loss=loss, **options)
+    probe.check()
+    second = probe_step(model, batch, probe, loss=loss, **options)
+    assert torch.equal(first, second)
+    return second
+
+
+def _sum(outputs: Any, batch: Any) -> Tensor:
+    logits = logits_of(outputs)
+    if isinstance(batch, dict):
+        logits, targets = logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+        return F.cross_entropy(logits, targets, reduction="sum")
+    return F.cross_entropy(logits, batch[1], reduction="sum")
+
+
+# A mean, a sum, a vector
+
+
+@pytest.mark.parametrize("microbatch", [B, 3, 1])
+@pytest.mark.parametrize("given", [False, True])
+@each_measure
+@each_family
+def test_a_sum_scores_as_a_mean(family, measure, given, microbatch):
+    batch = family.batch(B)
+    expected = _measured(family.model(), batch, measure, mean_loss, given, microbatch=microbatch)
+    measured = _measured(family.model(), batch, measure, _sum, given, microbatch=microbatch)
+    torch.testing.assert_close(measured, expected, rtol=1e-10, atol=1e-14)
+
+
+@each_measure
+@each_family
+def test_a_vector_scores_as_a_mean(family, measure):
+    batch = family.batch(B)
+    expected = _measured(family.model(), batch, measure, mean_loss, True)
+    for given in (False, True):
+        measured = _measured(family.model(), batch, measure, own_losses, given)
+        torch.testing.assert_close(measured, expected, rtol=1e-10, atol=1e-14)
+
+
+@each_measure
+def test_a_loss_in_a_mapping_or_a_sequence(measure):
+    family, batch = FAMILIES[0], FAMILIES[0].batch(B)
+    expected = _measured(family.model(), batch, measure, mean_loss, True)
+    forms: list[LossFunction] = [
+        lambda z, b: {"penalty": z.new_zeros(()), "total": mean_loss(z, b)},
+        lambda z, b: (mean_loss(z, b), z.new_zeros(())),
+    ]
+    for form in forms:
+        model = family.model()
+        probe = StepProbe(measure, loss=form)
+        probe.attach(model)
+        assert torch.equal(probe_step(model, batch, probe), expected)
+        probe.check()
+
+
+@pytest.mark.parametrize("given", [False, True])
+@each_measure
+def test_a_loss_that_the_model_computes_itself(measure, given):
+    """What hands the loss out says nothing about rows, so it is held against the cross-entropies."""
+
+    class WithLoss(CausalLM):
+        def forward(self, batch: dict[str, Tensor]) -> Any:
+            return self.lm(**batch)
+
+    def loss(outputs: Any, batch: Any) -> Tensor:
+        return outputs["loss"]
+
+    torch.manual_seed(0)
+    model = WithLoss()
+    measured = _measured(model, tokens(B), measure, loss, given)
+    torch.testing.assert_close(measured, _measured(model, tokens(B), measure, mean_loss, False), rtol=1e-3, atol=1e-5)
+
+
+def test_a_bare_language_model_is_known_to_shift():
+    torch.manual_seed(0)
+    lm, batch = CausalLM().lm.double(), tokens(B)
+    probe = StepProbe(Loss())
+    probe.attach(lm)
+    outputs = lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    probe.before_forward(batch)
+    probe.before_backward(batch, outputs, mean_loss(outputs, batch))
+    found = probe.after_backward()
+    assert found is not None
+    torch.testing.assert_close(found, own_losses(outputs, batch).detach())
+    probe.check()
+
+
+# The model's own loss, when it is no cross-entropy
+
+
+def _regression() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    model = Classifier(nn.Flatten(), nn.Linear(192, 3)).double()
+    return model, (images(B)[0], torch.randn(B, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+
+
+def _binary() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    model, (inputs, targets) = _regression()
+    return model, (inputs, targets.gt(0).double())
+
+
+KINDS: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], LossFunction, LossFunction]] = {
+    "mse": (_regression, lambda z, b: F.mse_loss(z, b[1]), lambda z, y: ((z - y) ** 2).mean()),
+    "mse_sum": (_regression, lambda z, b: F.mse_loss(z, b[1], reduction="sum"), lambda z, y: ((z - y) ** 2).sum()),
+    "huber": (_regression, lambda z, b: F.huber_loss(z, b[1]), lambda z, y: F.huber_loss(z, y)),
+    "bce": (
+        _binary,
+        lambda z, b: F.binary_cross_entropy_with_logits(z, b[1]),
+        lambda z, y: -(y * z.sigmoid().log() + (1 - y) * (1 - z.sigmoid()).log()).mean(),
+    ),
+    "smoothed": (
+        lambda: (mlp().double(), images(B)),
+        lambda z, b: F.cross_entropy(z, b[1], label_smoothing=0.2),
+        lambda z, y: -0.8 * z.log_softmax(0)[y] - 0.2 * z.log_softmax(0).mean(),
+    ),
+    "focal": (
+        lambda: (mlp().double(), images(B)),
+        lambda z, b: ((1 - _p(z, b)) ** 2 * -_p(z, b).log()).mean(),
+        lambda z, y: (1 - z.softmax(0)[y]) ** 2 * -z.log_softmax(0)[y],
+    ),
+}
+
+
+def _p(z: Tensor, batch: Any) -> Tensor:
+    return z.softmax(1).gather(1, batch[1][:, None])[:, 0]
+
+
+@pytest.mark.parametrize("microbatch", [B, 3, 1])
+@pytest.mark.parametrize("name", KINDS)
+def test_the_models_own_loss(name, microbatch):
+    build, loss, own = KINDS[name]
+    torch.manual_seed(0)
+    model, batch = build()
+    measured = _measured(model, batch, Loss(), loss, True, microbatch=microbatch)
+    with torch.no_grad():
+        expected = torch.stack([own(z, y) for z, y in zip(model(batch), batch[1], strict=True)])
+    torch.testing.assert_close(measured, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_mask_gradients_of_the_models_own_loss(name):
+    build, loss, own = KINDS[name]
+    torch.manual_seed(0)
+    model, batch = build()
+    measured = _measured(model, batch, MaskGradient("output"), loss, True, microbatch=3)
+    outputs = model(batch).detach().requires_grad_()
+    torch.stack([own(z, y) for z, y in zip(outputs, batch[1], strict=True)]).sum().backward()
+    assert outputs.grad is not None
+    torch.testing.assert_close(measured, (outputs * outputs.grad).sum(1).abs().detach(), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["mse", "huber"])
+def test_the_own_loss_of_a_regression_without_a_function_is_refused(name):
+    build, loss, _ = KINDS[name]
+    model, batch = build()
+    with pytest.raises(ValueError, match="neither from a loss function nor as cross-entropies"):
+        _measured(model, (batch[0], batch[1].sum(1)), Loss(), lambda z, b: z.sum(1).sub(b[1]).square().mean(), False)
+    # Targets of the logits' shape might be class probabilities, until one looks.
+    with pytest.raises(ValueError, match="no class probabilities"):
+        _measured(model, batch, Loss(), loss, False)
+
+
+def test_the_own_loss_of_a_function_that_looks_at_values():
+    def looking(z: Tensor, batch: Any) -> Tensor:
+        return F.mse_loss(z, batch[1]) if z.sum() > -1e9 else z.sum()
+
+    model, batch = _regression()
+    with pytest.raises(ValueError, match=r"cannot be evaluated for every sample.*torch\.func\.vmap"):
+        _measured(model, batch, Loss(), looking, True)
+
+    def looking_at_classes(z: Tensor, batch: Any) -> Tensor:
+        return mean_loss(z, batch) if z.sum() > -1e9 else z.sum()
+
+    family = FAMILIES[0]  # a cross-entropy in the end
+    measured = _measured(family.model(), family.batch(B), Loss(), looking_at_classes, True)
+    assert torch.equal(measured, _measured(family.model(), family.batch(B), Loss(), mean_loss, True))
+
+    def focal(z: Tensor, batch: Any) -> Tensor:
+        return KINDS["focal"][1](z, batch) if z.sum() > -1e9 else z.sum()
+
+    with pytest.raises(ValueError, match="cannot be evaluated for every sample"):
+        _measured(family.model(), family.batch(B), Loss(), focal, True)
+
+
+# Neither
+
+
+def _class_weighted(z: Tensor, batch: Any) -> Tensor:
+    return F.cross_entropy(z, batch[1], weight=torch.linspace(0.5, 2, CLASSES, dtype=z.dtype))
+
+
+def _contrastive(z: Tensor, batch: Any) -> Tensor:
+    return F.cross_entropy(z @ z.T, torch.arange(len(z)))
+
+
+def _cubed(z: Tensor, batch: Any) -> Tensor:
+    return mean_loss(z, batch) ** 3
+
+
+@pytest.mark.parametrize("loss", [_class_weighted, _contrastive, _cubed])
+@each_measure
+def test_what_is_neither_is_refused(loss, measure):
+    family = FAMILIES[0]
+    for microbatch in (B, 3):
+        with pytest.raises(ValueError, match=r"neither weighs .*class weights.*plain mean.*ErrorNorm"):
+            _measured(family.model(), family.batch(B), measure, loss, True, microbatch=microbatch)
+    _measured(family.model(), family.batch(B), ErrorNorm(), loss, True)
+
+
+def test_class_weights_show_among_samples_sorted_by_class():
+    """The rows that are compared are of different classes, where the microbatch has any."""
+    family = FAMILIES[0]
+    inputs, _ = family.batch(40)
+    targets = torch.zeros(40, dtype=torch.int64)
+    targets[17] = 4
+    with pytest.raises(ValueError, match="neither weighs"):
+        _measured(family.model(), (inputs, targets), MaskGradient(), _class_weighted, True)
+
+
+def test_a_probe_that_is_not_asked_goes_on():
+    """Until check(), the kind is decided on the device."""
+    family, batch = FAMILIES[0], FAMILIES[0].batch(B)
+    expected = _measured(family.model(), batch, MaskGradient(), mean_loss, True)
+    model = family.model()
+    probe = StepProbe(MaskGradient(), loss=_sum)
+    probe.attach(model)
+    for _ in range(3):
+        torch.testing.assert_close(probe_step(model, batch, probe, loss=_sum), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("loss", [KINDS["smoothed"][1], _class_weighted])
+def test_without_a_function_it_is_said(loss):
+    """Smoothed labels and class weights look alike from outside: no reason to stop a run, none to be silent."""
+    family, batch = FAMILIES[0], FAMILIES[0].batch(B)
+    with pytest.warns(UserWarning, match=r"taken for a mean all the same.*Give the loss function"):
+        _measured(family.model(), batch, MaskGradient(), loss, False)
+    with pytest.warns(UserWarning, match="taken for a sum all the same"):
+        _measured(family.model(), batch, MaskGradient(), lambda z, b: B * loss(z, b), False)
+
+
+def test_without_classes_it_is_said():
+    model, batch = _regression()
+    with pytest.warns(UserWarning, match=r"cannot be told.*Give the loss function"):
+        _measured(model, (batch[0], batch[1].sum(1)), MaskGradient(), lambda z, b: F.mse_loss(z.sum(1), b[1]), False)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_no_other_kind(dtype, given):
+    for family in (FAMILIES[0], FAMILIES[-1]):
+        batch = family.batch(64, dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for loss in (mean_loss, _sum):
+                model = family.model(dtype)
+                probe = StepProbe(MaskGradient(), loss=loss if given else None)
+                probe.attach(model)
+                for start in range(0, 64, 16):
+                    probe_step(model, rows(batch, start, start + 16), probe, loss=loss)
+                    probe.check()
+                probe.attach(model)  # another run, another look
+
+
+def test_losses_that_algorithms_blend_are_means():
+    """MixUp and the like interpolate the loss after the model's own function, which is what is looked at."""
+    family, (inputs, targets) = FAMILIES[0], FAMILIES[0].batch(B)
+
+    def blended(z: Tensor, batch: Any) -> Tensor:
+        return 0.3 * mean_loss(z, batch) + 0.7 * mean_loss(z, (batch[0], batch[1].roll(1)))
+
+    for loss in (blended, lambda z, b: F.cross_entropy(z, b[1], label_smoothing=0.3)):
+        model = family.model()
+        probe = StepProbe(MaskGradient(), loss=mean_loss)
+        probe.attach(model)
+        assert (probe_step(model, (inputs, targets), probe, loss=loss) > 0).all()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            probe.check()
+
+
+@pytest.mark.parametrize("given", [False, True])
+@each_measure
+def test_samples_without_targets_are_no_other_kind(measure, given):
+    family = FAMILIES[-1]
+    batch = family.batch(B)
+    batch = {**batch, "labels": batch["labels"].clone()}
+    batch["labels"][2] = -100
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measured = _measured(family.model(), batch, measure, mean_loss, given)
+    assert measured[2] == 0
+    assert (measured > 0).sum() == B - 1
+    batch["labels"][:] = -100
+    probe = StepProbe(measure, loss=mean_loss if given else None)
+    probe.attach(model := family.model())
+    probe_step(model, batch, probe)
+    with pytest.warns(UserWarning, match="cannot be told"):
+        probe.check()

@@ -1,0 +1,111 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ted_stream.files import is_remote, join, read_bytes, write_bytes
+
+
+class Elsewhere:
+    """A path object that is no pathlib.Path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
+@pytest.mark.parametrize("kind", [str, Path, Elsewhere])
+def test_local_files_by_text_and_by_path_object(tmp_path: Path, kind: Any) -> None:
+    folder = tmp_path / "new" / "folder"
+    path = kind(join(kind(str(folder)), "a.bin"))
+    write_bytes(path, b"one")
+    write_bytes(path, b"two")
+    assert read_bytes(path) == b"two"
+    assert os.listdir(folder) == ["a.bin"]
+    assert not is_remote(path)
+
+
+def test_files_on_an_object_store(s3: Any) -> None:
+    path = join("s3://training/run/", "a.bin")
+    assert path == "s3://training/run/a.bin"
+    write_bytes(path, b"one")
+    write_bytes(path, b"two")
+    assert read_bytes(path) == b"two"
+    with pytest.raises(Exception, match=r"s3://training/run/b\.bin not found"):
+        read_bytes("s3://training/run/b.bin")
+
+
+@pytest.mark.parametrize(
+    ("path", "remote"),
+    [
+        ("s3://bucket/x", True),
+        ("dbfs:/Volumes/x", True),
+        ("azure-dl://x", True),
+        ("/s3://x", False),
+        ("job:3/ep0007.parquet", False),
+        ("runs/12:30/x", False),
+        ("x", False),
+        (".", False),
+    ],
+)
+def test_what_is_remote(path: str, remote: bool) -> None:
+    assert is_remote(path) is remote
+
+
+@pytest.mark.parametrize("call", [is_remote, read_bytes, lambda p: write_bytes(p, b""), lambda p: join(p, "x")])
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        ("", ValueError, r"'', which names no file.*'\.' for the working folder"),
+        (None, TypeError, "None, a NoneType; give text or a path object"),
+        (3, TypeError, "3, a int; give text"),
+        (b"x", TypeError, "b'x', a bytes"),
+        (Path("s3://bucket/x"), ValueError, r"s3:/bucket/x.* lost a slash; give a URI as text"),
+    ],
+)
+def test_what_is_no_path(call: Any, path: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call(path)
+
+
+@pytest.mark.parametrize("shape", ["{}", "{}/", "s3://bucket/folder/"])
+def test_a_folder_is_no_file(tmp_path: Path, shape: str) -> None:
+    path = shape.format(tmp_path)
+    for call in (read_bytes, lambda path: write_bytes(path, b"")):
+        with pytest.raises(IsADirectoryError, match=r"is a folder where a file was to be (read|written); name a file"):
+            call(path)
+    assert not os.listdir(tmp_path)
+    assert not list(tmp_path.parent.glob(".*.tmp"))
+
+
+def test_a_scheme_that_nothing_uploads_to() -> None:
+    with pytest.raises(ValueError, match=r"'file', .* nothing was written; use one of .*gs.*s3.* without a scheme"):
+        write_bytes("file:///tmp/x", b"")
+    with pytest.raises(ValueError, match="file:///tmp/x"):
+        read_bytes("file:///tmp/x")
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file '.*/gone'; check the path"):
+        read_bytes(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+def test_a_crash_while_writing_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    path = tmp_path / "a"
+    write_bytes(path, b"old")
+
+    def crash(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, function, crash)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(path, b"new")
+    monkeypatch.undo()
+    assert read_bytes(path) == b"old"
+    assert os.listdir(tmp_path) == ["a"]
