@@ -94,8 +94,11 @@ def test_logits_of_outputs():
 
 def test_the_whole_of_a_loss():
     x, y = torch.tensor(1.0), torch.tensor(2.0)
-    for loss in (y, {"part": x, "total": y}, {"only": y, "more": x}, (y, x), [y]):
+    for loss in (y, {"part": x, "total": y}, {"only": y}, [y]):
         assert total_loss(loss) is y
+    several = torch.tensor([1.0, 3.0])  # of which a trainer takes the mean
+    for loss in ({"one": y, "more": x}, (y, x), {"one": x, "more": several}):
+        assert total_loss(loss) == 3
 
 
 # Shares
