@@ -3,10 +3,7 @@
 import contextlib
 import gc
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,8 @@ import pytest
 from s3_servers import s3_server
 from streaming import MDSWriter
 from streaming.base.shared import SharedMemory
+
+from ted_stream.testing.processes import run_to_the_end
 
 NUM_FEATURES = 6
 NUM_CLASSES = 3
@@ -79,20 +78,7 @@ def launch() -> Callable[..., None]:
             command += ["-m", "composer.cli.launcher", "-n", str(ranks)]
         command += [str(script), *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(variables or {})}
-        with tempfile.TemporaryFile("w+") as output:
-            process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            try:
-                code: int | str = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                code = f"none in {timeout} s"
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            output.seek(0)
-            assert code == 0, f"{' '.join(command)}\nexit status {code}\n{output.read()[-12000:]}"
+        run_to_the_end(command, environment, timeout)
 
     return run
 

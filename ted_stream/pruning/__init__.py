@@ -5,7 +5,6 @@ from ted_stream.pruning.communicator import (
     Communicator,
     SingleProcess,
     TorchDistributed,
-    default_communicator,
 )
 from ted_stream.pruning.owned import Owned
 from ted_stream.pruning.running import ExponentialMean, Measurements, Running, ScoreStore, ScoreUpdate
@@ -42,7 +41,6 @@ __all__ = [
     "TorchDistributed",
     "UniformSample",
     "batch_size",
-    "default_communicator",
     "loss_shares",
     "make_schedule",
     "num_kept",

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-__all__ = ["Communicator", "SingleProcess", "TorchDistributed", "default_communicator"]
+__all__ = ["Communicator", "SingleProcess", "TorchDistributed"]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -128,8 +128,3 @@ class TorchDistributed:
 
 def _cut(parts: list[torch.Tensor], lengths: list[int]) -> list[NDArray[Any]]:
     return [tensor[:length].cpu().numpy() for tensor, length in zip(parts, lengths, strict=True)]
-
-
-def default_communicator() -> Communicator:
-    """Torch's default process group where one is initialised, else this process alone."""
-    return TorchDistributed() if dist.is_available() and dist.is_initialized() else SingleProcess()

@@ -3,13 +3,9 @@
 This module knows no trainer; :mod:`ted_stream.testing.composer_contract` is what is started.
 """
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +14,7 @@ from typing import Any
 import torch
 
 from ted_stream.methods import Method
+from ted_stream.testing.processes import run_to_the_end
 
 __all__ = ["Run", "described", "load_result", "sample_order", "start_runs", "steps_of"]
 
@@ -95,20 +92,7 @@ def start_runs(runs: Sequence[Run], out: Path, *, timeout: float = 600) -> None:
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code: int | str = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            code = f"none in {timeout} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        output.seek(0)
-        assert code == 0, f"{' '.join(command)}\nexit status {code}\n{output.read()[-12000:]}"
+    run_to_the_end(command, environment, timeout)
 
 
 def load_result(out: Path, name: str, rank: int = 0) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ class Remembers(Sound):
 
 
 class Hidden(Sound):
-    seen: list[int] = []  # noqa: RUF012
+    seen: ClassVar[list[int]] = []
 
     def choose(self, owned: Owned, epoch: int, k: int | None) -> Chosen:
         self.seen.append(epoch)
