@@ -42,7 +42,7 @@ class PruningEngine:
     the epoch's end the measurements are folded into running scores, and before the next one the method chooses what to
     keep, a skip-list is written, and the data drops the rest.
 
-    ``start``, then per epoch ``begin_epoch``, the steps, ``check`` after the first microbatch, ``end_epoch``; then
+    ``start``, then per epoch ``begin_epoch``, the steps, ``check`` after the first microbatch, and ``end_epoch``; then
     ``finish``, and in any case ``release``. All are collective but ``release`` and what :attr:`step` does. After
     ``load_state_dict``, ``start`` goes on where the state was saved.
 
@@ -63,7 +63,6 @@ class PruningEngine:
         store: the running scores, this rank's share.
         output_layer: dotted name of the layer that makes the logits, once :meth:`check` knows it.
         plan: the length of the run, and what it keeps.
-        is_checked: whether :meth:`check` has looked at the run's first microbatch.
     """
 
     def __init__(
@@ -85,7 +84,6 @@ class PruningEngine:
         self.folder = RunFolder(folder, self.ranks)
         self.records: list[EpochRecord] = []
         self.active: SkipList | None = None
-        self.is_checked = False
         self.store = ScoreStore(data.layout.num_samples, method.running(), communicator=self.ranks.communicator)
         self.plan = RunPlan(method=method, num_samples=data.layout.num_samples, epochs=0)
         self._measures = method.measure()
@@ -135,18 +133,16 @@ class PruningEngine:
         if epoch and not self.records:
             warn_of_missing_scores(epoch)
         self._probe.attach(model)
-        self.is_checked = False
         self._activate(self.active if batches_done else None)
 
     def check(self) -> None:
-        """Refuse a loss or an output layer that cannot be measured right; after the first microbatch, collective.
+        """Refuse a loss or output layer that cannot be measured right, after an epoch's first microbatch; collective.
 
         Raises:
             ValueError: saying what was seen, and what to change.
         """
         self.ranks.on_every_rank(self._probe.check)
         self.output_layer = self._probe.layer or self.output_layer
-        self.is_checked = True
 
     def finish(self) -> None:
         """Write the manifest of what the last pruned epoch kept, and let go of the data."""
@@ -165,6 +161,7 @@ class PruningEngine:
     def begin_epoch(self, epoch: int) -> EpochRecord:
         """Choose what an epoch (0-based) keeps, write its skip-list, and make it active."""
         start = time.perf_counter()
+        self._probe.look_again()  # losses, and what is frozen, may change between epochs
         skip_list, factor = choose_skip_list(self.plan, self.store, self.data.layout, epoch, self.seed, self._run)
         # An epoch that was interrupted in its first batch begins again, and counts once.
         before = [record for record in self.records if record.epoch < epoch]
@@ -214,6 +211,11 @@ class PruningEngine:
         return self.store.gather()
 
     @property
+    def is_checked(self) -> bool:
+        """Whether :meth:`check` has looked at the epoch's first microbatch."""
+        return self._probe.is_checked
+
+    @property
     def save_ratio(self) -> float:
         """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24); padding repeats count."""
         done = [record for record in self.records if record.forwarded]
@@ -238,9 +240,8 @@ class PruningEngine:
         }
 
     def _read_list(self, record: EpochRecord) -> SkipList:
-        data = self.folder.read(record.skip_list)
-        source = self.folder.path(record.skip_list)
-        return from_bytes(data, source=source, layout=self.data.layout, digest=record.digest)
+        name, layout = record.skip_list, self.data.layout
+        return from_bytes(self.folder.read(name), source=self.folder.path(name), layout=layout, digest=record.digest)
 
     @property
     def _identity(self) -> dict[str, Any]:

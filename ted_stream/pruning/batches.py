@@ -22,7 +22,12 @@ __all__ = [
     "targets_of",
     "tensors_of",
     "total_loss",
+    "with_logits",
+    "with_targets",
+    "within_classes",
 ]
+
+_TARGETS = ("labels", "label", "targets", "target")
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
@@ -95,7 +100,7 @@ def targets_of(batch: Any) -> Tensor:
         ValueError: if there are none.
     """
     if isinstance(batch, Mapping):
-        for name in ("labels", "label", "targets", "target"):
+        for name in _TARGETS:
             if name in batch:
                 return batch[name]
         raise ValueError(f"The batch has no 'labels' among {sorted(map(str, batch))}; name the targets 'labels'.")
@@ -113,6 +118,30 @@ def logits_of(outputs: Any) -> Tensor | None:
     elif not isinstance(outputs, Tensor):
         outputs = getattr(outputs, "logits", None)
     return outputs if isinstance(outputs, Tensor) and outputs.ndim else None
+
+
+def with_targets(batch: Any, targets: Tensor) -> Any:
+    """The batch with other targets in the place of those of :func:`targets_of`; what was given stays unchanged."""
+    if isinstance(batch, Mapping):
+        changed: Any = copy.copy(batch)
+        changed[next(name for name in _TARGETS if name in batch)] = targets
+        return changed
+    items = [batch[0], targets, *batch[2:]]
+    if isinstance(batch, tuple):
+        return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
+    return items
+
+
+def with_logits(outputs: Any, logits: Tensor) -> Any:
+    """The outputs with other logits in the place of those of :func:`logits_of`; what was given stays unchanged."""
+    if isinstance(outputs, Tensor):
+        return logits
+    changed = copy.copy(outputs)
+    if isinstance(outputs, Mapping):
+        changed["logits"] = logits
+    else:
+        changed.logits = logits
+    return changed
 
 
 def total_loss(loss: Any) -> Tensor:
@@ -156,6 +185,18 @@ def loss_shares(batch: Any, *, shifted: bool) -> tuple[Tensor | int, Tensor | in
         return 1, counted.sum()
     counts = counted.flatten(1).sum(1)
     return counts.clamp(min=1), counts.sum()
+
+
+def within_classes(outputs: Any, batch: Any) -> Any:
+    """The batch with whole-numbered targets moved into the range of the logits' classes, where they are beyond it.
+
+    On a GPU a class that there is not would end the process, before anybody could say what is wrong with it.
+    """
+    logits, targets = logits_of(outputs), targets_of(batch)
+    if logits is None or targets.is_floating_point():
+        return batch
+    classes = Predictions(logits, targets, shifted=False).logits.shape[-1]
+    return with_targets(batch, targets.clamp(0, classes - 1).where(targets != IGNORE_INDEX, targets))
 
 
 def per_sample_cross_entropy(outputs: Any, batch: Any, *, shifted: bool) -> Tensor:

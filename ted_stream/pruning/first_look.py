@@ -1,18 +1,21 @@
 """What the first microbatch shows about whether a measure means what it says."""
 
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
-from ted_stream.pruning.batches import logits_of, targets_of
-from ted_stream.pruning.loss_kinds import LossFunction, LossReading, read_loss
+from ted_stream.pruning.batches import IGNORE_INDEX, logits_of, targets_of, within_classes
+from ted_stream.pruning.loss_kinds import LossFunction, LossReading, Rows, holds_loss, read_loss
+from ted_stream.pruning.loss_trials import refuse_other_predictions, refuse_uneven_classes
 from ted_stream.pruning.measures import Measure
+from ted_stream.pruning.predictions import Predictions
 
 __all__ = ["FirstLook"]
 
 
 class FirstLook:
-    """Takes a few numbers of the first microbatch, and looks at their values later, in :meth:`check`.
+    """Takes a few rows and numbers of the first microbatch, and looks at their values later, in :meth:`check`.
 
     Args:
         measure: what is measured.
@@ -22,6 +25,10 @@ class FirstLook:
         loss: what is about to be differentiated.
         size: B.
         shifted: whether labels are shifted.
+
+    Attributes:
+        reading: how the loss is made of the samples', where that matters.
+        batch: the microbatch, with targets that are within the range of the logits' classes.
     """
 
     def __init__(
@@ -35,44 +42,69 @@ class FirstLook:
         *,
         shifted: bool,
     ) -> None:
+        logits = logits_of(outputs)
+        if holds_loss(outputs) or (logits is not None and len(logits) != size):
+            function = None  # it hands out what is there, or cannot be tried on rows
         self._measure = measure
+        self._function = function
+        self._is_vector = loss.shape == (size,)  # a loss per sample
+        takes_cross_entropies = function is None and measure.needs_loss and measure.site is None and not self._is_vector
+        self._takes_classes = measure.needs_classes or takes_cross_entropies
+        self.batch = batch
+        self._targets: Tensor | None = None
+        if self._takes_classes:
+            self._targets = _targets(batch)
+        if self._targets is not None and measure.needs_targets and logits is not None:
+            with suppress(ValueError):  # which the measure is about to raise
+                self._classes = Predictions(logits, self._targets, shifted=False).logits.shape[-1]
+                self.batch = within_classes(outputs, batch)
+        self._rows = None if function is None else Rows.of(outputs, batch, size, shifted=shifted)
         self.reading: LossReading | None = None
-        if measure.needs_loss and loss.shape != (size,):  # a vector is a loss per sample
-            logits = logits_of(outputs)
-            has_rows = logits is None or len(logits) == size
-            self.reading = read_loss(function if has_rows else None, outputs, batch, loss, size, shifted=shifted)
-        self._target_sums = _target_sums(batch) if measure.needs_classes or self._takes_cross_entropies() else None
-        self._is_checked = False
-
-    def _takes_cross_entropies(self) -> bool:
-        """Whether the samples' losses can be had as cross-entropies alone."""
-        return self.reading is not None and not self.reading.by_itself and self._measure.site is None
+        if (measure.needs_loss and not self._is_vector) or (self._takes_classes and function is None):
+            self.reading = read_loss(function, outputs, batch, loss, size, shifted=shifted)
 
     def check(self) -> None:
-        """Look at the values, once; waits for the device.
+        """Look at the values; waits for the device.
 
         Raises:
-            ValueError: if the measure hangs on a loss that is neither a mean nor a sum over samples, or if targets
-                that must be class probabilities are none.
+            ValueError: if the measure hangs on a loss that is neither a mean nor a sum over samples, or that weighs
+                classes; or if it looks at logits and classes that the loss is not made of, or that are none.
         """
-        if self._is_checked:
-            return
-        self._is_checked = True
-        sums = self._target_sums
-        if sums is not None and bool((sums - 1).abs().gt(0.02).any()):
-            raise ValueError(
-                f"The targets of the first microbatch sum to {sums.tolist()[:4]} over the classes, so they are no "
-                f"class probabilities, which {self._measure!r} needs. Choose the measure MaskGradient, or Loss with a "
-                "loss function."
-            )
-        if self.reading is not None:
+        measure, function, rows = self._measure, self._function, self._rows
+        if self._targets is not None:
+            self._check_targets(self._targets)
+        if self.reading is not None and self._takes_classes and measure.needs_targets:
+            self.reading.refuse_other_losses()
+        if self.reading is not None and measure.needs_loss:
             self.reading.settle()
+        if function is not None and rows is not None:
+            if measure.needs_loss and not self._is_vector:
+                refuse_uneven_classes(function, rows)
+            if measure.needs_classes:
+                refuse_other_predictions(measure, function, rows)
+        self._rows = None
+
+    def _check_targets(self, targets: Tensor) -> None:
+        if targets.is_floating_point():
+            sums = targets.sum(-1) if targets.ndim > 1 else targets.new_ones(1)
+            if bool((sums - 1).abs().gt(0.02).any()):
+                raise ValueError(
+                    f"The targets of the first microbatch sum to {sums.tolist()[:4]} over the classes, so they are no "
+                    f"class probabilities, which {self._measure!r} needs. Choose the measure MaskGradient, or Loss "
+                    "with a loss function."
+                )
+        elif self._measure.needs_targets:
+            lowest, highest = (int(end) for end in targets.where(targets != IGNORE_INDEX, 0).aminmax())
+            if lowest < 0 or highest >= self._classes:
+                raise ValueError(
+                    f"The targets of the first microbatch are from {lowest} to {highest}, but the model tells "
+                    f"{self._classes} classes apart, 0 to {self._classes - 1}. Let the batch hold the classes as "
+                    f"'labels' or as its second element, and mark with {IGNORE_INDEX} what the loss does not count."
+                )
 
 
-def _target_sums(batch: Any) -> Tensor | None:
-    """Sums of floating-point targets over the classes."""
+def _targets(batch: Any) -> Tensor | None:
     try:
-        targets = targets_of(batch)
+        return targets_of(batch).detach()
     except ValueError:
         return None
-    return targets.detach().sum(-1) if targets.is_floating_point() and targets.ndim > 1 else None

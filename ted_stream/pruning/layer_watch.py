@@ -1,57 +1,23 @@
 """Hooks at the output layer: a mask on its input or output, weights on its gradient, its features."""
 
 import functools
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
-from torch.utils.hooks import RemovableHandle
 
+from ted_stream.pruning.layer_choice import Call, Candidate, LayerSearch
 from ted_stream.pruning.masks import masked, rows_refusal
 from ted_stream.pruning.output_layer import (
     candidate_layers,
     is_compiled,
     layer_name,
-    layers_reached,
     likely_output_layer,
     named_layer,
 )
 from ted_stream.pruning.weights import weighted
 
-__all__ = ["Candidate", "LayerWatch"]
-
-
-@dataclass(eq=False)
-class Candidate:
-    """A layer that makes the logits, or may.
-
-    Args:
-        name: dotted.
-        module: the layer.
-        likely: whether it is what counts where the graph cannot be walked, inside a compiled model.
-        chosen: whether it is the output layer.
-        handles: of the hooks.
-        nodes: of the autograd graph, that made its outputs of this forward pass.
-        features: (B, …, D) what went in last, detached.
-        called: whether this forward pass reached it.
-        compiled: whether that was in compiled code.
-        masked: whether the mask was put on.
-        refusal: why a mask or weights do not fit its tensors, in case it is chosen.
-    """
-
-    name: str
-    module: nn.Module
-    likely: bool = False
-    chosen: bool = False
-    handles: list[RemovableHandle] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    features: Tensor | None = None
-    called: bool = False
-    compiled: bool = False
-    masked: bool = False
-    refusal: ValueError | None = None
+__all__ = ["LayerWatch"]
 
 
 class LayerWatch:
@@ -61,20 +27,26 @@ class LayerWatch:
     back, tells which of them made the logits, before the backward pass; the others' masks and weights then have no
     effect on it, and their hooks go when it is over. Compiled code has no graph to walk: there the likely layer counts.
 
+    Weights are right where all of the loss comes through that layer alone; the walk shows that too, in every pass that
+    :meth:`look_again` asks for it.
+
     Args:
         site: where a mask sits: ``features``, ``output`` or ``None``.
         norm: of the mask's gradient.
         keep_features: whether to keep what goes into the layer.
+        weighs: whether there may be weights.
     """
 
-    def __init__(self, *, site: str | None, norm: int | None, keep_features: bool) -> None:
+    def __init__(self, *, site: str | None, norm: int | None, keep_features: bool, weighs: bool) -> None:
         self._site = site
         self._norm = norm
         self._keep_features = keep_features
+        self._weighs = weighs
         self._active = False
         self._settled = False
         self._mask: Tensor | None = None
         self._weights: Tensor | None = None
+        self._model: nn.Module | None = None
         self._candidates: list[Candidate] = []
         self.chosen: Candidate | None = None
 
@@ -85,27 +57,43 @@ class LayerWatch:
             ValueError: if no layer is called so.
         """
         self.detach()
-        self._model_type = type(model).__name__
+        self._model = model
         self._is_compiled = is_compiled(model)
         if name is not None:
             layer = named_layer(model, name)
             self.chosen = Candidate(layer_name(model, layer), layer, chosen=True)
-            self._candidates = [self.chosen]
-        else:
-            likely = likely_output_layer(model)
-            layers = candidate_layers(model)
-            self._candidates = [Candidate(name, layer, layer is likely) for name, layer in layers.items()]
-        for candidate in self._candidates:
+            self._hook([self.chosen])
+        if name is None or self._weighs:
+            self._hook_others()
+
+    def _hook_others(self) -> None:
+        assert self._model is not None
+        likely = likely_output_layer(self._model)
+        known = [candidate.module for candidate in self._candidates]
+        layers = candidate_layers(self._model).items()
+        self._hook([Candidate(name, layer, layer is likely) for name, layer in layers if layer not in known])
+
+    def _hook(self, candidates: list[Candidate]) -> None:
+        for candidate in candidates:
             candidate.handles = [
                 candidate.module.register_forward_pre_hook(functools.partial(self._before_layer, candidate)),
                 candidate.module.register_forward_hook(functools.partial(self._after_layer, candidate)),
             ]
+        self._candidates += candidates
+
+    def look_again(self) -> None:
+        """Let the next loss be looked at as the first one was: it may be made of other layers by now."""
+        if self.chosen is None or not self._settled:
+            return
+        self._settled = False
+        if self._weighs and not self._is_compiled:  # compiled code would be compiled anew for new hooks
+            self._hook_others()
 
     def detach(self) -> None:
         """Leave the model as it was."""
         self._drop(self._candidates)
         self.close()
-        self.chosen = None
+        self.chosen = self._model = None
         self._settled = False
         self._candidates = []
 
@@ -124,15 +112,15 @@ class LayerWatch:
         """
         self._active, self._mask, self._weights = True, mask, weights
         for candidate in self._candidates:
-            candidate.nodes, candidate.features, candidate.refusal = [], None, None
-            candidate.called = candidate.compiled = candidate.masked = False
+            candidate.acts = candidate.chosen or self.chosen is None
+            candidate.calls, candidate.times, candidate.compiled = [Call(candidate.chosen)], 0, False
 
     # Within the forward pass, and again within the backward pass where activations are recomputed
 
     def _watches(self, candidate: Candidate) -> bool:
         # A compiled model has no graph to tell by which layer counts.
         compiling = torch.compiler.is_compiling()
-        return self._active and (candidate.chosen or candidate.likely or not compiling)
+        return self._active and (candidate.chosen or not compiling or (candidate.likely and candidate.acts))
 
     @staticmethod
     def _fits(candidate: Candidate, tensor: Any, rows: Tensor, place: str) -> bool:
@@ -141,18 +129,25 @@ class LayerWatch:
             return True
         if candidate.chosen:
             raise refusal
-        candidate.refusal = refusal
+        candidate.calls[-1].refusal = refusal
         return False
 
-    def _gate(self, candidate: Candidate) -> Candidate | None:
-        return None if candidate.chosen or torch.compiler.is_compiling() else candidate
+    @staticmethod
+    def _gate(candidate: Candidate) -> Call | None:
+        return None if candidate.chosen or torch.compiler.is_compiling() else candidate.calls[-1]
 
     def _before_layer(self, candidate: Candidate, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not self._watches(candidate):
             return None
+        if candidate.times and not torch.compiler.is_compiling():
+            candidate.calls.append(Call(candidate.chosen))
+        candidate.times += 1
+        if not candidate.acts:
+            return None
+        call = candidate.calls[-1]
         if not args:
             if self._site == "features" or self._keep_features:
-                candidate.refusal = ValueError(
+                call.refusal = ValueError(
                     f"{type(module).__name__}, the layer at site='features', is called with keyword arguments alone, "
                     "so its input cannot be watched. Call it with the features as first argument, or choose another "
                     "site, such as 'output', or measure."
@@ -160,7 +155,7 @@ class LayerWatch:
             return None
         first = args[0]
         if self._keep_features and isinstance(first, Tensor):
-            candidate.features = first.detach()
+            call.features = first.detach()
         if self._site != "features" or self._mask is None:
             return None
         # Through what is frozen nothing is differentiated; a mask there would keep its activations for nothing.
@@ -169,31 +164,37 @@ class LayerWatch:
             return None
         if not self._fits(candidate, first, self._mask, "site='features'"):
             return None
-        candidate.masked = True
+        call.masked = True
         return masked(first, self._mask, self._norm, copy=False, candidate=self._gate(candidate)), *args[1:]
 
     def _after_layer(self, candidate: Candidate, module: nn.Module, args: Any, output: Any) -> Any:
         del module, args
         if not self._watches(candidate):
             return None
-        candidate.called = True
+        call = candidate.calls[-1]
         trains = isinstance(output, Tensor) and output.requires_grad
-        mask = self._mask if self._site == "output" and (trains or candidate.chosen) else None
-        if mask is not None and self._fits(candidate, output, mask, "site='output'"):
-            candidate.masked = True
-            gate = self._gate(candidate)
-            # Models do write to their logits in place; copies of what all layers put out would be too much.
-            output = masked(output, mask, self._norm, copy=gate is None, candidate=gate)
-        weights = self._weights if trains else None
-        if weights is not None and self._fits(candidate, output, weights, "the output layer's output"):
-            output = weighted(output, weights, self._gate(candidate))
+        if candidate.acts:
+            mask = self._mask if self._site == "output" and (trains or candidate.chosen) else None
+            if mask is not None and self._fits(candidate, output, mask, "site='output'"):
+                call.masked = True
+                gate = self._gate(candidate)
+                # Models do write to their logits in place; copies of what all layers put out would be too much.
+                output = masked(output, mask, self._norm, copy=gate is None, candidate=gate)
+            weights = self._weights if trains else None
+            if weights is not None and self._fits(candidate, output, weights, "the output layer's output"):
+                output = weighted(output, weights, self._gate(candidate))
         if torch.compiler.is_compiling():
             candidate.compiled = True
         elif not self._settled and isinstance(output, Tensor) and output.grad_fn is not None:
-            candidate.nodes.append(output.grad_fn)
+            call.node = output.grad_fn
         return output
 
     # Between the forward and the backward pass
+
+    @property
+    def features(self) -> Tensor | None:
+        """(B, …, D) what went into the output layer in this forward pass, detached."""
+        return None if self.chosen is None else next((call.features for call in self.chosen.calls if call.chosen), None)
 
     def settle(self, logits: Tensor | None, loss: Tensor) -> None:
         """Know the output layer, and that this forward pass went through it.
@@ -203,72 +204,32 @@ class LayerWatch:
             loss: what is about to be differentiated.
 
         Raises:
-            ValueError: if the loss hangs on no layer, on several at once, or not on the one that was named; or if the
-                layer's tensors do not fit the samples.
+            ValueError: if the loss hangs on no layer, on several at once, or not on the one that was named; if weights
+                would miss a part of it; or if the layer's tensors do not fit the samples.
         """
         if not self._settled:
-            made_by = {node: candidate.name for candidate in self._candidates for node in candidate.nodes}
-            reached, is_hidden = layers_reached(loss, made_by)
-            if self.chosen is None:
-                of_logits = reached
-                if logits is not None and logits.grad_fn is not None:
-                    of_logits, is_hidden = layers_reached(logits, made_by)
-                self._choose(logits, reached, of_logits, is_hidden)
-            elif self.chosen.called and not self.chosen.compiled and self.chosen.name not in reached:
-                raise self._independent(self.chosen.name)
+            assert self._model is not None
+            search = LayerSearch(self._model, self._candidates, self._site, self._keep_features, self._weighs)
+            graph = logits if logits is not None and logits.grad_fn is not None else None
+            self.chosen = search.find(graph, loss, self.chosen)
         chosen = self.chosen
         assert chosen is not None
-        if chosen.refusal is not None:
-            raise chosen.refusal
-        if not chosen.called or (self._site is not None and not chosen.masked):
+        calls = [call for call in chosen.calls if call.chosen]
+        for call in calls:
+            if call.refusal is not None:
+                raise call.refusal
+        if not chosen.times or (self._site is not None and not any(call.masked for call in calls)):
             raise ValueError(
                 f"The forward pass did not reach the layer at site={self._site or 'output'!r}, {chosen.name!r}, so it "
                 "cannot be measured or weighed there. Name the layer that makes the logits with output_layer='…', or "
                 "choose another site or measure."
             )
+        if self._keep_features and chosen.times > 1:
+            raise ValueError(
+                f"The layer {chosen.name!r} is called {chosen.times} times in a forward pass, so a sample has no one "
+                "feature vector. Call it once, or choose a measure that asks for no features, such as ErrorNorm."
+            )
         self._settled = True
-
-    def _choose(self, logits: Tensor | None, of_loss: list[str], of_logits: list[str], is_hidden: bool) -> None:
-        by_name = {candidate.name: candidate for candidate in self._candidates}
-        compiled = [candidate.name for candidate in self._candidates if candidate.compiled]
-        # What is met behind compiled code tells nothing of the layers in it.
-        names = compiled if is_hidden else list(dict.fromkeys([*of_logits, *of_loss, *compiled]))
-        if not names:
-            raise ValueError(
-                f"The loss hangs on no linear layer or convolution of {self._model_type} that can be seen, so the "
-                "layer that makes the logits cannot be found. Name it with output_layer='…', or put the mask at "
-                "site='input'."
-            )
-        if len(names) > 1:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            raise ValueError(
-                f"The loss is made of the outputs of several layers, {', '.join(map(repr, names[:4]))}{more}, so it "
-                "is not clear at which one to measure or weigh samples, and a weight at one would miss the others. "
-                f"Name the one that makes the logits, for example output_layer={names[0]!r}."
-            )
-        if not is_hidden and names[0] not in of_loss:
-            raise self._independent(names[0])
-        if self._is_compiled:
-            self._check_shapes(by_name[names[0]], logits)
-        self.chosen = by_name[names[0]]
-        self.chosen.chosen = True
-
-    def _check_shapes(self, candidate: Candidate, logits: Tensor | None) -> None:
-        """Where compiled code may hide a layer, its weight's shape is all that can be compared with the logits."""
-        weight = getattr(candidate.module, "weight", None)
-        if logits is not None and isinstance(weight, Tensor) and not set(weight.shape) & set(logits.shape[1:]):
-            raise ValueError(
-                f"In a compiled model the output layer would be {candidate.name!r}, but its weight of shape "
-                f"{tuple(weight.shape)} makes no logits of shape {tuple(logits.shape)}. Name the layer that makes "
-                "them with output_layer='…'."
-            )
-
-    @staticmethod
-    def _independent(name: str) -> ValueError:
-        return ValueError(
-            f"The loss does not depend on the output of the layer {name!r}, so it cannot be measured or weighed "
-            "there. Name the layer that makes the logits with output_layer='…'."
-        )
 
     def close(self) -> None:
         """After the backward pass: what follows is left alone, and the layers that were not chosen are let go."""
@@ -277,4 +238,4 @@ class LayerWatch:
             self._drop([candidate for candidate in self._candidates if not candidate.chosen])
             self._candidates = [candidate for candidate in self._candidates if candidate.chosen]
         for candidate in self._candidates:
-            candidate.nodes, candidate.features = [], None
+            candidate.calls = []

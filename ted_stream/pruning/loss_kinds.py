@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,13 +17,15 @@ from ted_stream.pruning.batches import (
     targets_of,
     tensors_of,
     total_loss,
+    within_classes,
 )
 
-__all__ = ["LossFunction", "LossReading", "holds_loss", "read_loss"]
+__all__ = ["FEW", "LossFunction", "LossReading", "Rows", "are_cross_entropies", "holds_loss", "read_loss", "tolerance"]
 
 LossFunction = Callable[[Any, Any], Any]
 _ROWS = 8
-_FEW = 1 << 24
+FEW = 1 << 24  # values, that may be widened
+_FAR = 0.1  # relatively; auxiliary terms of a loss come to less
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -72,8 +74,8 @@ class LossReading:
                 stacklevel=2,
             )
             return
-        tolerance = _tolerance(self.value.dtype)
-        if any(abs(value - fitting) <= tolerance * abs(fitting) + 1e-6 for fitting in (mean, total)):
+        bound = tolerance(self.value.dtype)
+        if any(abs(value - fitting) <= bound * abs(fitting) + 1e-6 for fitting in (mean, total)):
             return
         seen = f"Together, samples of the first microbatch have a loss of {value:.6g}; "
         if self.by_itself:
@@ -91,8 +93,27 @@ class LossReading:
             stacklevel=2,
         )
 
+    def refuse_other_losses(self) -> None:
+        """Refuse a loss that the cross-entropies of the logits cannot stand for; waits for the device.
 
-def _tolerance(dtype: torch.dtype) -> float:
+        Raises:
+            ValueError: if it is known by its value alone, and that is far from theirs.
+        """
+        value, mean, total = (float(number) for number in (self.value, self.mean, self.total))
+        near = any(abs(value - fitting) <= _FAR * abs(fitting) for fitting in (mean, total))
+        if self.by_itself or near or not math.isfinite(value) or not math.isfinite(mean):
+            return
+        raise ValueError(
+            f"The first microbatch has a loss of {value:.6g}, but the cross-entropies of the logits and the targets "
+            f"that were found have a mean of {mean:.6g} and a sum of {total:.6g}: the loss is made of something else, "
+            "and scores would be too. Let the model return the logits, and the batch hold their classes as 'labels' "
+            "or its second element; or give the loss function, or choose the measure MaskGradient, which asks for "
+            "neither."
+        )
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Within which a loss fits what it may be, relatively."""
     return 0.02 if dtype in _HALVES else 1e-3
 
 
@@ -101,30 +122,80 @@ def _rounding(dtype: torch.dtype) -> float:
     return 0.02 if dtype in _HALVES else 1e-9 if dtype is torch.float64 else 1e-5
 
 
-def _in_float32(tree: Any) -> Any:
-    return map_tensors(tree, lambda tensor: tensor.float() if tensor.dtype in _HALVES else tensor)
-
-
 def holds_loss(outputs: Any) -> bool:
     """Whether the model computed the loss itself, so that a loss function merely hands out what is there."""
     return any(tensor.ndim == 0 and tensor.requires_grad for tensor in tensors_of(outputs))
 
 
-def _rows_to_compare(batch: Any, size: int) -> Tensor:
-    """(n,) indices, n ≥ 2, of different classes where there are some; a single sample stands for two."""
-    device = tensors_of(batch)[0].device
-    count = max(2, min(size, _ROWS))
-    places = torch.linspace(0, size - 1, count, device=device).long()
-    try:
-        targets = targets_of(batch)
-    except ValueError:
-        return places
-    return targets.argsort()[places] if targets.ndim == 1 and len(targets) == size else places
+@dataclass(frozen=True)
+class Rows:
+    """A few rows of a microbatch, to evaluate a loss function on; without a graph, and widened where they are halves.
+
+    Evaluating leaves the random generators as they are: a loss that draws is not to draw more for being looked at.
+
+    Args:
+        outputs: of the model.
+        batch: what they were made of.
+        size: n.
+        shifted: whether labels are shifted.
+    """
+
+    outputs: Any
+    batch: Any
+    size: int
+    shifted: bool
+
+    @classmethod
+    def of(cls, outputs: Any, batch: Any, size: int, *, shifted: bool) -> "Rows":
+        """Up to 8 rows of a microbatch of ``size``, of different classes where it has some; one row stands for two."""
+        device = tensors_of(batch)[0].device
+        places = torch.linspace(0, size - 1, max(2, min(size, _ROWS)), device=device).long()
+        try:
+            targets = targets_of(batch)
+        except ValueError:
+            targets = places
+        if targets.ndim == 1 and len(targets) == size:
+            places = targets.argsort()[places]
+        outputs, batch = map_tensors(take_rows((outputs, batch), places, size), Tensor.detach)
+        if sum(tensor.numel() for tensor in tensors_of((outputs, batch))) <= FEW:  # then rounding blurs nothing
+            outputs, batch = map_tensors((outputs, batch), lambda t: t.float() if t.dtype in _HALVES else t)
+        return cls(outputs, batch, len(places), shifted)
+
+    def take(self, index: Tensor) -> "Rows":
+        """These of the rows, (m,) int64, as often as they are named."""
+        outputs, batch = take_rows((self.outputs, self.batch), index, self.size)
+        return replace(self, outputs=outputs, batch=batch, size=len(index))
+
+    def together(self, function: LossFunction) -> Tensor:
+        """() the loss of all rows; of a vector the mean."""
+        return self._evaluated(function, [self])[0].mean()
+
+    def alone(self, function: LossFunction) -> Tensor:
+        """(n,) the loss of each row by itself; 0 for one without targets, whose mean loss is none."""
+        indices = torch.arange(self.size, device=tensors_of(self.batch)[0].device)
+        losses = self._evaluated(function, [self.take(index) for index in indices.split(1)])
+        values = torch.stack([loss.sum() for loss in losses])
+        return values.where(~values.isnan(), 0)
+
+    @staticmethod
+    def _evaluated(function: LossFunction, some: "list[Rows]") -> list[Tensor]:
+        devices = {tensor.device for tensor in tensors_of(some[0].batch) if tensor.device.type == "cuda"}
+        with torch.no_grad(), torch.random.fork_rng(list(devices)):
+            return [total_loss(function(rows.outputs, rows.batch)).detach() for rows in some]
+
+    def mean_and_total(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """What the rows' losses are as a mean over samples (over all tokens), and as a sum over what was given."""
+        own, all_ = loss_shares(self.batch, shifted=self.shifted)
+        return (own * losses).sum() / all_, losses.sum()
+
+    def cross_entropies(self) -> Tensor | None:
+        """(n,) of the logits; ``None`` where the targets are no classes of theirs."""
+        return _cross_entropies(self.outputs, self.batch, shifted=self.shifted)
 
 
 def _cross_entropies(outputs: Any, batch: Any, *, shifted: bool) -> Tensor | None:
     try:
-        return per_sample_cross_entropy(outputs, batch, shifted=shifted)
+        return per_sample_cross_entropy(outputs, within_classes(outputs, batch), shifted=shifted)
     except ValueError:  # no class targets
         return None
 
@@ -142,40 +213,36 @@ def read_loss(
         function: the model's loss of (outputs, batch).
         outputs: of the first microbatch.
         batch: the first microbatch.
-        loss: () what is about to be differentiated.
+        loss: () or (B,), what is about to be differentiated.
         size: B, its samples.
         shifted: whether labels are shifted.
     """
     if function is None or holds_loss(outputs):
-        losses = _cross_entropies(outputs, batch, shifted=shifted)
-        if losses is None or targets_of(batch).is_floating_point():  # maybe probabilities, maybe something else
-            value = loss.detach()
-            return LossReading(value, value, value, False, False, losses is not None, is_comparable=False)
+        value, losses = loss.detach(), _cross_entropies(outputs, batch, shifted=shifted)
+        if losses is None:
+            return LossReading(value, value, value, False, False, False, is_comparable=False)
         own, all_ = loss_shares(batch, shifted=shifted)
         total = (own * losses).sum()
-        mean, value = total / all_, loss.detach()
+        if loss.ndim:  # a loss per sample, each a mean or a sum over its targets
+            return LossReading(value.sum(), losses.sum(), total, False, False, True)
+        if targets_of(batch).is_floating_point():  # maybe probabilities, maybe something else
+            return LossReading(value, total / all_, total, False, False, True, is_comparable=False)
+        mean = total / all_
         # Half-way between the two, as factors go: smoothed labels make a loss larger, but not as much as a sum is.
         return LossReading(value, mean, total, False, value * value > mean * total, True)
 
-    rows = _rows_to_compare(batch, size)
-    together = take_rows((outputs, batch), rows, size)
-    alone = [take_rows((outputs, batch), row, size) for row in rows.split(1)]
-    if sum(tensor.numel() for tensor in tensors_of(together)) <= _FEW:  # then rounding blurs nothing
-        together, alone = _in_float32(together), _in_float32(alone)
-    devices = [loss.device] if loss.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # a loss that draws is not to draw more for being looked at
-        value = total_loss(function(*together)).detach()
-        singles = [total_loss(function(*one)).detach() for one in alone]
-    losses = torch.stack([single.sum() for single in singles])
-    losses = losses.where(~losses.isnan(), 0)  # the mean over no targets, of a sample that has none
-    own, all_ = loss_shares(together[1], shifted=shifted)
-    mean, total = (own * losses).sum() / all_, losses.sum()
-    value = value.mean() if value.ndim else value  # a vector, that the trainer takes the mean of
+    rows = Rows.of(outputs, batch, size, shifted=shifted)
+    value, losses = rows.together(function), rows.alone(function)
+    mean, total = rows.mean_and_total(losses)
     is_sum = (value - total).abs() < (value - mean).abs()
-    plain = _cross_entropies(*together, shifted=shifted)
+    return LossReading(value, mean, total, True, is_sum, are_cross_entropies(rows, losses))
+
+
+def are_cross_entropies(rows: Rows, losses: Tensor) -> Tensor | bool:
+    """() whether these are the rows' own cross-entropies, as means or as sums over their targets."""
+    plain = rows.cross_entropies()
     if plain is None:
-        return LossReading(value, mean, total, True, is_sum, False)
-    bound = _rounding(value.dtype) * (plain.abs() + 1)
-    is_mean_of_own = (losses - plain).abs().le(bound).all()
-    is_sum_of_own = (losses - own * plain).abs().le(bound * own).all()
-    return LossReading(value, mean, total, True, is_sum, is_mean_of_own | is_sum_of_own)
+        return False
+    own, _ = loss_shares(rows.batch, shifted=rows.shifted)
+    bound = _rounding(losses.dtype) * (plain.abs() + 1)
+    return (losses - plain).abs().le(bound).all() | (losses - own * plain).abs().le(bound * own).all()

@@ -1,6 +1,7 @@
 """Which layer makes the logits, and which layers a loss was made of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,15 +9,17 @@ from torch.autograd.graph import Node
 from torch.nn.modules.conv import _ConvNd
 
 __all__ = [
+    "Trace",
     "candidate_layers",
     "find_output_layer",
     "input_embedding",
     "is_compiled",
+    "is_made_of",
     "layer_name",
-    "layers_reached",
     "likely_output_layer",
     "named_layer",
     "shifts_labels",
+    "trace_back",
 ]
 
 # Path components of wrappers around a module (compile, activation checkpoints, sharding), so that a layer is called
@@ -115,31 +118,94 @@ def _has_weight_matrix(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.ndim > 1 and not isinstance(module, nn.LayerNorm)
 
 
-def layers_reached(tensor: Tensor, made_by: Mapping[Node, str]) -> tuple[list[str], bool]:
-    """The layers that a walk from a tensor back along its autograd graph meets first.
+@dataclass(frozen=True)
+class Trace:
+    """What a walk from a tensor back along its autograd graph meets.
 
     Args:
-        tensor: logits or a loss.
-        made_by: the layer that each of these nodes of the graph is the output of; the walk stops there.
-
-    Returns:
-        Their names, each once, and whether the walk went through compiled code, which hides the layers in it.
+        met: the nodes at which it stopped, each once.
+        leaves: trainable leaves that the tensor is made of beside those nodes, each once; not those of terms that are
+            added as one number, as a penalty on weights is.
+        is_hidden: whether it went through compiled code, which hides the layers in it.
+        is_recomputed: whether it went through a reentrant checkpoint, which hides them too.
     """
-    nodes: list[Node | None] = [tensor.grad_fn]
-    seen: set[Node] = set()
-    found: dict[str, None] = {}
-    is_hidden = False
+
+    met: tuple[Node, ...]
+    leaves: tuple[Tensor, ...]
+    is_hidden: bool
+    is_recomputed: bool
+
+
+def trace_back(tensor: Tensor, stops: Set[Node], *, owns_compiled: bool) -> Trace:
+    """Walk from logits or a loss back to the nodes that stand for the outputs of layers.
+
+    Args:
+        tensor: that has a graph.
+        stops: where the walk stops.
+        owns_compiled: whether leaves that enter compiled code belong to layers there, and are not told apart.
+    """
+    root = tensor.grad_fn
+    assert root is not None
+    users: dict[Node, list[Node]] = {root: []}  # every node that was seen, and what is made of it
+    nodes = [root]
+    met = []
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
+        if node in stops:
+            met.append(node)
             continue
-        seen.add(node)
-        if node in made_by:
-            found[made_by[node]] = None
-        else:
-            is_hidden |= node.name() == "CompiledFunctionBackward"
-            nodes.extend(parent for parent, _ in node.next_functions)
-    return list(found), is_hidden
+        for source, _ in node.next_functions:
+            if source is None:
+                continue
+            if source not in users:
+                users[source] = []
+                nodes.append(source)
+            users[source].append(node)
+    through = _closure(met, lambda node: users[node])
+    beside = []
+    for node in through:
+        if node in stops or (owns_compiled and _is_compiled_code(node)):
+            continue
+        sources = [source for source, _ in node.next_functions if source is not None and source not in through]
+        beside += [source for source in sources if not _adds_one_number(node, source)]
+    below = _closure(beside, lambda node: [source for source, _ in node.next_functions if source is not None])
+    return Trace(
+        met=tuple(met),
+        leaves=tuple(node.variable for node in below if hasattr(node, "variable")),  # pyright: ignore
+        is_hidden=any(_is_compiled_code(node) for node in users if node not in stops),
+        is_recomputed=any(node.name() == "CheckpointFunctionBackward" for node in users if node not in stops),
+    )
+
+
+def is_made_of(nodes: Sequence[Node], others: Sequence[Node]) -> bool:
+    """Whether one of the nodes is made of one of the others."""
+    sources = [source for node in nodes for source, _ in node.next_functions if source is not None]
+    below = _closure(sources, lambda node: [source for source, _ in node.next_functions if source is not None])
+    return any(node in below for node in others)
+
+
+def _closure(start: Sequence[Node], following: Callable[[Node], Sequence[Node]]) -> dict[Node, None]:
+    """These nodes and all that follow on them, in the order in which they are found."""
+    found = dict.fromkeys(start)
+    nodes = list(start)
+    while nodes:
+        for node in following(nodes.pop()):
+            if node not in found:
+                found[node] = None
+                nodes.append(node)
+    return found
+
+
+def _is_compiled_code(node: Node) -> bool:
+    return node.name() == "CompiledFunctionBackward"
+
+
+def _adds_one_number(node: Node, source: Node) -> bool:
+    """Whether a node adds numbers, and this source is one of them: a term of a loss that no other term depends on."""
+    if node.name() not in ("AddBackward0", "SubBackward0", "StackBackward0"):
+        return False
+    outputs = [source] if node.name() == "StackBackward0" else [node, source]
+    return all(len(metadata.shape) == 0 for output in outputs for metadata in output._input_metadata)
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -20,10 +20,11 @@ class StepProbe:
     """Measures the samples of a microbatch, and weighs their losses, around its forward and backward pass.
 
     Per microbatch, in this order: :meth:`before_forward`, the forward pass, :meth:`before_backward`, the backward pass
-    of the loss times any factor, :meth:`after_backward`. None of them waits for the device; :meth:`check` may, once.
+    of the loss times any factor, :meth:`after_backward`. None of them waits for the device; :meth:`check` may, for the
+    first microbatch and for that after :meth:`look_again`.
 
     The output layer is found by the first loss (see :class:`LayerWatch`). How the loss is made of the samples' is read
-    off the first microbatch too (see :func:`read_loss`): a mean weighs sample k by its share, a sum by 1, and a
+    off the first microbatch too (see :class:`FirstLook`): a mean weighs sample k by its share, a sum by 1, and a
     vector is a loss per sample.
 
     Args:
@@ -32,6 +33,9 @@ class StepProbe:
         output_layer: the (end of the) dotted name of the layer that makes the logits; ``None``: find out.
         loss: the model's loss of (outputs, batch), where it has one: a tensor, or a mapping or sequence of which
             :func:`total_loss` is the whole.
+
+    Attributes:
+        is_checked: whether :meth:`check` has been called since the start or :meth:`look_again`.
     """
 
     def __init__(
@@ -52,7 +56,9 @@ class StepProbe:
         at_layer = site in ("features", "output")
         self._watch: LayerWatch | None = None
         if weighted or keeps_features or at_layer:
-            self._watch = LayerWatch(site=site if at_layer else None, norm=norm, keep_features=keeps_features)
+            self._watch = LayerWatch(
+                site=site if at_layer else None, norm=norm, keep_features=keeps_features, weighs=weighted
+            )
         self._input = InputMask(norm) if site == "input" else None
         self._forget()
 
@@ -63,6 +69,7 @@ class StepProbe:
         self._factor: Tensor | None = None
         self._values: Tensor | None = None
         self._first: FirstLook | None = None
+        self.is_checked = False
 
     @property
     def layer(self) -> str | None:
@@ -87,6 +94,13 @@ class StepProbe:
             self._watch.attach(model, self.output_layer)
         if self._input is not None:
             self._input.attach(model)
+
+    def look_again(self) -> None:
+        """Let the next microbatch be looked at as the first one was, and :meth:`check` tell what it shows."""
+        self._first = None
+        self.is_checked = False
+        if self._watch is not None:
+            self._watch.look_again()
 
     def detach(self) -> None:
         """Leave the model as it was before."""
@@ -176,9 +190,9 @@ class StepProbe:
         if self._first is None:
             function = self._loss_function
             self._first = FirstLook(measure, function, outputs, batch, loss, size, shifted=self._shifted)
+            batch = self._first.batch
         if self._mask is not None:
-            is_vector = loss.shape == (size,)
-            self._own, self._all = (1, 1) if is_vector else loss_shares(batch, shifted=self._shifted)
+            self._own, self._all = (1, 1) if loss.shape == (size,) else loss_shares(batch, shifted=self._shifted)
             self._factor = None
             loss.register_hook(self._note_factor)
             return
@@ -191,7 +205,7 @@ class StepProbe:
             shifted=self._shifted,
             loss_function=self._loss_function,
             reading=self._first.reading,
-            features=None if chosen is None else chosen.features,
+            features=None if self._watch is None else self._watch.features,
             has_bias=chosen is not None and getattr(chosen.module, "bias", None) is not None,
         )
         self._values = measure.values(microbatch)
@@ -224,16 +238,16 @@ class StepProbe:
         return values
 
     def _mask_gradient(self) -> Tensor:
-        mask, factor = self._mask, self._factor
+        mask, factor, first = self._mask, self._factor, self._first
         assert mask is not None, "after_backward() follows a backward pass"
+        assert first is not None
         if mask.grad is None or factor is None:
             place = "the batch's first tensor or its embedding" if self._input is not None else f"layer {self.layer!r}"
             raise ValueError(
                 f"The backward pass of the loss did not come to {place}, so no mask gradient exists. Name the layer "
                 "that makes the logits with output_layer='…', or choose another measure."
             )
-        all_ = self._all
-        reading = None if self._first is None else self._first.reading
+        all_, reading = self._all, first.reading
         if reading is not None and reading.is_sum is not False:
             is_sum = reading.is_sum
             all_ = torch.where(is_sum, 1, all_) if isinstance(is_sum, Tensor) else 1
@@ -249,5 +263,6 @@ class StepProbe:
             ValueError: if the measure hangs on a loss that is neither a mean nor a sum over samples nor a vector, or
                 if targets that must be class probabilities are none.
         """
-        if self._first is not None:
+        was_checked, self.is_checked = self.is_checked, True
+        if self._first is not None and not was_checked:
             self._first.check()

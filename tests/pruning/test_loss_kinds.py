@@ -23,7 +23,7 @@ from trainer import (
     tokens,
 )
 
-from ted_stream.pruning.measures import ErrorNorm, Loss, MaskGradient, Measure
+from ted_stream.pruning.measures import ErrorNorm, LastLayerGradient, Loss, Margin, MaskGradient, Measure
 from ted_stream.pruning.probe import StepProbe
 
 B = 8
@@ -241,7 +241,159 @@ def test_what_is_neither_is_refused(loss, measure):
     for microbatch in (B, 3):
         with pytest.raises(ValueError, match=r"neither weighs .*class weights.*plain mean.*ErrorNorm"):
             _measured(family.model(), family.batch(B), measure, loss, True, microbatch=microbatch)
-    _measured(family.model(), family.batch(B), ErrorNorm(), loss, True)
+
+
+def test_a_measure_of_predictions_asks_what_the_loss_is_made_of():
+    family, batch = FAMILIES[0], FAMILIES[0].batch(B)
+    _measured(family.model(), batch, ErrorNorm(), _class_weighted, True)
+    with pytest.warns(UserWarning, match=r"not the cross-entropy .*softmax of the outputs as they are"):
+        _measured(family.model(), batch, ErrorNorm(), _cubed, True)
+
+    def other_targets(z: Tensor, b: Any) -> Tensor:
+        return F.cross_entropy(z, b[2])
+
+    strange = (*batch, batch[1].roll(1))
+    with pytest.raises(ValueError, match="loss does not change with the targets that were found"):
+        _measured(family.model(), strange, ErrorNorm(), other_targets, True)
+    with pytest.warns(UserWarning, match="softmax of the outputs as they are"):
+        _measured(family.model(), strange, Margin(), other_targets, True)  # it looks at no targets
+
+    def of_probabilities(z: Tensor, b: Any) -> Tensor:
+        return F.nll_loss(z.log(), b[1])
+
+    class Probabilities(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = family.model()
+
+        def forward(self, batch: Any) -> Tensor:
+            return self.net(batch).softmax(1)
+
+    for measure in (ErrorNorm(), Margin(), LastLayerGradient()):
+        with pytest.raises(ValueError, match=r"when 1 is added to all outputs.*probabilities"):
+            _measured(Probabilities(), batch, measure, of_probabilities, True)
+
+
+def test_log_probabilities_are_logits():
+    family, batch = FAMILIES[0], FAMILIES[0].batch(B)
+
+    class LogProbabilities(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = family.model()
+
+        def forward(self, batch: Any) -> Tensor:
+            return self.net(batch).log_softmax(1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measured = _measured(LogProbabilities(), batch, ErrorNorm(), lambda z, b: F.nll_loss(z, b[1]), True)
+    torch.testing.assert_close(measured, _measured(family.model(), batch, ErrorNorm(), mean_loss, True))
+
+
+@pytest.mark.parametrize("measure", [ErrorNorm(), Loss()], ids=repr)
+def test_a_loss_inside_that_is_of_something_else(measure):
+    """One label set of several, which sums to one as a probability does, under a binary cross-entropy."""
+    model, (inputs, _) = _regression()
+    targets = F.one_hot(torch.arange(B) % 3).double()
+
+    class WithLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, batch: Any) -> Any:
+            logits = self.net((batch["input_ids"],))
+            return {"loss": F.binary_cross_entropy_with_logits(logits, batch["labels"]), "logits": logits}
+
+    with pytest.raises(ValueError, match=r"the loss is made of something else"):
+        _measured(WithLoss(), {"input_ids": inputs, "labels": targets}, measure, lambda z, b: z["loss"], False)
+    vector: LossFunction = lambda z, b: (z - b[1]).square().mean(1)  # noqa: E731
+    with pytest.raises(ValueError, match=r"the loss is made of something else"):
+        _measured(model, (inputs, targets), ErrorNorm(), vector, False)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("measure", [ErrorNorm(), LastLayerGradient()], ids=repr)
+def test_targets_out_of_range(measure, given):
+    family, (inputs, targets) = FAMILIES[0], FAMILIES[0].batch(B)
+    for value in (CLASSES, 255, -1):
+        wrong = targets.clone()
+        wrong[3] = value
+        loss: LossFunction = lambda z, b, value=value: F.cross_entropy(z, b[1], ignore_index=value)  # noqa: E731
+        with pytest.raises(ValueError, match=rf"from .*{value}.*5 classes apart.*mark with -100"):
+            _measured(family.model(), (inputs, wrong), measure, loss, given)
+
+
+# Later, and of other classes
+
+
+class Changing:
+    """A loss that is another one from some time on, as schedules of class weights and of label smoothing make it."""
+
+    def __init__(self, before: LossFunction, after: LossFunction) -> None:
+        self.before, self.after, self.is_late = before, after, False
+
+    def __call__(self, z: Tensor, batch: Any) -> Tensor:
+        return (self.after if self.is_late else self.before)(z, batch)
+
+
+def test_class_weights_of_classes_that_the_first_microbatch_lacks():
+    """Deferred re-weighting, and a rare class."""
+    family, (inputs, _) = FAMILIES[0], FAMILIES[0].batch(B)
+    rare = torch.tensor([1, 1, 1, 1, 9.0], dtype=torch.float64)
+
+    def loss(z: Tensor, batch: Any) -> Tensor:
+        return F.cross_entropy(z, batch[1], weight=rare)
+
+    for measure in (MaskGradient(), Loss()):
+        with pytest.raises(ValueError, match=r"sample of each of the classes 0 to 4.*neither weighs classes"):
+            _measured(family.model(), (inputs, torch.arange(B) % 4), measure, loss, True)
+
+
+def test_weights_on_the_classes_of_pixels():
+    torch.manual_seed(0)
+    model = Classifier(nn.Identity(), nn.Conv2d(3, 4, 1)).double()
+    batch = images(B)[0], torch.randint(0, 3, (B, 8, 8))
+    batch[1][0, 0] = -100
+
+    def loss(z: Tensor, batch: Any, weight: Tensor | None = None) -> Tensor:
+        return F.cross_entropy(z, batch[1], weight=weight)
+
+    _measured(model, batch, MaskGradient("output"), loss, True)
+    rare = torch.tensor([1, 1, 1, 5.0], dtype=torch.float64)
+    with pytest.raises(ValueError, match="neither weighs classes"):
+        _measured(model, batch, MaskGradient("output"), lambda z, b: loss(z, b, rare), True)
+
+
+def test_a_loss_that_changes_is_looked_at_again():
+    family, batch = FAMILIES[0], FAMILIES[0].batch(B)
+    loss = Changing(mean_loss, _class_weighted)
+    probe = StepProbe(MaskGradient(), loss=loss)
+    probe.attach(model := family.model())
+    for _ in range(2):
+        probe_step(model, batch, probe, loss=loss)
+        probe.check()
+        probe.look_again()
+    loss.is_late = True
+    probe_step(model, batch, probe, loss=loss)
+    with pytest.raises(ValueError, match="neither weighs"):
+        probe.check()
+
+
+def test_labels_that_are_smoothed_later():
+    family, batch = FAMILIES[0], FAMILIES[0].batch(B)
+    smoothed = KINDS["smoothed"][1]
+    loss = Changing(mean_loss, smoothed)
+    probe = StepProbe(Loss(), loss=loss)
+    probe.attach(model := family.model())
+    for is_late, function in ((False, mean_loss), (True, smoothed)):
+        loss.is_late = is_late
+        probe.look_again()
+        measured = probe_step(model, batch, probe, loss=loss)
+        probe.check()
+        assert torch.equal(measured, probe_step(model, batch, probe, loss=loss))
+        assert torch.equal(measured, _measured(model, batch, Loss(), function, True))
 
 
 def test_class_weights_show_among_samples_sorted_by_class():

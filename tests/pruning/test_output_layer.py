@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torchvision.models import resnet18, squeezenet1_1
@@ -533,3 +534,132 @@ def test_whether_labels_are_shifted():
     told.shift_labels = False
     assert not shifts_labels(told)
     assert not shifts_labels(convnet())
+
+
+# Parameters that no layer holds
+
+
+class Functional(nn.Module):
+    """Makes the logits with parameters of its own, and scales them."""
+
+    def __init__(self, *, scale: bool = False, matrix: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Linear(192, 16)
+        self.head = nn.Linear(16, CLASSES)
+        self.scale = nn.Parameter(torch.ones(())) if scale else None
+        self.matrix = nn.Parameter(torch.randn(CLASSES, CLASSES)) if matrix else None
+
+    def forward(self, batch: Any) -> Tensor:
+        logits = self.head(self.body(batch[0].flatten(1)).relu())
+        if self.scale is not None:
+            logits = logits * self.scale
+        return logits if self.matrix is None else logits @ self.matrix
+
+
+def test_logits_that_no_layer_makes():
+    torch.manual_seed(0)
+    model = Functional(matrix=True).double()
+    for site in ("features", "output"):
+        with pytest.raises(ValueError, match=r"'matrix' \(5, 5\)\. The layer before them, 'head', is not the output"):
+            _step(model, _attached(model, MaskGradient(site)))
+        assert (_step(model, _attached(model, MaskGradient(site), output_layer="head")) > 0).all()
+    assert (_step(model, _attached(model, MaskGradient("input"))) > 0).all()
+
+
+def test_a_scale_behind_the_layer():
+    torch.manual_seed(0)
+    model = Functional(scale=True).double()
+    assert (_step(model, _attached(model, MaskGradient())) > 0).all()
+    with pytest.raises(ValueError, match=r"logits are made of .* beside.*'head': 'scale' \(\).*ErrorNorm"):
+        _step(model, _attached(model, LastLayerGradient()))
+    for name in (None, "head"):
+        with pytest.raises(ValueError, match=r"beside the output of the layer 'head': 'scale' \(\).*TED or Random"):
+            _step(model, _attached(model, MaskGradient(), weighted=True, output_layer=name))
+
+
+def test_a_scale_within_the_loss():
+    torch.manual_seed(0)
+    model = HeadFirst().double()
+    scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def loss(z: Tensor, batch: Any) -> Tensor:
+        return mean_loss(z * scale, batch)
+
+    assert (_step(model, _attached(model, MaskGradient()), loss=loss) > 0).all()
+    with pytest.raises(ValueError, match=r"'one outside of the model' \(\)"):
+        _step(model, _attached(model, MaskGradient(), weighted=True), loss=loss)
+
+
+def test_weights_go_with_one_layer_alone():
+    """Naming one of several would leave the others unweighted, and so would naming a hidden one."""
+    model = Auxiliary().double()
+    for name in (None, "head", "auxiliary"):
+        with pytest.raises(ValueError, match=r"several layers, '\w+', '\w+'.*weighs no samples, such as TED"):
+            _step(model, _attached(model, MaskGradient(), weighted=True, output_layer=name), loss=_both)
+    _step(model, _attached(model, MaskGradient(), weighted=True, output_layer="head"), loss=_main)
+    with pytest.raises(ValueError, match=r"output of the layer 'body' but through 'head', so it cannot be .* weighed"):
+        _step(model, _attached(model, MaskGradient(), weighted=True, output_layer="body"), loss=_main)
+
+
+def test_penalties_are_not_weighed():
+    """A term that no sample has a part in is what it was; its gradient is not that of samples."""
+    model = HeadFirst().double()
+
+    def loss(z: Tensor, batch: Any) -> Tensor:
+        parts = [p.square().sum() for p in model.parameters()]
+        return mean_loss(z, batch) - torch.stack([0.1 * part for part in parts]).sum() + sum(parts)
+
+    probe = _attached(model, MaskGradient(), weighted=True)
+    _step(model, probe, loss=loss)
+    assert probe.layer == "head"
+
+
+def test_a_head_that_joins_the_loss_later():
+    model = Auxiliary().double()
+    probe = _attached(model, MaskGradient(), weighted=True)
+    for _ in range(2):
+        _step(model, probe, loss=_main)
+        probe.look_again()
+    with pytest.raises(ValueError, match=r"several layers, '\w+', '\w+'"):
+        _step(model, probe, loss=_both)
+    probe.detach()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Looped(nn.Module):
+    """Takes its own output, as a tied embedding of a language model does; or is shown two views."""
+
+    def __init__(self, *, in_a_row: bool) -> None:
+        super().__init__()
+        self.stem = nn.Linear(192, CLASSES)
+        self.head = nn.Linear(CLASSES, CLASSES)
+        self.in_a_row = in_a_row
+
+    def forward(self, batch: Any) -> Tensor:
+        x = self.stem(batch[0].flatten(1))
+        return self.head(self.head(x).relu()) if self.in_a_row else self.head(x) + self.head(x.relu())
+
+
+def test_a_layer_that_is_called_more_than_once():
+    torch.manual_seed(0)
+    model = Looped(in_a_row=True).double()
+    for options in ({}, {"weighted": True}, {"output_layer": "head"}):
+        with pytest.raises(ValueError, match=r"'head' is called 2 times.*one call takes what another gave"):
+            _step(model, _attached(model, MaskGradient(), **options))
+    views = Looped(in_a_row=False).double()
+    assert (_step(views, _attached(views, MaskGradient(), weighted=True)) > 0).all()
+    with pytest.raises(ValueError, match=r"'head' is called 2 times.*no one feature vector.*ErrorNorm"):
+        _step(views, _attached(views, LastLayerGradient()))
+
+
+def test_logits_out_of_a_reentrant_checkpoint():
+    class Checkpointed(HeadFirst):
+        def forward(self, batch: Any) -> Tensor:
+            x = self.body(batch[0].flatten(1)).relu()
+            logits = torch.utils.checkpoint.checkpoint(self.head, x, use_reentrant=True)
+            assert isinstance(logits, Tensor)
+            return logits
+
+    model = Checkpointed().double()
+    with pytest.raises(ValueError, match=r"reentrant activation checkpoint.*use_reentrant=False"):
+        _step(model, _attached(model, MaskGradient()))

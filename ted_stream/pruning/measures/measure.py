@@ -79,7 +79,9 @@ class Measure(ABC):
     needs_loss: ClassVar[bool] = False
     """Whether it hangs on how the loss weighs samples; else on the outputs alone."""
     needs_classes: ClassVar[bool] = False
-    """Whether targets must be classes or their probabilities."""
+    """Whether outputs must be logits of classes, and targets, if there are any, classes or their probabilities."""
+    needs_targets: ClassVar[bool] = True
+    """Of a measure that needs classes: whether it looks at the targets."""
 
     @abstractmethod
     def values(self, microbatch: Microbatch) -> Tensor | None:

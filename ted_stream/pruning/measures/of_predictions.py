@@ -19,7 +19,6 @@ class PredictionMeasure(Measure):
     one number per token.
     """
 
-    needs_targets = True
     needs_classes = True
 
     @staticmethod

@@ -62,7 +62,7 @@ class ComposerRun:
         self._subset_length: int | None = None
         self._generators: list[dict[str, Any]] | None = None  # to go on with, where Composer does not see to it
         self._iterator_is_late = False
-        self._whole_batch: Any = None  # the first one, until its microbatches have been looked at
+        self._whole_batch: Any = None  # an epoch's first, until its microbatches have been looked at
         self._trained_on: DataLoader | None = None
         self._ids: BatchIds
         self._stretcher: ScheduleStretcher
@@ -201,9 +201,11 @@ class ComposerRun:
             self._check(logger)
 
     def _check(self, logger: Logger) -> None:
+        known = self.engine.output_layer
         self.engine.check()
-        log.info("Pruning measures at the output layer %r.", self.engine.output_layer)
-        logger.log_hyperparameters({"pruning/output_layer": str(self.engine.output_layer)})
+        if self.engine.output_layer != known:
+            log.info("Pruning measures at the output layer %r.", self.engine.output_layer)
+            logger.log_hyperparameters({"pruning/output_layer": str(self.engine.output_layer)})
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Count the batch."""
