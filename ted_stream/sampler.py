@@ -109,6 +109,10 @@ class PrunedSampler(DistributedSampler[int]):
         """The fewest kept samples that give every rank one."""
         return self.num_replicas if self.drop_last else 1
 
+    def samples_of_rank(self, kept: int) -> int:
+        """How many samples every rank yields of an epoch that keeps so many, repeats included."""
+        return kept // self.num_replicas if self.drop_last else -(-kept // self.num_replicas)
+
     def fewest_for(self, loader: DataLoader) -> tuple[int, str]:
         """The fewest samples that an epoch can have through a DataLoader, and what to say of fewer."""
         assert loader.batch_size is not None, "see check_loader"
@@ -174,7 +178,7 @@ class PrunedSampler(DistributedSampler[int]):
                 f"{kept} samples are to be kept, but it takes {self.fewest_samples} to give each of "
                 f"{self.num_replicas} ranks one with drop_last={self.drop_last}. Prune less."
             )
-        self.num_samples = kept // self.num_replicas if self.drop_last else -(-kept // self.num_replicas)
+        self.num_samples = self.samples_of_rank(kept)
         self.total_size = self.num_samples * self.num_replicas
         self._active = skip_list
         self._plan: tuple[int, NDArray[np.signedinteger]] | None = None  # of the epoch that was planned last

@@ -1,24 +1,30 @@
 """The sample ids of batches: taken off those that carry them, or known from a sampler's plan."""
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ted_stream.engine.generators import preserved_generators
 from ted_stream.engine.ranks import Ranks
+from ted_stream.engine.row_order import MOST_PROBED, Batch, batches_to_probe, follows_ids
 from ted_stream.pruning import batch_size
-from ted_stream.pruning.batches import tensors_of
 from ted_stream.pruning.sample_ids import attach_sample_id, take_sample_ids
 from ted_stream.sampler import PrunedSampler
 
-__all__ = ["BatchIds", "CarriedIds", "PlannedIds", "follows_ids", "order_difference", "read_ids", "rows_of"]
+__all__ = ["BatchIds", "CarriedIds", "PlannedIds", "order_difference", "read_ids"]
 
 _ORDER = (
     "scores would go to the wrong samples. Let it keep one row per sample, in the order of the samples that it is "
     "given, or reorder the ids with the rows."
+)
+_ROWS = (
+    "so scores would go to the wrong samples. Let the dataset, the collate_fn and batch transforms give one row per "
+    "sample, in order."
 )
 
 
@@ -111,29 +117,29 @@ class PlannedIds:
         if len(ids) != batch_size(batch):
             raise ValueError(
                 f"Batch {self._batch} of the epoch has {batch_size(batch)} rows, but the PrunedSampler planned "
-                f"{len(ids)} samples for it, so scores would go to the wrong samples. Let the dataset and the "
-                "collate_fn give one row per sample, in order."
+                f"{len(ids)} samples for it, {_ROWS}"
             )
         return batch, ids
 
 
-def read_ids(loader: DataLoader, ranks: Ranks) -> BatchIds:
+def read_ids(loader: DataLoader, ranks: Ranks, batch_transform: Callable[[Any], Any] = lambda batch: batch) -> BatchIds:
     """How the ids of this dataloader's batches are told; collective.
 
     Args:
         loader: over a Prunable dataset or with a PrunedSampler.
         ranks: that share the training set.
+        batch_transform: what the trainer does to a batch before its ids are taken.
 
     Raises:
-        ValueError: if the ids do not come through the collate function or not with their rows, or the ranks' samplers
-            do not belong together.
+        ValueError: if the ids do not come through the collate function and the batch transform, or not with their rows,
+            or the ranks' samplers do not belong together.
     """
-    sampler, collate = loader.sampler, loader.collate_fn
+    sampler = loader.sampler
     if not isinstance(sampler, PrunedSampler):
-        return CarriedIds(bare=ranks.on_every_rank(lambda: _probe_carried(loader.dataset, collate)))
+        return CarriedIds(bare=ranks.on_every_rank(lambda: _probe_carried(loader, batch_transform)))
     assert loader.batch_size is not None, "checked by the sampler"
     planned = PlannedIds(sampler, loader.batch_size)
-    ranks.on_every_rank(lambda: _probe_planned(loader.dataset, collate))
+    ranks.on_every_rank(lambda: _probe_planned(loader, batch_transform))
     orders = ranks.gather_objects(planned.order)
     for rank, order in enumerate(orders):
         if order != orders[0]:
@@ -150,90 +156,82 @@ def order_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str
     return ", ".join(f"{name} ({first.get(name)!r} and {second.get(name)!r})" for name in names)
 
 
-def _probe_carried(dataset: Any, collate: Callable[[list[Any]], Any]) -> bool:
-    """Collate the dataset's first samples with their ids, as training will, and take the ids off again.
+def _probe_carried(loader: DataLoader, batch_transform: Callable[[Any], Any]) -> bool:
+    """Make batches of some of the dataset's samples with their ids, as training will, and take the ids off again.
 
     Returns:
         Whether samples are bare: neither mappings nor sequences.
 
     Raises:
-        ValueError: if the ids do not come through the collate function, or not with their rows.
+        ValueError: if the ids do not come through the collate function and the batch transform, or not with their rows.
     """
-    with preserved_generators():
-        samples = dataset.first_samples()
-        bare = not isinstance(samples[0], (Mapping, tuple, list))
-        pair = [(sample, sample_id) for sample_id, sample in enumerate([samples[0], samples[-1]])]
+    dataset: Any = loader.dataset
+    # Of the first shard alone, since each may have to be fetched; but two samples, if there are two.
+    layout = dataset.layout
+    samples = _spread(dataset, min(max(2, layout.shards[0].samples), layout.num_samples))
+    bare = not isinstance(samples[0], (Mapping, tuple, list))
 
-        def collated(order: Sequence[int]) -> tuple[Any, list[int]]:
-            try:
-                batch = collate([attach_sample_id(*pair[at]) for at in order])
-            except Exception as error:
-                raise ValueError(
-                    f"The collate function failed on samples with ids: {error!r}. Samples reach it with their id: an "
-                    "entry 'sample_id' in mapping samples, a last element in tuple samples. Let it pass the id through."
-                ) from error
-            rest, ids = take_sample_ids(batch, bare=bare)
-            if sorted(ids.tolist()) != [0, 1]:
-                raise ValueError(
-                    f"The collate function turned the sample ids {list(order)} into {ids.tolist()}. Let your "
-                    "collate_fn pass them through as an integer tensor of one id per sample."
-                )
-            return rest, ids.tolist()
+    def batch_of(pairs: Sequence[tuple[int, int]]) -> Batch:
+        given = [sample_id for _, sample_id in pairs]
+        try:
+            with_ids = [attach_sample_id(samples[at], sample_id) for at, sample_id in pairs]
+            batch = batch_transform(loader.collate_fn(with_ids))
+        except Exception as error:
+            raise ValueError(
+                f"The collate function, or a batch transform, failed on samples with ids: {error!r}. Samples reach it "
+                "with their id: an entry 'sample_id' in mapping samples, a last element in tuple samples. Let it pass "
+                "the id through."
+            ) from error
+        rest, ids = take_sample_ids(batch, bare=bare)
+        if sorted(ids.tolist()) != sorted(given):
+            raise ValueError(
+                f"The collate function, or a batch transform, turned the sample ids {given} into {ids.tolist()}. Let "
+                "collate_fn and batch transforms keep every sample, and pass the ids through as an integer tensor of "
+                "one id per sample."
+            )
+        return rest, ids.tolist()
 
-        first, first_ids = collated((0, 1))
-        second, second_ids = collated((1, 0))
-    if not follows_ids(first, first_ids, second, second_ids):
-        raise ValueError(f"The collate function puts rows into another order than their sample ids, so {_ORDER}")
+    for ids in batches_to_probe(len(samples), loader.batch_size):
+        if not follows_ids(ids, batch_of):
+            raise ValueError(
+                f"The collate function, or a batch transform, puts rows into another order than their sample ids, so "
+                f"{_ORDER}"
+            )
     return bare
 
 
-def _probe_planned(dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
-    """Collate the dataset's first samples in either order.
+def _probe_planned(loader: DataLoader, batch_transform: Callable[[Any], Any]) -> None:
+    """Make batches of some of the dataset's samples, as training will.
 
     Raises:
-        ValueError: if the rows come out in another order than the samples went in.
+        ValueError: if the rows come out in another order than the samples went in, or more or fewer of them.
     """
-    if len(dataset) < 2:
-        return
+    dataset: Any = loader.dataset
+    samples = _spread(dataset, len(dataset))
+
+    def batch_of(pairs: Sequence[tuple[int, int]]) -> Batch:
+        batch = batch_transform(loader.collate_fn([_anew(samples[at]) for at, _ in pairs]))
+        if batch_size(batch) != len(pairs):
+            raise ValueError(
+                f"The collate function, or a batch transform, makes {batch_size(batch)} rows of {len(pairs)} samples, "
+                f"{_ROWS}"
+            )
+        return batch, [sample_id for _, sample_id in pairs]
+
+    for ids in batches_to_probe(len(samples), loader.batch_size):
+        if not follows_ids(ids, batch_of):
+            raise ValueError(
+                f"The collate function, or a batch transform, puts rows into another order than that of its samples, "
+                f"so {_ORDER}"
+            )
+
+
+def _spread(dataset: Any, among: int) -> list[Any]:
+    """Samples spread evenly over the first ones of a dataset, read in this process before any worker exists."""
     with preserved_generators():
-        samples = [dataset[0], dataset[1]]
-        first, second = collate(samples), collate(samples[::-1])
-    if not follows_ids(first, [0, 1], second, [1, 0]):
-        raise ValueError(f"The collate function puts rows into another order than that of its samples, so {_ORDER}")
+        return [dataset[index] for index in np.linspace(0, among - 1, min(among, MOST_PROBED), dtype=int).tolist()]
 
 
-def follows_ids(first: Any, first_ids: Sequence[int], second: Any, second_ids: Sequence[int]) -> bool:
-    """Whether rows of the same samples stand where their ids do in two batches.
-
-    Args:
-        first: a batch.
-        first_ids: the ids of its rows, all different.
-        second: another batch of the same samples.
-        second_ids: the ids of its rows.
-
-    Returns:
-        False only if a tensor shows that rows moved and ids did not, or the reverse, and no tensor shows the contrary:
-        what a random augmentation changed shows nothing.
-    """
-    at = [list(second_ids).index(sample_id) for sample_id in first_ids]
-    moved = False
-    for one, other in zip(tensors_of(first), tensors_of(second), strict=False):
-        if one.ndim == 0 or one.shape != other.shape or len(one) != len(at):
-            continue
-        if torch.equal(one, one.flip(0)) and len(one) == 2:
-            continue  # rows that are alike show nothing
-        if torch.equal(one, other[at]):
-            return True
-        moved = moved or _same_rows(one, other)
-    return not moved
-
-
-def _same_rows(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same rows, in whatever order."""
-    return sorted(rows_of(one)) == sorted(rows_of(other))
-
-
-def rows_of(tensor: Tensor) -> list[bytes]:
-    """The bytes of every row of a tensor (B, …)."""
-    rows = tensor.detach().reshape(len(tensor), -1).cpu().contiguous()
-    return [row.view(torch.uint8).numpy().tobytes() for row in rows]
+def _anew(sample: Any) -> Any:
+    """A sample that a collate function may take apart."""
+    return copy.copy(sample) if isinstance(sample, (MutableMapping, MutableSequence)) else sample

@@ -1,9 +1,14 @@
 """An epoch's skip-list, from the scores of all ranks."""
 
+import math
+from numbers import Real
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ted_stream.engine.plan import RunPlan
+from ted_stream.methods import Chosen
 from ted_stream.pruning import Owned, ScoreStore
 from ted_stream.skip_list import DatasetLayout, SkipList
 
@@ -16,7 +21,8 @@ def choose_skip_list(
     """Let the method choose and weigh the samples of an epoch; collective, the same on every rank.
 
     Raises:
-        ValueError: if the method chose another number than k, or gave arrays of another kind than it must.
+        ValueError: on every rank, if the method chose another number than k, or gave on one of them another kind of
+            value than it must.
 
     Returns:
         The skip-list, and the factor of every sample's loss beside the weights of single samples in the list.
@@ -24,21 +30,17 @@ def choose_skip_list(
     owned = Owned(store, epoch=epoch, seed=seed)
     k, ratio = plan.kept(epoch), plan.keep_ratio(epoch)
     chosen = plan.method.choose(owned, epoch, k)
-    if chosen.keep.shape != (len(owned),) or chosen.keep.dtype != np.bool_:
-        raise _fault(plan, f"keep of shape {chosen.keep.shape} and dtype {chosen.keep.dtype}, not ({len(owned)},) bool")
+    fault = _fault_of_choice(chosen, len(owned))
+    _refuse(plan, store, fault)
     kept = owned.count(chosen.keep)
     if kept < 1 or (k is not None and kept != k):
         raise _fault(plan, f"{kept} samples to keep in epoch {epoch}, not {'at least one' if k is None else k}")
     if ratio is None:
         ratio = kept / store.num_samples
-    weights = plan.method.weigh(owned, chosen, ratio)
-    loss_factor, sample_weights = 1.0, None
-    if not isinstance(weights, np.ndarray):
-        loss_factor = float(weights)
-    elif not plan.method.weighs_samples:
-        raise _fault(plan, "weights of single samples, without weighs_samples = True")
-    elif owned.count(weights != 1):
-        sample_weights = np.concatenate(store.communicator.all_gather(weights))
+    # Of a few samples ⌈r_t·N⌉ may be all: then nothing is pruned, whatever r_t is.
+    weights = plan.method.weigh(owned, chosen, 1.0 if kept == store.num_samples else ratio)
+    _refuse(plan, store, _fault_of_weights(plan, weights, int(np.count_nonzero(chosen.keep))))
+    loss_factor, sample_weights = _joined(plan, store, weights)
     skip_list = SkipList.from_keep_bits(
         layout,
         _gather_bits(store, chosen.keep),
@@ -49,6 +51,62 @@ def choose_skip_list(
         weights=sample_weights,
     )
     return skip_list, loss_factor
+
+
+def _fault_of_choice(chosen: Any, size: int) -> str | None:
+    if not isinstance(chosen, Chosen):
+        return f"a choice that is a {type(chosen).__name__}, not a Chosen"
+    keep: Any = chosen.keep
+    if not isinstance(keep, np.ndarray):
+        return f"keep as a {type(keep).__name__}, not a NumPy array of shape ({size},) and dtype bool"
+    if keep.shape != (size,) or keep.dtype != np.bool_:
+        return f"keep of shape {keep.shape} and dtype {keep.dtype}, not ({size},) bool"
+    return None
+
+
+def _fault_of_weights(plan: RunPlan, weights: Any, kept: int) -> str | None:
+    if isinstance(weights, np.ndarray):
+        if not plan.method.weighs_samples:
+            return "weights of single samples, without weighs_samples = True"
+        if weights.shape != (kept,) or weights.dtype != np.float32:
+            return f"weights of shape {weights.shape} and dtype {weights.dtype}, not ({kept},) float32"
+        wrong = weights[~(np.isfinite(weights) & (weights > 0))]
+        return f"{len(wrong)} weights that are not finite and above 0, such as {wrong[0]}" if len(wrong) else None
+    if isinstance(weights, bool) or not isinstance(weights, Real):
+        return f"a weight of type {type(weights).__name__}, not a number or a NumPy array of float32"
+    if not 0 < float(weights) < math.inf:
+        return f"the weight {weights} for all samples, not one that is finite and above 0"
+    return None
+
+
+def _joined(plan: RunPlan, store: ScoreStore, weights: float | NDArray[np.float32]) -> tuple[float, Any]:
+    """The factor of every sample's loss, and the weights of single samples, if they differ from 1, of all ranks.
+
+    Raises:
+        ValueError: if the ranks gave different kinds, or different numbers for all samples.
+    """
+    is_array = isinstance(weights, np.ndarray)
+    mine = [1.0 if is_array else float(weights), is_array, is_array and bool(np.any(weights != 1))]
+    ranks = np.stack(store.communicator.all_gather(np.array(mine, np.float64)))
+    if len({(factor, array) for factor, array, _ in ranks.tolist()}) > 1:
+        given = ["an array" if array else f"{factor}" for factor, array, _ in ranks.tolist()]
+        raise _fault(plan, f"the ranks different weights: {', '.join(given)}")
+    differ = bool(ranks[:, 2].any())
+    if not isinstance(weights, np.ndarray):
+        return float(weights), None
+    return 1.0, np.concatenate(store.communicator.all_gather(weights)) if differ else None
+
+
+def _refuse(plan: RunPlan, store: ScoreStore, fault: str | None) -> None:
+    """Refuse what the method gave on a rank, on all of them: one alone would leave the others waiting for it.
+
+    Raises:
+        ValueError: with the fault, or on ranks that have none, that another has one.
+    """
+    faults = np.concatenate(store.communicator.all_gather(np.array([fault is not None], np.int64)))
+    if faults.any():
+        others = f"something else on rank {int(np.flatnonzero(faults)[0])} than it must, and a fault is told there"
+        raise _fault(plan, fault or others)
 
 
 def _fault(plan: RunPlan, what: str) -> ValueError:

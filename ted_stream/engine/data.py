@@ -47,6 +47,10 @@ class PrunableData(Protocol):
         """
         ...
 
+    def samples_of_rank(self, kept: int) -> int:
+        """How many samples every rank yields of an epoch that keeps so many, repeats included."""
+        ...
+
     def fewest_for(self, loader: DataLoader) -> tuple[int, str]:
         """The fewest samples that an epoch can have through this loader, and what to say of fewer."""
         ...

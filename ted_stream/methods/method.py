@@ -78,7 +78,8 @@ class Method(ABC):
         Args:
             owned: as in :meth:`choose`.
             chosen: what was chosen.
-            ratio: the fraction of all samples that was kept.
+            ratio: r_t, or the fraction of all samples that was kept where :meth:`choose` decides on it; 1 where all
+                were kept, which of a few samples a lower r_t may do too.
 
         Returns:
             One number for all samples, or (kept,) float32, one for each of this rank's kept samples in the order of

@@ -82,12 +82,12 @@ def replace_first_tensor(batch: Any, replace: Callable[[Tensor], Tensor]) -> Any
 
 
 def batch_size(batch: Any) -> int:
-    """The number of samples: the length of the batch's first tensor.
+    """The number of samples: the length of the batch's first tensor that is no single number.
 
     Raises:
-        ValueError: if the batch holds no tensor.
+        ValueError: if the batch holds no such tensor.
     """
-    tensors = tensors_of(batch)
+    tensors = [tensor for tensor in tensors_of(batch) if tensor.ndim]
     if not tensors:
         raise ValueError(f"A batch of type {type(batch).__name__} holds no tensor; collate samples into tensors.")
     return len(tensors[0])

@@ -13,7 +13,7 @@ SAMPLE_ID = "sample_id"
 
 _FIX = (
     f"Samples reach the collate function with their id: an entry {SAMPLE_ID!r} in mapping samples, a last element in "
-    "tuple samples. Let your collate_fn pass it through as an integer tensor of one id per sample."
+    "tuple samples. Let collate_fn and batch transforms pass it through as an integer tensor of one id per sample."
 )
 
 

@@ -129,9 +129,9 @@ class Prunable(ShardReading):
         nodes = self._parallel_rank_world.num_nodes
         return self.num_canonical_nodes or (64 * nodes if self.shuffle_algo in ("py1s", "py2s") else nodes)
 
-    def first_samples(self) -> list[Any]:
-        """The samples of ids 0 and 1 (or 0 alone), read in this process before any worker exists."""
-        return [self[sample_id] for sample_id in range(min(2, self.num_samples))]
+    def samples_of_rank(self, kept: int) -> int:
+        """How many samples every rank yields of an epoch that keeps so many, repeats included."""
+        return samples_per_rank(kept, self.canonical_nodes, self._parallel_rank_world)
 
     def fewest_for(self, loader: DataLoader) -> tuple[int, str]:
         """The fewest samples that an epoch can have, and what to say of fewer."""
@@ -214,7 +214,7 @@ class Prunable(ShardReading):
                 f"{canonical_nodes}, so they cannot be spread over the nodes. Prune less, or pass a smaller "
                 "num_canonical_nodes."
             )
-        self.length = samples_per_rank(chosen, canonical_nodes, self._parallel_rank_world)
+        self.length = self.samples_of_rank(chosen)
 
     def _num_kept_of_chosen(self, skip_list: SkipList) -> int:
         if self._chooses_all:

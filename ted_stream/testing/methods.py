@@ -207,7 +207,8 @@ def choices_of(
             _check_chosen(chosen.keep, chosen.inclusion, len(owned))
             kept = owned.count(chosen.keep)
             assert kept == k if k is not None else kept >= 1, f"{kept} of all samples are kept, asked were {k}"
-            weights = method.weigh(owned, chosen, kept / population.num_samples if ratio is None else ratio)
+            share = kept / population.num_samples
+            weights = method.weigh(owned, chosen, share if ratio is None or share == 1 else ratio)
             _check_weights(method, weights, int(np.count_nonzero(chosen.keep)))
             found[epoch] = (chosen.keep, chosen.inclusion, weights)
             for name, column in columns.items():

@@ -78,3 +78,15 @@ def test_compare_shows_a_saving_that_is_decided_as_it_goes(tmp_path):
     assert result.exit_code == 0, result.output
     rows = [line for line in result.output.splitlines() if line.startswith("│ ")]
     assert [row.split("│")[4].strip() for row in rows if "%" in row] == ["0.0000", "as it goes"]
+
+
+def test_compare_refuses_progress_that_one_method_cannot_foretell_before_it_trains(tmp_path):
+    data = str(tmp_path / "digits")
+    run("prepare", "digits", "--out", data)
+    overrides = [f"data.path={data}", f"folder={tmp_path / 'run'}", "pruning.progress=samples"]
+    result = run("compare", QUICKSTART, *overrides, "--methods", "none,ted,infobatch", "--seeds", "1")
+    assert result.exit_code != 0
+    told = " ".join(result.output.split())
+    assert "progress is 'samples', but InfoBatch" in told
+    assert "progress='epochs'" in told
+    assert not (tmp_path / "run").exists()

@@ -1,15 +1,21 @@
 """The contract of methods bites: each of these keeps all of it but for one thing."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
-from ted_stream.methods import Chosen, Method, RandomPruning, ScheduledMethod
-from ted_stream.pruning import ExponentialMean, HighestScores, Owned
+from ted_stream.engine.choosing import choose_skip_list
+from ted_stream.engine.plan import RunPlan
+from ted_stream.methods import TED, Chosen, ImportanceSampling, InfoBatch, Method, RandomPruning, ScheduledMethod
+from ted_stream.pruning import Communicator, ExponentialMean, HighestScores, Owned, ScoreStore
+from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout
 from ted_stream.testing import METHOD_CHECKS, check_method
+from ted_stream.testing.threads import run_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,3 +150,119 @@ def test_a_fault_is_found(words: str) -> None:
 def test_what_the_faulty_ones_are_made_of_is_sound(check: Callable[[Method], None]) -> None:
     check(Sound(0.5))
     check(replace(RandomPruning(0.5), annealing=0.0))
+
+
+# What the engine refuses, on every rank, of methods that nobody has checked
+
+
+def chosen_by(method: Method, *, num_samples: int = 10, ranks: int = 1) -> list[tuple[SkipList, float] | str]:
+    """What every rank gets for epoch 1 of 4, or what it is told."""
+    layout = DatasetLayout(streams=(StreamLayout(shards=(ShardLayout(name="a", size=1, samples=num_samples),)),))
+
+    def work(communicator: Communicator) -> tuple[SkipList, float] | str:
+        store = ScoreStore(num_samples, method.running(), communicator=communicator)
+        plan = RunPlan(method=method, num_samples=num_samples, epochs=4)
+        try:
+            return choose_skip_list(plan, store, layout, 1, 0, "run")
+        except ValueError as error:
+            return str(error)
+
+    return run_ranks(ranks, work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gives(Sound):
+    """Whatever it is told to, on rank 0 or on all ranks; elsewhere what it must."""
+
+    weighs_samples = True
+
+    choice: Any = None
+    weight: Any = None
+    everywhere: bool = True
+
+    def _is_faulty(self, owned: Owned) -> bool:
+        return self.everywhere or owned.first_id == 0
+
+    def choose(self, owned: Owned, epoch: int, k: int | None) -> Chosen:
+        sound = super().choose(owned, epoch, k)
+        return self.choice(sound.keep) if self.choice and self._is_faulty(owned) else sound
+
+    def weigh(self, owned: Owned, chosen: Chosen, ratio: float) -> Any:
+        sound = np.full(np.count_nonzero(chosen.keep), 2.0, np.float32)
+        return self.weight(sound) if self.weight and self._is_faulty(owned) else sound
+
+
+CHOICES: dict[str, Any] = {
+    "a NoneType, not a Chosen": lambda keep: None,
+    "a ndarray, not a Chosen": lambda keep: keep,
+    "keep as a list": lambda keep: Chosen(keep.tolist()),
+    "keep as a NoneType": lambda keep: Chosen(None),  # pyright: ignore[reportArgumentType]
+    "keep as a Tensor": lambda keep: Chosen(torch.from_numpy(keep)),  # pyright: ignore[reportArgumentType]
+    "keep of shape .* int8, not": lambda keep: Chosen(keep.astype(np.int8)),
+    "keep of shape .* bool, not": lambda keep: Chosen(keep[:-1]),
+}
+WEIGHTS: dict[str, Any] = {
+    "type NoneType": lambda weights: None,
+    "type str": lambda weights: "0.5",
+    "type bool": lambda weights: True,
+    "type list": lambda weights: weights.tolist(),
+    "type Tensor": lambda weights: torch.from_numpy(weights),
+    "float16, not .* float32": lambda weights: weights.astype(np.float16),
+    "float64, not .* float32": lambda weights: weights.astype(np.float64),
+    "float32, not .* float32": lambda weights: np.append(weights, np.float32(1)),
+    "such as 0.0": lambda weights: 0 * weights,
+    "such as -2.0": lambda weights: -weights,
+    "such as nan": lambda weights: np.nan * weights,
+    "such as inf": lambda weights: np.float32(np.inf) * weights,
+    "the weight 0 ": lambda weights: 0,
+    "the weight -1.5": lambda weights: -1.5,
+    "the weight nan": lambda weights: float("nan"),
+    "the weight inf": lambda weights: np.float32(np.inf),
+}
+
+
+@pytest.mark.parametrize("words", [*CHOICES, *WEIGHTS])
+def test_what_a_method_must_not_give_is_refused_on_every_rank(words: str) -> None:
+    fault = {"choice": CHOICES[words]} if words in CHOICES else {"weight": WEIGHTS[words]}
+    (alone,) = chosen_by(Gives(0.5, **fault))
+    assert isinstance(alone, str)
+    assert re.search(rf"gave .*{words}.*Mend the method", alone)
+    first, *others = chosen_by(Gives(0.5, **fault, everywhere=False), ranks=3)
+    assert isinstance(first, str)
+    assert re.search(words, first)
+    assert all("on rank 0" in str(other) for other in others)
+
+
+def test_ranks_must_give_the_same_kind_of_weight() -> None:
+    for weight, words in ((lambda weights: 2.0, "2.0, an array"), (lambda weights: 3, "3.0, an array")):
+        for told in chosen_by(Gives(0.5, weight=weight, everywhere=False), ranks=2):
+            assert f"the ranks different weights: {words}" in str(told)
+
+
+def test_what_a_method_may_give() -> None:
+    for weight in (1, 1.0, np.float32(1), np.float64(1), 3):
+        for result in chosen_by(Gives(0.5, weight=lambda _, weight=weight: weight), ranks=2):
+            assert not isinstance(result, str)
+            assert (result[0].weights, result[1]) == (None, float(weight))
+    for result in chosen_by(Gives(0.5), ranks=3):
+        assert not isinstance(result, str)
+        assert result[0].weights is not None
+        assert (result[0].weights == 2).all()
+        assert result[1] == 1
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 3, 9])
+@pytest.mark.parametrize("method", [TED(0.3), RandomPruning(0.3), ImportanceSampling(0.3), InfoBatch(0.3)])
+def test_where_all_samples_are_kept_they_weigh_1(method: Method, num_samples: int) -> None:
+    (result,) = chosen_by(method, num_samples=num_samples)
+    assert not isinstance(result, str)
+    skip_list, factor = result
+    ratio = method.keep_ratio(1, 4)
+    if skip_list.num_kept == num_samples:
+        assert factor == 1
+        assert skip_list.weights is None
+    elif isinstance(method, (TED, RandomPruning)):
+        assert ratio is not None
+        assert factor == 1 / ratio
+    if ratio is not None:
+        assert skip_list.keep_ratio == ratio

@@ -129,7 +129,7 @@ def test_a_list_changed_between_epochs_reaches_persistent_workers(folder: str) -
 
 def test_spawned_workers_see_the_list(folder: str) -> None:
     dataset = PrunedStreamingDataset(local=folder, batch_size=4, shuffle=True)
-    dataset.first_samples()
+    assert [dataset[index]["id"] for index in (0, 1)] == [0, 1]
     dataset.activate(skip_list_of(dataset, range(100)), sample_ids=True)
     copy = pickle.loads(pickle.dumps(dataset))
     loader = DataLoader(dataset, batch_size=4, num_workers=1, multiprocessing_context="spawn")

@@ -10,6 +10,7 @@ import torch
 from composer import Callback, State, Trainer
 from composer.core import Time, TimeUnit
 from composer.optim import (
+    ConstantScheduler,
     CosineAnnealingScheduler,
     CosineAnnealingWithWarmupScheduler,
     LinearWithWarmupScheduler,
@@ -124,6 +125,84 @@ def test_a_second_fit_goes_on_with_the_schedule(
         return recorder.rates
 
     assert rates([make_ted(0.6, annealing=0, folder=str(tmp_path))]) == rates([])
+
+
+@pytest.mark.parametrize(
+    ("name", "kill"),
+    [
+        ("cosine", False),
+        ("multi-step", False),
+        ("native cosine", False),
+        ("native cosine", True),
+        ("native step", True),
+        ("two native", False),
+    ],
+)
+def test_a_second_fit_may_bring_a_schedule_of_its_own(
+    kill: bool, name: str, make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Composer's are functions of the time since the run began, native ones count from the fit that brings them."""
+    folder = make_mds(80)
+
+    def schedule(optimizer: Any) -> Any:
+        if name in COMPOSER_SCHEDULERS:
+            return COMPOSER_SCHEDULERS[name]()
+        if name == "native cosine":
+            return CosineAnnealingLR(optimizer, T_max=3 * BATCHES)
+        steps = MultiStepLR(optimizer, milestones=[BATCHES, 2 * BATCHES], gamma=0.3)
+        return steps if name == "native step" else [steps, MultiStepLR(optimizer, milestones=[BATCHES], gamma=0.5)]
+
+    def rates(algorithms: list[DataPruning], out: Path) -> list[float]:
+        every: dict[str, Any] = {} if name in COMPOSER_SCHEDULERS else {"step_schedulers_every_batch": True}
+
+        def trainer(schedulers: Any, **arguments: Any) -> tuple[Trainer, Rates]:
+            recorder = Rates()
+            settings = {"callbacks": [recorder], "model": model, "optimizers": optimizer, "schedulers": schedulers}
+            return make_trainer(folder, algorithms, **settings, **arguments), recorder
+
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        saving = {"save_folder": str(out), "save_interval": "1ep"}
+        first, recorder = trainer(ConstantScheduler(), max_duration="3ep", **saving)
+        first.fit()
+        first.fit(duration="3ep", schedulers=schedule(optimizer), **every)
+        if kill:
+            model = make_model()
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            load = str(next(out.glob("ep4-*-rank0.pt")))
+            resumed, again = trainer(schedule(optimizer), max_duration="6ep", load_path=load, **every)
+            resumed.fit()
+            assert again.rates == pytest.approx(recorder.rates[-3:], rel=1e-12)
+        return recorder.rates
+
+    pruned = rates([make_ted(0.6, annealing=0, folder=tmp_path / "run")], tmp_path / "pruned")
+    assert pruned == pytest.approx(rates([], tmp_path / "full"), rel=1e-12)
+
+
+def test_a_native_schedule_goes_on_where_it_was_when_time_is_reset(
+    make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    folder = make_mds(80)
+
+    def rates(algorithms: list[DataPruning]) -> list[float]:
+        model, recorder = make_model(), Rates()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        trainer = make_trainer(
+            folder,
+            algorithms,
+            callbacks=[recorder],
+            model=model,
+            optimizers=optimizer,
+            schedulers=LinearLR(optimizer, total_iters=6 * BATCHES),
+            step_schedulers_every_batch=True,
+            max_duration="3ep",
+        )
+        trainer.fit()
+        trainer.fit(reset_time=True)
+        return recorder.rates
+
+    pruned = rates([make_ted(0.6, annealing=0, folder=tmp_path)])
+    assert pruned == pytest.approx(rates([]), rel=1e-12)
 
 
 def test_a_bound_on_the_batches_per_epoch_is_kept(

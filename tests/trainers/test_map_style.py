@@ -141,8 +141,8 @@ def test_ids_stay_exact_where_floats_do_not(tmp_path: Path) -> None:
     kept = read_skip_list(tmp_path / ted.records[0].skip_list).kept_ids()
     assert len(kept) == 40
     assert (kept % 2)[kept > 2**24].sum() > 5  # float32 has no such numbers
-    assert data.read[:2] == [0, 1]  # how the collate function orders rows is tried on them
-    assert sorted(data.read[2:]) == kept.tolist()
+    assert data.read[:16:15] == [0, len(data) - 1]  # how the collate function orders rows is tried on 16 samples
+    assert sorted(data.read[16:]) == kept.tolist()
     assert np.array_equal(np.flatnonzero(~np.isnan(ted.engine.scores())), kept)
 
 
@@ -371,7 +371,16 @@ def test_batches_that_lost_rows_stop_the_run(tmp_path: Path) -> None:
         return torch.utils.data.default_collate([sample for sample in samples if sample[1]])
 
     trainer = make_trainer([make_ted(0.6, folder=str(tmp_path))], loader={"collate_fn": collate})
-    with pytest.raises(ValueError, match=r"Batch 0 of the epoch has \d+ rows.*planned 16.*one row per sample"):
+    with pytest.raises(ValueError, match=r"makes \d+ rows of 16 samples.*one row per sample"):
+        trainer.fit()
+
+    def collate_once(samples: list[Any]) -> Any:
+        calls.append(len(samples))
+        return torch.utils.data.default_collate(samples[len(calls) > 4 :])  # what is tried before the run is whole
+
+    calls: list[int] = []
+    trainer = make_trainer([make_ted(0.6, folder=str(tmp_path))], loader={"collate_fn": collate_once})
+    with pytest.raises(ValueError, match=r"Batch 0 of the epoch has 15 rows.*planned 16.*one row per sample"):
         trainer.fit()
 
 

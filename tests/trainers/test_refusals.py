@@ -340,6 +340,29 @@ def test_a_checkpoint_of_other_settings_is_refused_unless_asked_for(
     assert [record.epoch for record in mixed.records] == [0, 1, 2, 3]
 
 
+def test_a_checkpoint_of_another_progress_is_refused_unless_asked_for(
+    folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    saving = {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "1ep"}
+
+    def pruning(progress: str, **settings: Any) -> DataPruning:
+        return DataPruning(TED(0.6), folder=tmp_path, progress=progress, **settings)
+
+    make_trainer(folder, [pruning("samples")], max_duration="2ep", **saving).fit()
+    load = tmp_path / "checkpoints" / "latest-rank0.pt"
+    trainer = make_trainer(folder, [pruning("epochs")], load_path=str(load))
+    with pytest.raises(ValueError, match=r"progress='samples'.*progress='epochs'.*allow_other_settings=True"):
+        trainer.fit()
+    for other in (pruning("samples"), pruning("epochs", allow_other_settings=True)):
+        make_trainer(folder, [other], load_path=str(load), max_duration="4ep").fit()
+        assert len(other.records) == 4
+    checkpoint = torch.load(load, weights_only=False)
+    ((_, state),) = checkpoint["state"]["algorithms"]
+    del state["progress"]  # as those of before
+    torch.save(checkpoint, tmp_path / "before.pt")
+    make_trainer(folder, [pruning("epochs")], load_path=str(tmp_path / "before.pt"), max_duration="3ep").fit()
+
+
 def test_the_state_is_plain_and_equal_to_itself(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

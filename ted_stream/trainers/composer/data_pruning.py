@@ -1,5 +1,6 @@
 """Data pruning as a Composer algorithm: its arguments, its place among the algorithms, its state."""
 
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -13,9 +14,14 @@ from ted_stream.pruning.settings import check_choice, check_flag, check_whole
 from ted_stream.trainers.composer.requirements import refuse_wrong_use
 from ted_stream.trainers.composer.run import ComposerRun
 
-__all__ = ["DataPruning"]
+__all__ = ["DataPruning", "unchanged"]
 
 _EVENTS = {event for event in Event if hasattr(ComposerRun, event.value)}
+
+
+def unchanged(batch: Any) -> Any:
+    """The batch itself."""
+    return batch
 
 
 class DataPruning(Algorithm):
@@ -36,7 +42,11 @@ class DataPruning(Algorithm):
         progress: how far learning-rate schedules come in a pruned epoch: ``epochs``, one full epoch; or ``samples``,
             its share of all samples that the run is planned to forward.
         output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the loss.
-        allow_other_settings: resume a checkpoint of another method, of other settings or another seed, with its scores.
+        allow_other_settings: resume a checkpoint of another method, of other settings, another seed or progress, with
+            its scores.
+
+    Attributes:
+        batch_transform: what the trainer does to a batch before its first event has it; set while it fits.
 
     Raises:
         TypeError: for an argument of another type, at construction.
@@ -67,6 +77,7 @@ class DataPruning(Algorithm):
         )
         if self.progress == "samples":
             RunPlan(method=method, num_samples=1, epochs=2).forecast({})  # refuses what is not known in advance
+        self.batch_transform: Callable[[Any], Any] = unchanged
         self._run: ComposerRun | None = None
         self._loaded: dict[str, Any] | None = None
 

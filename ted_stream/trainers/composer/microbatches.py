@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ted_stream.engine.batch_ids import rows_of
+from ted_stream.engine.row_order import rows_of
 from ted_stream.pruning import batch_size
 from ted_stream.pruning.batches import tensors_of
 

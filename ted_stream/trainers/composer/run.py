@@ -11,14 +11,14 @@ from composer.loggers import Logger
 from torch.utils.data import DataLoader
 
 from ted_stream.engine import PrunableData, PruningEngine, Ranks, prunable_data, read_ids
-from ted_stream.engine.batch_ids import BatchIds, order_difference
+from ted_stream.engine.batch_ids import BatchIds
 from ted_stream.engine.generators import get_generators, set_generators
 from ted_stream.pruning.batches import batch_size, total_loss
+from ted_stream.trainers.composer import requirements
 from ted_stream.trainers.composer.durations import Plan, plan_epochs, positions
 from ted_stream.trainers.composer.losses import loss_of, scaled, with_total
 from ted_stream.trainers.composer.microbatches import check_microbatch
 from ted_stream.trainers.composer.reporting import boundary_metrics, epoch_metrics, hyperparameters, show_progress
-from ted_stream.trainers.composer.requirements import refuse_shared_evaluation, refuse_too_few_samples
 from ted_stream.trainers.composer.stretching import ScheduleStretcher
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class ComposerRun:
             # Streaming saves the epoch that ended, and would replay its order after a resume (and lag for ever).
             dataset.load_state_dict({**dataset.state_dict(0, True), "epoch": epoch})
         self._is_sharded = state.fsdp_sharded_state_dict_enabled
-        self._ids = read_ids(loader, self._ranks)
+        self._ids = read_ids(loader, self._ranks, self.settings.batch_transform)
         self._ranks.on_every_rank(lambda: engine.data.activate(None, sample_ids=True))
         full_length = self._full_length(state)
         full_samples = round(engine.data.full_epoch_size * full_length / len(loader))
@@ -96,7 +96,8 @@ class ComposerRun:
             self._restore(state, loaded)
         at = epoch, batches_done
         engine.start(state.model, epochs=plan.epochs, last_share=plan.last_share, run=state.run_name, at=at)
-        refuse_too_few_samples(engine, loader)
+        requirements.refuse_too_few_samples(engine, loader)
+        requirements.warn_of_single_rows(state, engine, loader, most_batches=self._subset_length)
         kept = None
         if self.settings.progress == "samples":
             kept = engine.plan.forecast({record.epoch: record.kept for record in engine.records})
@@ -113,7 +114,7 @@ class ComposerRun:
         loader, ranks = _loader(state), self._ranks
         data = ranks.on_every_rank(lambda: prunable_data(loader))
         ranks.on_every_rank(lambda: data.check_loader(loader, rank=ranks.rank, world_size=ranks.world_size))
-        refuse_shared_evaluation(state, data)
+        requirements.refuse_shared_evaluation(state, data)
         return data
 
     def _full_length(self, state: State) -> int:
@@ -224,21 +225,18 @@ class ComposerRun:
             # A sharded checkpoint may take it from any rank; others are written by rank 0, and given to all.
             "engine": self.engine.state_dict(everywhere=self._is_sharded),
             "plan": asdict(self._plan),
+            "progress": self.settings.progress,
             "order": self._ids.order,
             "generators": get_generators(self._ranks),
         }
 
     def _restore(self, state: State, loaded: dict[str, Any]) -> None:
         self._loaded = None
+        requirements.refuse_other_progress(loaded, self.settings.progress, self.settings.allow_other_settings)
         self.engine.load_state_dict(loaded["engine"])
         in_epoch = state.timestamp.batch_in_epoch > 0
-        if in_epoch and loaded["order"] != self._ids.order:
-            raise ValueError(
-                f"The checkpoint is in the middle of epoch {state.timestamp.epoch.value}, and the order of its samples "
-                f"hangs on what has changed since: {order_difference(loaded['order'], self._ids.order)}. Samples would "
-                "be trained on twice or not at all in the rest of the epoch. Change it back, or load a checkpoint of "
-                "an epoch's end instead."
-            )
+        if in_epoch:
+            requirements.refuse_other_order(loaded, self._ids.order, state.timestamp.epoch.value)
         if in_epoch and "train" in state.dataset_resumption:
             # Where a dataset resumes by itself, Composer restores random generators at the start of an epoch alone.
             self._generators = loaded["generators"]

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, Lamb
 __all__ = ["ScheduleStretcher"]
 
 _COMPOSER_MODULE = "composer.optim.scheduler"  # where Composer compiles its stateless schedulers into LambdaLR
+_ORIGIN = "_ted_stream_origin"
 # Beside those with a closed form, these compute the rate from how far they are, and not from the rate before.
 _CLOSED = (CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR)
 
@@ -85,35 +86,48 @@ class ScheduleStretcher:
         self._counts: dict[int, float] = {}
 
     def wrap(self, state: State) -> None:
-        """Stretch Composer's compiled schedules, or stretch them anew."""
+        """Stretch Composer's compiled schedules, or stretch them anew; at the start of a fit."""
+        epoch, done = state.timestamp.epoch.value, state.timestamp.batch_in_epoch.value
+        assert state.dataloader_len is not None
+        position = self.position(epoch, done, state.dataloader_len.value)
         for scheduler in state.schedulers:
+            # Given to a further fit: one that a run goes on with has been stepped in an epoch before.
+            is_new = epoch > 0 and scheduler.last_epoch == 0
             if _is_compiled(scheduler):
-                scheduler.lr_lambdas = [self._stretched(function, state) for function in scheduler.lr_lambdas]
+                functions = [getattr(function, "__wrapped__", function) for function in scheduler.lr_lambdas]
+                if is_new:  # its first rate was made from the batches of the pruned epochs
+                    with self._full_epochs(state, position):
+                        _set_rates(scheduler, [function(0) for function in functions])
+                scheduler.lr_lambdas = [self._stretched(function, state) for function in functions]
+            elif is_new or state.timestamp.batch == 0:
+                _set_origin(scheduler, position - scheduler.last_epoch)
 
     def _stretched(self, function: Callable[[int], float], state: State) -> Callable[[int], float]:
-        function = getattr(function, "__wrapped__", function)
-
         @wraps(function)
         def stretched(epoch: int) -> float:
-            with self._full_epochs(state):
+            with self._full_epochs(state, self._stepped_at(state)):
                 return function(epoch)
 
         return stretched
 
-    @contextmanager
-    def _full_epochs(self, state: State) -> Iterator[None]:
-        """Show the schedule a run of full epochs, for the length of one call."""
-        timestamp, length, max_duration = state.timestamp, state.dataloader_len, state.max_duration
-        if length is None:
-            yield
-            return
-        epoch, done, batches = timestamp.epoch.value, timestamp.batch_in_epoch.value, length.value
+    def _stepped_at(self, state: State) -> float | None:
+        """The batch of the full run that a schedule is to see when the trainer steps it."""
+        if state.dataloader_len is None:
+            return None
+        epoch, done = state.timestamp.epoch.value, state.timestamp.batch_in_epoch.value
+        batches = state.dataloader_len.value
         if done < batches:
             # Stepped every batch: before the batch that was just trained is counted, hence + 1 and - 1.
-            batch = self.position(epoch, done + 1, batches) - 1
-        else:
-            batch = self.position(epoch, batches, batches)  # stepped at the epoch's end
-        batch = max(0.0, batch)
+            return max(0.0, self.position(epoch, done + 1, batches) - 1)
+        return self.position(epoch, batches, batches)  # stepped at the epoch's end
+
+    @contextmanager
+    def _full_epochs(self, state: State, batch: float | None) -> Iterator[None]:
+        """Show the schedule a run of full epochs, for the length of one call."""
+        timestamp, length, max_duration = state.timestamp, state.dataloader_len, state.max_duration
+        if batch is None:
+            yield
+            return
         shown: dict[str, Any] = {"batch": _Fractional(batch, TimeUnit.BATCH)}
         if self.duration.unit == TimeUnit.SAMPLE:
             shown["sample"] = _Fractional(batch * self.batch_samples, TimeUnit.SAMPLE)
@@ -141,11 +155,29 @@ class ScheduleStretcher:
         for scheduler in native:
             if scheduler.last_epoch == self._counts.get(id(scheduler), scheduler.last_epoch):
                 continue  # stepped every epoch
-            if len(native) == 1 and _takes(scheduler, position):
-                _set_to(scheduler, position, is_last=_is_last_batch(state))
+            steps = position - _origin(scheduler)
+            if len(native) == 1 and _takes(scheduler, steps):
+                _set_to(scheduler, steps, is_last=_is_last_batch(state))
             else:
-                while scheduler.last_epoch < int(position + 1e-9):
+                while scheduler.last_epoch < int(steps + 1e-9):
                     scheduler.step()
+
+
+def _set_rates(scheduler: Any, factors: list[float]) -> None:
+    for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, factors, strict=True):
+        group["lr"] = base * factor
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+def _origin(scheduler: LRScheduler) -> float:
+    """The batch of the full run at which a native scheduler counts 0."""
+    return vars(scheduler).get(_ORIGIN, 0.0)
+
+
+def _set_origin(scheduler: LRScheduler, origin: float) -> None:
+    """Note it on the scheduler, whose attributes are its state in checkpoints."""
+    if origin != _origin(scheduler):
+        vars(scheduler)[_ORIGIN] = origin
 
 
 def _native(state: State) -> list[Any]:
