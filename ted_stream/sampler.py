@@ -94,6 +94,7 @@ class PrunedSampler(DistributedSampler[int]):
             )
         super().__init__(dataset, num_replicas, rank, shuffle, seed, drop_last)
         self.layout = _layout(name, len(dataset))
+        self._skipped = 0
         self.fixed_skip_list: SkipList | None = None
         if skip_list is not None:
             self.fixed_skip_list = unweighted(skip_list, reader=type(self).__name__).aligned_to(self.layout)
@@ -212,9 +213,13 @@ class PrunedSampler(DistributedSampler[int]):
                 piece[:] = kept_ids[piece]
         return ids
 
+    def skip(self, samples: int) -> None:
+        """Let the next iteration begin after so many of this rank's samples: those that a resumed run has seen."""
+        self._skipped = samples
+
     def __iter__(self) -> Iterator[int]:
         """This rank's ids in the current epoch, as Python integers."""
-        ids = self._planned()
+        ids, self._skipped = self._planned()[self._skipped :], 0
         # In pieces, since 10^8 Python integers at once take 3 GB.
         return chain.from_iterable(ids[start : start + BLOCK_SIZE].tolist() for start in range(0, len(ids), BLOCK_SIZE))
 

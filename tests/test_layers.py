@@ -307,3 +307,9 @@ def test_a_large_class_is_seen() -> None:
     body = "    x = 1\n" * (MOST_LINES - 1)
     assert not large_classes(f"class Small:\n{body}\ndef f():\n    class Inner:\n    {body}")
     assert large_classes(f"class Large:\n{body}    y = 2\n") == {"Large": MOST_LINES + 1}
+
+
+def test_no_adapter_is_long() -> None:
+    """What knows a host is thin: what is more than that belongs into the engine."""
+    lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "ted_stream/trainers").rglob("*.py")}
+    assert not {name: count for name, count in lines.items() if count > MOST_LINES}

@@ -128,3 +128,26 @@ def test_other_tools_read_skip_lists(make_mds: Callable[..., str], tmp_path: Pat
         for shard, start in zip(layout.shards, layout.shard_offsets.tolist(), strict=True)
     ]
     assert done.stdout.splitlines() == expected
+
+
+def test_the_loop(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    names: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "dataset": TensorDataset(torch.randn(64, 6), torch.arange(64) % 3),
+        "DataLoader": DataLoader,
+        "CosineAnnealingLR": torch.optim.lr_scheduler.CosineAnnealingLR,
+        "cross_entropy": torch.nn.functional.cross_entropy,
+    }
+    exec(
+        swapped(block("with Pruner("), {"batch_size=256": "batch_size=8", "num_workers=8": "num_workers=0", "90": "4"}),
+        names,
+    )
+    assert [record.kept for record in names["pruner"].records][0] == 64
+    assert min(record.kept for record in names["pruner"].records) < 64
+    assert abs(optimizer.param_groups[0]["lr"]) < 1e-9
+    assert len(list(tmp_path.glob("ted_stream_runs/*/manifest.parquet"))) == 1

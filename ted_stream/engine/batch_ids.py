@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ted_stream.engine.generators import preserved_generators
+from ted_stream.engine.peek import peek
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.row_order import MOST_PROBED, Batch, batches_to_probe, follows_ids
 from ted_stream.pruning import batch_size
@@ -37,8 +38,8 @@ class BatchIds(Protocol):
 
     order: dict[str, Any]
 
-    def start_epoch(self) -> None:
-        """The dataloader's next batch is an epoch's first; one that is resumed starts at its first as well."""
+    def start_epoch(self, skipped: int = 0) -> None:
+        """The dataloader's next batch is an epoch's first, or the one after those that it was told to skip."""
         ...
 
     def before_batch(self) -> None:
@@ -65,7 +66,7 @@ class CarriedIds:
         self.bare = bare
         self.order: dict[str, Any] = {}
 
-    def start_epoch(self) -> None:
+    def start_epoch(self, skipped: int = 0) -> None:
         """Nothing to do: every batch brings its ids."""
 
     def before_batch(self) -> None:
@@ -99,9 +100,10 @@ class PlannedIds:
         }
         self.start_epoch()
 
-    def start_epoch(self) -> None:
-        """Count from the first batch again."""
-        self._batch = -1
+    def start_epoch(self, skipped: int = 0) -> None:
+        """Count from the first batch again, or let the sampler skip the first ones."""
+        self.sampler.skip(skipped * self.batch_size)
+        self._batch = skipped - 1
 
     def before_batch(self) -> None:
         """Count a batch."""
@@ -168,7 +170,9 @@ def _probe_carried(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
     dataset: Any = loader.dataset
     # Of the first shard alone, since each may have to be fetched; but two samples, if there are two.
     layout = dataset.layout
-    samples = _spread(dataset, min(max(2, layout.shards[0].samples), layout.num_samples))
+    spread = _spread(min(max(2, layout.shards[0].samples), layout.num_samples))
+    with preserved_generators():
+        samples = [dataset[index] for index in spread]
     bare = not isinstance(samples[0], (Mapping, tuple, list))
 
     def batch_of(pairs: Sequence[tuple[int, int]]) -> Batch:
@@ -207,7 +211,9 @@ def _probe_planned(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
         ValueError: if the rows come out in another order than the samples went in, or more or fewer of them.
     """
     dataset: Any = loader.dataset
-    samples = _spread(dataset, len(dataset))
+    samples = peek(loader, _spread(len(dataset)))
+    if samples is None:
+        return
 
     def batch_of(pairs: Sequence[tuple[int, int]]) -> Batch:
         batch = batch_transform(loader.collate_fn([_anew(samples[at]) for at, _ in pairs]))
@@ -226,10 +232,9 @@ def _probe_planned(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
             )
 
 
-def _spread(dataset: Any, among: int) -> list[Any]:
-    """Samples spread evenly over the first ones of a dataset, read in this process before any worker exists."""
-    with preserved_generators():
-        return [dataset[index] for index in np.linspace(0, among - 1, min(among, MOST_PROBED), dtype=int).tolist()]
+def _spread(among: int) -> list[int]:
+    """Samples spread evenly over the first ones of a dataset."""
+    return np.linspace(0, among - 1, min(among, MOST_PROBED), dtype=int).tolist()
 
 
 def _anew(sample: Any) -> Any:

@@ -1,13 +1,15 @@
 """What a run is planned to keep, epoch by epoch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from warnings import warn
 
 from ted_stream.methods import Method
 from ted_stream.pruning import num_kept
 
-__all__ = ["RunPlan"]
+__all__ = ["Position", "RunPlan"]
+
+Position = Callable[[int, int, int], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +87,24 @@ class RunPlan:
                 "samples of the whole run are not known in advance. Pass progress='epochs'."
             )
         return [count for count in kept if count is not None]
+
+    def positions(self, full_length: int, kept: Sequence[int] | None) -> Position:
+        """How far a run has come, in batches (or steps) of the full run.
+
+        Args:
+            full_length: L, batches of a full epoch.
+            kept: samples of every epoch, to advance by samples forwarded; ``None`` advances by epochs.
+
+        Returns:
+            A function of (epoch, its batches done, its batches).
+        """
+        if kept is None:
+            return lambda epoch, done, batches: epoch * full_length + done * full_length * self.share(epoch) / batches
+        forwarded = [count * self.share(epoch) for epoch, count in enumerate(kept)]
+        total = full_length * self.full_epochs(range(self.epochs))
+
+        def position(epoch: int, done: int, batches: int) -> float:
+            now = forwarded[epoch] * (done / batches) if epoch < len(forwarded) else 0.0
+            return total * ((sum(forwarded[:epoch]) + now) / sum(forwarded))  # to the bit the total at the end
+
+        return position

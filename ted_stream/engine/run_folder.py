@@ -14,7 +14,7 @@ def checked_folder(folder: object) -> str:
 
     Raises:
         TypeError: if it is neither text nor a path.
-        ValueError: if it is empty.
+        ValueError: if it is empty, or names another field than ``{run_name}``.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(
@@ -27,6 +27,13 @@ def checked_folder(folder: object) -> str:
             f"folder is {text!r}, so the run's files would go to the root of the file system. Pass a folder, for "
             "example 'ted_stream_runs/{run_name}', or '.' for the current one."
         )
+    try:
+        text.format(run_name="run")
+    except (LookupError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"folder is {text!r}, which cannot be filled in ({type(error).__name__}: {error}): {{run_name}} is the "
+            "only field that is known. Write braces that are part of a name twice, '{{' and '}}'."
+        ) from error
     return text
 
 

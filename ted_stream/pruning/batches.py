@@ -13,6 +13,7 @@ from ted_stream.pruning.predictions import IGNORE_INDEX, Predictions
 __all__ = [
     "IGNORE_INDEX",
     "batch_size",
+    "like_sequence",
     "logits_of",
     "loss_shares",
     "map_tensors",
@@ -51,10 +52,7 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
             mapped[key] = map_tensors(item, function)
         return mapped
     if isinstance(tree, Sequence) and not isinstance(tree, str):
-        items = [map_tensors(item, function) for item in tree]
-        if isinstance(tree, tuple):
-            return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
-        return items
+        return like_sequence(tree, [map_tensors(item, function) for item in tree])
     return tree
 
 
@@ -73,12 +71,22 @@ def replace_first_tensor(batch: Any, replace: Callable[[Tensor], Tensor]) -> Any
     """The batch with the first of ``tensors_of(batch)`` replaced; what was given stays unchanged."""
     if isinstance(batch, Tensor):
         return replace(batch)
+    changed: Any
     if isinstance(batch, Mapping):
         first = next(key for key, item in batch.items() if tensors_of(item))
-        return {**batch, first: replace_first_tensor(batch[first], replace)}
+        changed = copy.copy(batch)  # a Hugging Face batch stays one
+        changed[first] = replace_first_tensor(batch[first], replace)
+        return changed
     first = next(index for index, item in enumerate(batch) if tensors_of(item))
-    replaced = [*batch[:first], replace_first_tensor(batch[first], replace), *batch[first + 1 :]]
-    return tuple(replaced) if isinstance(batch, tuple) else replaced
+    changed = [*batch[:first], replace_first_tensor(batch[first], replace), *batch[first + 1 :]]
+    return like_sequence(batch, changed)
+
+
+def like_sequence(sequence: Any, items: list[Any]) -> Any:
+    """The items as a sequence of the same kind: a named tuple, a tuple or a list."""
+    if isinstance(sequence, tuple):
+        return type(sequence)(*items) if hasattr(sequence, "_fields") else tuple(items)
+    return items
 
 
 def batch_size(batch: Any) -> int:
@@ -101,9 +109,11 @@ def targets_of(batch: Any) -> Tensor:
     """
     if isinstance(batch, Mapping):
         for name in _TARGETS:
-            if name in batch:
+            if isinstance(batch.get(name), Tensor):
                 return batch[name]
-        raise ValueError(f"The batch has no 'labels' among {sorted(map(str, batch))}; name the targets 'labels'.")
+        raise ValueError(
+            f"The batch has no tensor 'labels' among {sorted(map(str, batch))}; name the targets 'labels'."
+        )
     if isinstance(batch, Sequence) and len(batch) > 1 and isinstance(batch[1], Tensor):
         return batch[1]
     raise ValueError(
@@ -124,12 +134,9 @@ def with_targets(batch: Any, targets: Tensor) -> Any:
     """The batch with other targets in the place of those of :func:`targets_of`; what was given stays unchanged."""
     if isinstance(batch, Mapping):
         changed: Any = copy.copy(batch)
-        changed[next(name for name in _TARGETS if name in batch)] = targets
+        changed[next(name for name in _TARGETS if isinstance(batch.get(name), Tensor))] = targets
         return changed
-    items = [batch[0], targets, *batch[2:]]
-    if isinstance(batch, tuple):
-        return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
-    return items
+    return like_sequence(batch, [batch[0], targets, *batch[2:]])
 
 
 def with_logits(outputs: Any, logits: Tensor) -> Any:

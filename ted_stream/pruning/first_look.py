@@ -1,13 +1,15 @@
 """What the first microbatch shows about whether a measure means what it says."""
 
+import warnings
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ted_stream.pruning.batches import IGNORE_INDEX, logits_of, targets_of, within_classes
 from ted_stream.pruning.loss_kinds import LossFunction, LossReading, Rows, holds_loss, read_loss
-from ted_stream.pruning.loss_trials import refuse_other_predictions, refuse_uneven_classes
+from ted_stream.pruning.loss_trials import is_uneven, refuse_other_predictions
 from ted_stream.pruning.measures import Measure
 from ted_stream.pruning.predictions import Predictions
 
@@ -28,6 +30,7 @@ class FirstLook:
 
     Attributes:
         reading: how the loss is made of the samples', where that matters.
+        layer: () whether the output layer is as the measure takes it.
         batch: the microbatch, with targets that are within the range of the logits' classes.
     """
 
@@ -51,6 +54,7 @@ class FirstLook:
         takes_cross_entropies = function is None and measure.needs_loss and measure.site is None and not self._is_vector
         self._takes_classes = measure.needs_classes or takes_cross_entropies
         self.batch = batch
+        self.layer: Tensor | bool = True
         self._targets: Tensor | None = None
         if self._takes_classes:
             self._targets = _targets(batch)
@@ -61,7 +65,18 @@ class FirstLook:
         self._rows = None if function is None else Rows.of(outputs, batch, size, shifted=shifted)
         self.reading: LossReading | None = None
         if (measure.needs_loss and not self._is_vector) or (self._takes_classes and function is None):
-            self.reading = read_loss(function, outputs, batch, loss, size, shifted=shifted)
+            try:
+                self.reading = read_loss(function, outputs, batch, loss, size, shifted=shifted)
+            except (ValueError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                warnings.warn(
+                    f"The loss function cannot be tried on single rows of a batch ({error!r}), so the loss is taken "
+                    "for one that is known by its value alone.",
+                    stacklevel=2,
+                )
+                self._function = self._rows = None
+                self.reading = read_loss(None, outputs, batch, loss, size, shifted=shifted)
 
     def check(self) -> None:
         """Look at the values; waits for the device.
@@ -71,6 +86,12 @@ class FirstLook:
                 classes; or if it looks at logits and classes that the loss is not made of, or that are none.
         """
         measure, function, rows = self._measure, self._function, self._rows
+        if not bool(self.layer):
+            raise ValueError(
+                f"The logits are not W f + b of the output layer's weight, bias and input (an adapter, a norm, a scale "
+                f"or a cap may be between), which {measure!r} takes the gradient at. Name the layer that makes the "
+                "logits with output_layer='…', or choose a measure that asks for no features, such as ErrorNorm."
+            )
         if self._targets is not None:
             self._check_targets(self._targets)
         if self.reading is not None and self._takes_classes and measure.needs_targets:
@@ -79,7 +100,9 @@ class FirstLook:
             self.reading.settle()
         if function is not None and rows is not None:
             if measure.needs_loss and not self._is_vector:
-                refuse_uneven_classes(function, rows)
+                is_other = is_uneven(function, rows)
+                if self.reading is not None and is_other:
+                    self.reading.is_cross_entropy = False
             if measure.needs_classes:
                 refuse_other_predictions(measure, function, rows)
         self._rows = None

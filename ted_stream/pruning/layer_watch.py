@@ -103,14 +103,15 @@ class LayerWatch:
             for handle in candidate.handles:
                 handle.remove()
 
-    def open(self, mask: Tensor | None, weights: Tensor | None) -> None:
+    def open(self, size: int, mask: Tensor | None, weights: Tensor | None) -> None:
         """Before the forward pass.
 
         Args:
+            size: B.
             mask: (B,) ones that require a gradient, where there is a site.
             weights: (B,) of the samples, or ``None``.
         """
-        self._active, self._mask, self._weights = True, mask, weights
+        self._active, self._size, self._mask, self._weights = True, size, mask, weights
         for candidate in self._candidates:
             candidate.acts = candidate.chosen or self.chosen is None
             candidate.calls, candidate.times, candidate.compiled = [Call(candidate.chosen)], 0, False
@@ -118,13 +119,16 @@ class LayerWatch:
     # Within the forward pass, and again within the backward pass where activations are recomputed
 
     def _watches(self, candidate: Candidate) -> bool:
-        # A compiled model has no graph to tell by which layer counts.
+        # A compiled model has no graph to tell by which layer counts. Without gradients it is another use of the model.
         compiling = torch.compiler.is_compiling()
-        return self._active and (candidate.chosen or not compiling or (candidate.likely and candidate.acts))
+        return (
+            self._active
+            and torch.is_grad_enabled()
+            and (candidate.chosen or not compiling or (candidate.likely and candidate.acts))
+        )
 
-    @staticmethod
-    def _fits(candidate: Candidate, tensor: Any, rows: Tensor, place: str) -> bool:
-        refusal = rows_refusal(tensor, len(rows), f"The tensor at {place} ({type(candidate.module).__name__})")
+    def _fits(self, candidate: Candidate, tensor: Any, place: str) -> bool:
+        refusal = rows_refusal(tensor, self._size, f"The tensor at {place} ({type(candidate.module).__name__})")
         if refusal is None:
             return True
         if candidate.chosen:
@@ -162,7 +166,7 @@ class LayerWatch:
         frozen = isinstance(first, Tensor) and not first.requires_grad
         if frozen and not candidate.chosen and not any(weight.requires_grad for weight in module.parameters()):
             return None
-        if not self._fits(candidate, first, self._mask, "site='features'"):
+        if not self._fits(candidate, first, "site='features'"):
             return None
         call.masked = True
         return masked(first, self._mask, self._norm, copy=False, candidate=self._gate(candidate)), *args[1:]
@@ -175,14 +179,15 @@ class LayerWatch:
         trains = isinstance(output, Tensor) and output.requires_grad
         if candidate.acts:
             mask = self._mask if self._site == "output" and (trains or candidate.chosen) else None
-            if mask is not None and self._fits(candidate, output, mask, "site='output'"):
+            if mask is not None and self._fits(candidate, output, "site='output'"):
                 call.masked = True
                 gate = self._gate(candidate)
                 # Models do write to their logits in place; copies of what all layers put out would be too much.
                 output = masked(output, mask, self._norm, copy=gate is None, candidate=gate)
-            weights = self._weights if trains else None
-            if weights is not None and self._fits(candidate, output, weights, "the output layer's output"):
-                output = weighted(output, weights, self._gate(candidate))
+            # That weights do not fit is said before any are there: they may come hours later.
+            fits = not self._weighs or not trains or self._fits(candidate, output, "the output layer's output")
+            if self._weights is not None and trains and fits:
+                output = weighted(output, self._weights, self._gate(candidate))
         if torch.compiler.is_compiling():
             candidate.compiled = True
         elif not self._settled and isinstance(output, Tensor) and output.grad_fn is not None:
@@ -195,6 +200,22 @@ class LayerWatch:
     def features(self) -> Tensor | None:
         """(B, …, D) what went into the output layer in this forward pass, detached."""
         return None if self.chosen is None else next((call.features for call in self.chosen.calls if call.chosen), None)
+
+    def is_affine(self, logits: Tensor | None) -> Tensor | bool:
+        """() whether the logits are W f + b of the output layer's weights and what went into it, as far as one sees."""
+        features, layer = self.features, None if self.chosen is None else self.chosen.module
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or hasattr(weight, "full_tensor"):
+            return True  # sharded, perhaps
+        if logits is None or features is None or features.shape[-1] != weight.shape[1]:
+            return True
+        rows, expected = features[:8].to(weight.dtype), logits.detach()[:8].to(weight.dtype)
+        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+            found = torch.nn.functional.linear(rows, weight, bias)
+        if found.shape != expected.shape:
+            return False
+        bound = 0.05 if torch.is_autocast_enabled() or weight.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        return (found - expected).norm() <= bound * expected.norm() + 1e-6
 
     def settle(self, logits: Tensor | None, loss: Tensor) -> None:
         """Know the output layer, and that this forward pass went through it.
@@ -224,10 +245,11 @@ class LayerWatch:
                 "cannot be measured or weighed there. Name the layer that makes the logits with output_layer='…', or "
                 "choose another site or measure."
             )
-        if self._keep_features and chosen.times > 1:
+        if chosen.times > 1 and (self._keep_features or self._norm == 2):
             raise ValueError(
                 f"The layer {chosen.name!r} is called {chosen.times} times in a forward pass, so a sample has no one "
-                "feature vector. Call it once, or choose a measure that asks for no features, such as ErrorNorm."
+                "feature vector. Call it once, or choose a measure that asks for none, such as ErrorNorm, or "
+                "MaskGradient without a norm."
             )
         self._settled = True
 

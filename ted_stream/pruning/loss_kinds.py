@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ted_stream.pruning.batches import (
+    logits_of,
     loss_shares,
     map_tensors,
     per_sample_cross_entropy,
@@ -17,10 +18,22 @@ from ted_stream.pruning.batches import (
     targets_of,
     tensors_of,
     total_loss,
+    with_logits,
     within_classes,
 )
 
-__all__ = ["FEW", "LossFunction", "LossReading", "Rows", "are_cross_entropies", "holds_loss", "read_loss", "tolerance"]
+__all__ = [
+    "FEW",
+    "LossFunction",
+    "LossReading",
+    "Rows",
+    "are_cross_entropies",
+    "holds_loss",
+    "in_float32",
+    "match",
+    "read_loss",
+    "tolerance",
+]
 
 LossFunction = Callable[[Any, Any], Any]
 _ROWS = 8
@@ -81,9 +94,10 @@ class LossReading:
         if self.by_itself:
             raise ValueError(
                 f"{seen}the mean of their own losses is {mean:.6g} and the sum {total:.6g}. A loss that is neither "
-                "weighs samples by something else (class weights, other samples of the batch), which their scores "
-                "would mirror. Let the loss be a plain mean over samples, or choose a measure that does not need it, "
-                "such as ErrorNorm."
+                "weighs samples by something else (class weights, other samples of the batch, targets that it leaves "
+                "out though they are not -100, or shifts without model.shift_labels = True), which their scores would "
+                "mirror. Let the loss be a plain mean over samples (over all tokens), or give it as a vector, a loss "
+                "per sample; or choose a measure that does not need it, such as ErrorNorm."
             )
         warnings.warn(
             f"{seen}the mean of their cross-entropies is {mean:.6g} and the sum {total:.6g}. It is taken for a "
@@ -122,6 +136,11 @@ def _rounding(dtype: torch.dtype) -> float:
     return 0.02 if dtype in _HALVES else 1e-9 if dtype is torch.float64 else 1e-5
 
 
+def in_float32(tensor: Tensor) -> Tensor:
+    """The tensor, widened where it is of half precision."""
+    return tensor.float() if tensor.dtype in _HALVES else tensor
+
+
 def holds_loss(outputs: Any) -> bool:
     """Whether the model computed the loss itself, so that a loss function merely hands out what is there."""
     return any(tensor.ndim == 0 and tensor.requires_grad for tensor in tensors_of(outputs))
@@ -156,14 +175,29 @@ class Rows:
             targets = places
         if targets.ndim == 1 and len(targets) == size:
             places = targets.argsort()[places]
-        outputs, batch = map_tensors(take_rows((outputs, batch), places, size), Tensor.detach)
-        if sum(tensor.numel() for tensor in tensors_of((outputs, batch))) <= FEW:  # then rounding blurs nothing
-            outputs, batch = map_tensors((outputs, batch), lambda t: t.float() if t.dtype in _HALVES else t)
-        return cls(outputs, batch, len(places), shifted)
+        return cls(outputs, batch, size, shifted).take(places)._mapped(Tensor.detach)._widened()
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Rows":
+        outputs, batch = map_tensors((self.outputs, self.batch), function)
+        logits = logits_of(outputs)
+        if logits is not None and not tensors_of(outputs):  # an object that holds them
+            outputs = with_logits(outputs, function(logits))
+        return replace(self, outputs=outputs, batch=batch)
+
+    def _widened(self) -> "Rows":
+        few = sum(tensor.numel() for tensor in tensors_of((self.outputs, self.batch))) <= FEW
+        return self._mapped(in_float32) if few else self  # then rounding blurs nothing
+
+    def on_cpu(self) -> "Rows":
+        """The rows where a label that there is not raises an error, and does not end the process."""
+        return self._mapped(Tensor.cpu)
 
     def take(self, index: Tensor) -> "Rows":
         """These of the rows, (m,) int64, as often as they are named."""
         outputs, batch = take_rows((self.outputs, self.batch), index, self.size)
+        logits = logits_of(outputs)
+        if logits is not None and not tensors_of(outputs):
+            outputs = with_logits(outputs, logits[index])
         return replace(self, outputs=outputs, batch=batch, size=len(index))
 
     def together(self, function: LossFunction) -> Tensor:
@@ -241,8 +275,16 @@ def read_loss(
 def are_cross_entropies(rows: Rows, losses: Tensor) -> Tensor | bool:
     """() whether these are the rows' own cross-entropies, as means or as sums over their targets."""
     plain = rows.cross_entropies()
-    if plain is None:
-        return False
-    own, _ = loss_shares(rows.batch, shifted=rows.shifted)
-    bound = _rounding(losses.dtype) * (plain.abs() + 1)
-    return (losses - plain).abs().le(bound).all() | (losses - own * plain).abs().le(bound * own).all()
+    return False if plain is None else match(losses, plain, rows.batch, shifted=rows.shifted)
+
+
+def match(losses: Tensor, cross_entropies: Tensor, batch: Any, *, shifted: bool) -> Tensor:
+    """() whether losses are these cross-entropies, as means or as sums over the targets of each sample of the batch.
+
+    The mean over the targets of a sample that has none is NaN, and says nothing.
+    """
+    own, _ = loss_shares(batch, shifted=shifted)
+    bound = _rounding(losses.dtype) * (cross_entropies.abs() + 1)
+    as_means = (losses - cross_entropies).abs().le(bound) | losses.isnan()
+    as_sums = (losses - own * cross_entropies).abs().le(bound * own) | losses.isnan()
+    return as_means.all() | as_sums.all()

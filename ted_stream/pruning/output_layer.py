@@ -1,6 +1,7 @@
 """Which layer makes the logits, and which layers a loss was made of."""
 
 from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,8 +179,11 @@ def trace_back(tensor: Tensor, stops: Set[Node], *, owns_compiled: bool) -> Trac
 
 
 def is_made_of(nodes: Sequence[Node], others: Sequence[Node]) -> bool:
-    """Whether one of the nodes is made of one of the others."""
-    sources = [source for node in nodes for source, _ in node.next_functions if source is not None]
+    """Whether one of the nodes is made of one of the others; not one whose graph is gone."""
+    sources = []
+    for node in nodes:
+        with suppress(RuntimeError):
+            sources += [source for source, _ in node.next_functions if source is not None]
     below = _closure(sources, lambda node: [source for source, _ in node.next_functions if source is not None])
     return any(node in below for node in others)
 

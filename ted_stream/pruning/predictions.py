@@ -32,6 +32,7 @@ class Predictions:
         elif targets.is_floating_point():
             fits = logits.ndim == 2 and targets.shape == logits.shape
         else:
+            targets = targets.long()  # which of bytes is a copy
             classes_last = logits.shape[:-1] == targets.shape
             if not classes_last and logits.ndim > 2:
                 logits = logits.movedim(1, -1)

@@ -21,11 +21,9 @@ class StepProbe:
 
     Per microbatch, in this order: :meth:`before_forward`, the forward pass, :meth:`before_backward`, the backward pass
     of the loss times any factor, :meth:`after_backward`. None of them waits for the device; :meth:`check` may, for the
-    first microbatch and for that after :meth:`look_again`.
-
-    The output layer is found by the first loss (see :class:`LayerWatch`). How the loss is made of the samples' is read
-    off the first microbatch too (see :class:`FirstLook`): a mean weighs sample k by its share, a sum by 1, and a
-    vector is a loss per sample.
+    first microbatch and for that after :meth:`look_again`. The output layer is found by that microbatch's loss (see
+    :class:`LayerWatch`), and so is how the loss is made of the samples' (see :class:`FirstLook`): a mean weighs sample
+    k by its share, a sum by 1, and a vector is a loss per sample.
 
     Args:
         measure: what to measure; ``None``: nothing.
@@ -138,7 +136,7 @@ class StepProbe:
             device = tensors_of(batch)[0].device
             self._mask = torch.ones(size, dtype=self._dtype, device=device, requires_grad=True)
         if self._watch is not None:
-            self._watch.open(None if self._input is not None else self._mask, weights)
+            self._watch.open(size, None if self._input is not None else self._mask, weights)
         if self._input is not None:
             assert self._mask is not None
             return self._input.open(batch, self._mask)
@@ -165,6 +163,7 @@ class StepProbe:
                 "The loss requires no gradient, so it hangs on none of the model's layers: nothing can be measured "
                 "or weighed. Train at least one parameter of the model."
             )
+        _refuse_other_shapes(loss, self._size)
         if self._watch is not None:
             self._watch.settle(logits, loss)
         if self._input is not None and not self._input.applied:
@@ -188,9 +187,10 @@ class StepProbe:
 
     def _measure(self, measure: Measure, batch: Any, outputs: Any, loss: Tensor, size: int) -> None:
         if self._first is None:
-            function = self._loss_function
-            self._first = FirstLook(measure, function, outputs, batch, loss, size, shifted=self._shifted)
+            self._first = FirstLook(measure, self._loss_function, outputs, batch, loss, size, shifted=self._shifted)
             batch = self._first.batch
+            if self._watch is not None and measure.needs_features:
+                self._first.layer = self._watch.is_affine(logits_of(outputs))
         if self._mask is not None:
             self._own, self._all = (1, 1) if loss.shape == (size,) else loss_shares(batch, shifted=self._shifted)
             self._factor = None
@@ -266,3 +266,11 @@ class StepProbe:
         was_checked, self.is_checked = self.is_checked, True
         if self._first is not None and not was_checked:
             self._first.check()
+
+
+def _refuse_other_shapes(loss: Tensor, size: int) -> None:
+    if loss.numel() != 1 and loss.shape != (size,):
+        raise ValueError(
+            f"The loss has shape {tuple(loss.shape)}, but must be one number, or {size}, one for each sample of the "
+            "microbatch. Take the mean over its other axes."
+        )

@@ -58,7 +58,7 @@ def test_missing_targets(batch):
 
 
 def test_missing_targets_of_a_mapping():
-    with pytest.raises(ValueError, match=r"no 'labels' among \['x', 'y'\]"):
+    with pytest.raises(ValueError, match=r"no tensor 'labels' among \['x', 'y'\]"):
         targets_of({"y": torch.zeros(2), "x": torch.zeros(2)})
 
 

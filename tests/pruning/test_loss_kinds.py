@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,7 +270,7 @@ def test_a_measure_of_predictions_asks_what_the_loss_is_made_of():
         def forward(self, batch: Any) -> Tensor:
             return self.net(batch).softmax(1)
 
-    for measure in (ErrorNorm(), Margin(), LastLayerGradient()):
+    for measure in (ErrorNorm(), Margin()):
         with pytest.raises(ValueError, match=r"when 1 is added to all outputs.*probabilities"):
             _measured(Probabilities(), batch, measure, of_probabilities, True)
 
@@ -485,3 +486,127 @@ def test_samples_without_targets_are_no_other_kind(measure, given):
     probe_step(model, batch, probe)
     with pytest.warns(UserWarning, match="cannot be told"):
         probe.check()
+
+
+def test_a_factor_per_class_within_the_mean_is_part_of_the_own_loss():
+    """Of a class in the microbatch, and of one that comes later."""
+    family, (inputs, targets) = FAMILIES[0], FAMILIES[0].batch(64)
+    factor = torch.tensor([1, 1, 9, 1, 1.0], dtype=torch.float64)
+
+    def loss(z: Tensor, batch: Any) -> Tensor:
+        return (factor[batch[1]] * F.cross_entropy(z, batch[1], reduction="none")).mean()
+
+    rare = torch.where(targets == 2, 1, targets)
+    rare[37] = 2
+    without = torch.where(targets == 2, 1, targets)
+    probe = StepProbe(Loss(), loss=loss)
+    probe.attach(model := family.model())
+    for labels in (rare, without, rare):
+        measured = probe_step(model, (inputs, labels), probe, loss=loss)
+        probe.check()
+        with torch.no_grad():
+            expected = factor[labels] * F.cross_entropy(model((inputs, labels)), labels, reduction="none")
+        torch.testing.assert_close(measured, expected)
+
+
+def _tokens(size: int) -> dict[str, Tensor]:
+    """All of one length, every target counted."""
+    ids = torch.arange(size * 12).view(size, 12) % 61
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+
+def _of_masked(outputs: Any, batch: Any) -> Tensor:
+    """Knows another mark for what does not count."""
+    logits, targets = outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    losses = F.cross_entropy(logits, targets.clamp(min=0), reduction="none")
+    return losses.mean()
+
+
+def test_targets_that_the_loss_counts_though_they_should_not():
+    family = FAMILIES[-1]
+    for measure in (MaskGradient(), Loss()):
+        with pytest.raises(ValueError, match=r"half of one sample's targets set to -100.*as a vector"):
+            _measured(family.model(), _tokens(B), measure, _of_masked, True)
+        _measured(family.model(), _tokens(B), measure, mean_loss, True)
+
+
+def test_labels_that_are_shifted_within_the_loss():
+    class Unsaid(CausalLM):
+        shift_labels = False
+
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"against the target of the next one.*model\.shift_labels = True"):
+        _measured(Unsaid().double(), _tokens(B), ErrorNorm(), mean_loss, True)
+
+
+@pytest.mark.parametrize("measure", [MaskGradient(), Loss(), ErrorNorm()], ids=repr)
+def test_batches_and_outputs_of_other_kinds(measure):
+    """Logits in an object; targets of another width; several sets of labels; a loss that cannot take single rows."""
+    family, (inputs, targets) = FAMILIES[0], FAMILIES[0].batch(12)
+
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = family.model()
+
+        def forward(self, batch: Any) -> Any:
+            return SimpleNamespace(logits=self.net(batch))
+
+    def of_object(outputs: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(outputs.logits, batch[1].long())
+
+    expected = _measured(family.model(), (inputs, targets), measure, mean_loss, True)
+    for wide in (targets, targets.int(), targets.to(torch.uint8)):
+        assert torch.equal(_measured(Holding(), (inputs, wide), measure, of_object, True), expected)
+
+    def of_whole_batches(z: Tensor, batch: Any) -> Tensor:
+        assert len(z) == 12
+        return mean_loss(z, batch)
+
+    with pytest.warns(UserWarning, match="single rows"):
+        found = _measured(family.model(), (inputs, targets), measure, of_whole_batches, True)
+    assert torch.equal(found, expected)
+
+
+def test_several_sets_of_labels():
+    """Of which none is the targets: what needs none goes on."""
+    model, (inputs, targets) = mlp().double(), images(B)
+    batch = {"x": inputs, "labels": {"a": targets, "b": targets}}
+    probe = StepProbe(MaskGradient(), loss=lambda z, b: F.cross_entropy(z, b["labels"]["a"]))
+    probe.attach(model)
+    probe.before_forward(batch)
+    outputs = model((inputs,))
+    loss = F.cross_entropy(outputs, targets)
+    probe.before_backward(batch, outputs, loss)
+    loss.backward()
+    found = probe.after_backward()
+    assert found is not None
+    probe.check()
+    torch.testing.assert_close(found, _measured(mlp_like(model), (inputs, targets), MaskGradient(), mean_loss, True))
+
+
+def mlp_like(model: nn.Module) -> nn.Module:
+    other = mlp().double()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def test_a_loss_of_another_shape():
+    family, batch = FAMILIES[0], FAMILIES[0].batch(B)
+    with pytest.raises(ValueError, match=r"loss has shape \(8, 1\).*8, one for each sample"):
+        _measured(family.model(), batch, MaskGradient(), lambda z, b: own_losses(z, b)[:, None], True)
+
+
+def test_many_classes_are_looked_at_quickly():
+    """Not all of them: a few rows of a large vocabulary are many numbers."""
+    torch.manual_seed(0)
+    model = Classifier(nn.Identity(), nn.Linear(4, 30_000))
+    batch = torch.randn(4, 32, 4), torch.randint(0, 30_000, (4, 32))
+    calls = []
+
+    def loss(z: Tensor, b: Any) -> Tensor:
+        calls.append(z.numel())
+        return F.cross_entropy(z.flatten(0, 1), b[1].flatten(), label_smoothing=0.1)
+
+    _measured(model, batch, MaskGradient("output"), loss, True)
+    assert sum(calls) < 3e8

@@ -663,3 +663,44 @@ def test_logits_out_of_a_reentrant_checkpoint():
     model = Checkpointed().double()
     with pytest.raises(ValueError, match=r"reentrant activation checkpoint.*use_reentrant=False"):
         _step(model, _attached(model, MaskGradient()))
+
+
+def test_a_call_whose_graph_is_gone_is_no_other():
+    """As where labels are guessed in the forward pass."""
+
+    class Guessing(HeadFirst):
+        def forward(self, batch: Any) -> Tensor:
+            super().forward(batch).argmax(1)
+            return super().forward(batch)
+
+    model = Guessing().double()
+    for options in ({}, {"weighted": True}):
+        assert (_step(model, _attached(model, MaskGradient("output"), **options)) > 0).all()
+
+
+def test_a_layer_whose_rows_are_no_samples_is_refused_before_there_are_weights():
+    class Views(HeadFirst):
+        def forward(self, batch: Any) -> Tensor:
+            x = self.body(torch.cat([batch[0], batch[0]]).flatten(1)).relu()
+            return self.head(x).view(2, B, CLASSES).mean(0)
+
+    model = Views().double()
+    with pytest.raises(ValueError, match=r"output layer's output .*first axis 12, but the microbatch has 6"):
+        _step(model, _attached(model, MaskGradient("input"), weighted=True))
+
+
+@pytest.mark.parametrize("after", [lambda z: z * 2, torch.tanh, lambda z: F.layer_norm(z, (CLASSES,))])
+def test_logits_that_the_last_layer_does_not_make_alone(after):
+    class Changed(HeadFirst):
+        def forward(self, batch: Any) -> Tensor:
+            return after(super().forward(batch))
+
+    model = Changed().double()
+    probe = _attached(model, LastLayerGradient())
+    _step(model, probe)
+    with pytest.raises(ValueError, match=r"not W f \+ b .*ErrorNorm"):
+        probe.check()
+    plain = HeadFirst().double()
+    probe = _attached(plain, LastLayerGradient())
+    _step(plain, probe)
+    probe.check()

@@ -367,6 +367,26 @@ def test_state_goes_round_between_world_sizes(relative):
         assert torch.equal(state["columns"]["score"], untouched)  # the stores took copies
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_what_is_for_rank_zero_reaches_no_other_rank(world_size):
+    (epoch,) = _random_epochs(5, 23, 1)
+
+    def work(comm: ThreadCommunicator):
+        store = ScoreStore(23, communicator=comm)
+        store.update(_measurements(epoch[comm.rank :: comm.world_size]))
+        return store.gather_on_rank_zero(), store.state_dict(everywhere=False), store.state_dict(), store.gather()
+
+    (first, state, whole, scores), *others = run_ranks(world_size, work)
+    assert first is not None
+    np.testing.assert_array_equal(first, scores)
+    assert state["running_mean"] == whole["running_mean"]
+    assert state["columns"].keys() == whole["columns"].keys()
+    assert all(torch.equal(column, whole["columns"][name]) for name, column in state["columns"].items())
+    for scores, state, *_ in others:
+        assert scores is None
+        assert state["columns"] == {}
+
+
 def test_state_is_a_snapshot():
     store = ScoreStore(3)
     store.update(_measurements([(0, 1.0, 0)]))

@@ -402,9 +402,10 @@ def test_bad_arguments_are_refused_at_construction(arguments: dict[str, Any], wo
 
 
 def test_repr_rebuilds_the_algorithm() -> None:
-    for method in (TED(0.3, site="output", choice="sampled", temperature=0.5), RandomPruning(0.3, schedule="constant")):
+    ted = TED(0.3, site="output", choice="sampled", temperature=0.5)
+    for method, layer in ((ted, "head"), (RandomPruning(0.3, schedule="constant"), None)):
         assert eval(repr(method)) == method
-        pruning = DataPruning(method, folder="here", seed=4, progress="samples", output_layer="head")
+        pruning = DataPruning(method, folder="here", seed=4, progress="samples", output_layer=layer)
         assert repr(eval(repr(pruning))) == repr(pruning)
 
 

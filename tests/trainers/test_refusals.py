@@ -1,5 +1,6 @@
 """Runs that would score the wrong samples, or lose some, stop before their first update, and say why."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from ted_stream import TED, DataPruning, InfoBatch, PrunedSampler, RandomPruning
+from ted_stream.methods import Method
 
 NUM_SAMPLES = 61
 
@@ -117,6 +119,52 @@ def test_an_algorithm_that_changes_the_number_of_rows_is_named(
 
     trainer = make_trainer(folder, [Doubling(), make_ted(0.5, folder=tmp_path)])
     assert_refused(trainer, "16 rows of a batch", "8 samples", "Doubling")
+
+
+class Flips(Algorithm):
+    """Turns a batch, or a microbatch, upside down."""
+
+    def __init__(self, event: Event, in_place: bool) -> None:
+        self.event, self.in_place = event, in_place
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == self.event
+
+    def apply(self, event: Event, state: State, logger: Any) -> None:
+        columns = [column.flip(0) for column in state.batch]
+        if self.in_place:
+            for column, flipped in zip(state.batch, columns, strict=True):
+                column.copy_(flipped)
+        else:
+            state.batch = columns
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("event", [Event.AFTER_DATALOADER, Event.BATCH_START, Event.BEFORE_FORWARD])
+@pytest.mark.parametrize("microbatch_size", [None, 4])
+def test_an_algorithm_that_moves_rows_is_refused(
+    microbatch_size: int | None,
+    event: Event,
+    in_place: bool,
+    folder: str,
+    make_trainer: Callable[..., Trainer],
+    tmp_path: Path,
+) -> None:
+    for flips_last in (False, True):
+        algorithms: list[Algorithm] = [make_ted(0.5, folder=tmp_path), Flips(event, in_place)]
+        trainer = make_trainer(
+            folder, algorithms if flips_last else algorithms[::-1], device_train_microbatch_size=microbatch_size
+        )
+        assert_refused(trainer, "other rows of its batch, or in another order", "moves rows: Flips, split_batch")
+
+
+def test_rows_that_move_are_seen_beside_rows_that_are_all_alike(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    data = TensorDataset(torch.randn(40, 6), torch.zeros(40, dtype=torch.int64))
+    loader = DataLoader(data, batch_size=8, sampler=PrunedSampler(data))
+    algorithms = [make_ted(0.5, folder=tmp_path), Flips(Event.BATCH_START, True)]
+    assert_refused(make_trainer("", algorithms, dataset=data, dataloader=loader), "moves rows: Flips")
 
 
 # Loaders
@@ -272,11 +320,15 @@ def test_a_loss_that_does_not_depend_on_the_layer_is_refused(
     ("arguments", "error", "words"),
     [
         ({"folder": ""}, ValueError, r"folder is ''.*root.*\{run_name\}"),
+        ({"folder": "runs/{epoch}"}, ValueError, r"'runs/\{epoch\}'.*KeyError.*\{run_name\} is the only.*'\{\{'"),
+        ({"folder": "x{}"}, ValueError, r"'x\{\}'.*IndexError.*\{run_name\} is the only"),
+        ({"folder": Path("a{run_name")}, ValueError, r"'a\{run_name'.*\{run_name\} is the only"),
         ({"folder": 3}, TypeError, r"folder is 3"),
         ({"seed": "a"}, TypeError, r"seed is 'a'.*whole number"),
         ({"seed": 1.5}, TypeError, r"seed is 1.5"),
         ({"progress": "batches"}, ValueError, r"'batches'.*'samples'"),
         ({"output_layer": 3}, TypeError, r"output_layer is 3"),
+        ({"output_layer": ""}, ValueError, r"output_layer is ''.*dotted name.*Leave it out"),
         ({"allow_other_settings": "no"}, TypeError, r"'no'.*True or False"),
     ],
 )
@@ -285,6 +337,23 @@ def test_bad_arguments_are_refused_at_construction(
 ) -> None:
     with pytest.raises(error, match=words):
         DataPruning(TED(0.5), **arguments)
+
+
+def test_braces_in_the_name_of_a_folder_are_written_twice() -> None:
+    assert DataPruning(TED(0.5), folder="{{a}}/{run_name}").folder == "{{a}}/{run_name}"
+
+
+@pytest.mark.parametrize("method", [RandomPruning(0.5), TED(0.5, importance="loss"), TED(0.5, site="input")])
+def test_an_output_layer_that_is_not_needed_is_warned_of(method: Method) -> None:
+    with pytest.warns(UserWarning, match=rf"output_layer='head' has no effect: {type(method).__name__}\("):
+        DataPruning(method, output_layer="head")
+
+
+@pytest.mark.parametrize("method", [TED(0.5), TED(0.5, site="output"), InfoBatch(0.5)])
+def test_an_output_layer_that_is_needed_is_not_warned_of(method: Method) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert DataPruning(method, output_layer="head").output_layer == "head"
 
 
 def test_what_is_no_method_is_refused_at_construction() -> None:
@@ -330,7 +399,8 @@ def test_a_checkpoint_of_other_settings_is_refused_unless_asked_for(
     saving = {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "1ep"}
     make_trainer(folder, [make_ted(0.6, folder=tmp_path)], max_duration="2ep", **saving).fit()
     load = str(tmp_path / "checkpoints" / "latest-rank0.pt")
-    others = [make_ted(0.7), make_ted(0.6, site="output"), make_ted(0.6, alpha=0.5), make_ted(0.6, seed=1)]
+    settings: list[dict[str, Any]] = [{"site": "output"}, {"alpha": 0.5}, {"importance": "loss"}, {"seed": 1}]
+    others = [make_ted(0.7), *(make_ted(0.6, **other) for other in settings)]
     for other in [*others, DataPruning(RandomPruning(0.6))]:
         trainer = make_trainer(folder, [other], load_path=load)
         with pytest.raises(ValueError, match=r"(?s)made by TED\(prune_ratio=0.6.*seed=0.*allow_other_settings=True"):

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composer import Trainer
+from composer import Callback, State, Trainer
 from composer.optim import CosineAnnealingScheduler
 from small_run import BATCH_SIZE, TupleDataset, make_ted
 from streaming import Stream
+from torch.utils.data import DataLoader, TensorDataset
 
-from ted_stream import DataPruning, SkipListError
+from ted_stream import DataPruning, PrunedSampler, SkipListError
+from ted_stream.pruning import SingleProcess
 
 NUM_SAMPLES = 131
 EPOCHS = 6
@@ -73,6 +75,60 @@ def test_resuming_without_a_run_name_finds_the_run_folder(
     make_trainer(data, [second], load_path="checkpoints/ep1-ba20-rank0.pt").fit()
     assert [record.digest for record in second.records] == [record.digest for record in first.records]
     assert len(list((tmp_path / "ted_stream_runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("spins", [True, False])
+def test_random_reads_after_a_resume_are_those_of_composer_alone(
+    spins: bool, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Where Composer passes over batches, or not, it sees to the generators itself."""
+    x = torch.randn(NUM_SAMPLES, 6, generator=torch.Generator().manual_seed(0))
+
+    class Noisy(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            x, y = super().__getitem__(index)
+            return x + 0.1 * torch.randn(6), y
+
+    class FirstEpoch(Callback):
+        def __init__(self) -> None:
+            self.inputs: list[torch.Tensor] = []
+
+        def batch_start(self, state: State, logger: Any) -> None:
+            if state.timestamp.epoch == 0:
+                self.inputs.append(state.batch[0].clone())
+
+    def inputs(pruned: bool, **arguments: Any) -> list[torch.Tensor]:
+        data, seen = Noisy(x, torch.arange(NUM_SAMPLES) % 3), FirstEpoch()
+        loader = DataLoader(data, batch_size=BATCH_SIZE, sampler=PrunedSampler(data, seed=3))
+        algorithms = [make_ted(0.6, folder=tmp_path / "run")] if pruned else []
+        settings: dict[str, Any] = {"dataset": data, "dataloader": loader, "callbacks": [seen], "max_duration": "2ep"}
+        make_trainer("", algorithms, **settings, **arguments).fit()
+        return seen.inputs
+
+    inputs(True, save_folder=str(tmp_path / "checkpoints"), save_interval="4ba")
+    resume = {"load_path": str(tmp_path / "checkpoints" / "ep0-ba4-rank0.pt"), "spin_dataloaders": spins}
+    pruned, alone = inputs(True, **resume), inputs(False, **resume)
+    assert len(pruned) == len(alone) > 0
+    assert all(torch.equal(mine, others) for mine, others in zip(pruned, alone, strict=True))
+
+
+def test_checkpoints_and_the_manifest_are_gathered_on_rank_zero_alone(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, list[int]] = {"gather": [], "all_gather": []}
+    for name, seen in sizes.items():
+        original = getattr(SingleProcess, name)
+
+        def counted(self: Any, values: Any, original: Any = original, seen: list[int] = seen) -> Any:
+            seen.append(len(values))
+            return original(self, values)
+
+        monkeypatch.setattr(SingleProcess, name, counted)
+    _, _, scores = run("3ba")
+    assert (tmp_path / "manifest.parquet").exists()
+    assert len(scores) == sizes["all_gather"].pop() == NUM_SAMPLES  # asked for by the test, on every rank
+    assert max(sizes["all_gather"]) <= -(-NUM_SAMPLES // BATCH_SIZE)  # a mean for every step of an epoch
+    assert sizes["gather"].count(NUM_SAMPLES) > EPOCHS
 
 
 def test_a_missing_or_foreign_state_is_refused(

@@ -3,6 +3,8 @@
 Those that keep to them pass, whatever else is done to them.
 """
 
+import threading
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composer import DataSpec, Trainer
+from composer import Callback, DataSpec, State, Trainer
 from small_run import BATCH_SIZE, TupleDataset, make_ted
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
-from ted_stream import PrunedSampler
+from ted_stream import DataPruning, PrunedSampler
 from ted_stream.engine import Ranks, read_ids
 from ted_stream.engine.row_order import batches_to_probe, follows_ids
 
@@ -40,6 +42,7 @@ def fit(folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path) -> Ca
         data: Any = None,
         transform: Any = None,
         batch_size: int = BATCH_SIZE,
+        callbacks: Sequence[Callback] = (),
         **loader: Any,
     ) -> Trainer:
         if kind == "map":
@@ -50,7 +53,7 @@ def fit(folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path) -> Ca
             built = DataLoader(data, batch_size=batch_size, **loader)
         pruning = make_ted(0.5, folder=tmp_path)
         spec = DataSpec(built, batch_transforms=transform)
-        trainer = make_trainer("", [pruning], dataset=data, dataloader=spec, max_duration="2ep")
+        trainer = make_trainer("", [pruning], callbacks=callbacks, dataset=data, dataloader=spec, max_duration="2ep")
         try:
             trainer.fit()
         finally:
@@ -131,6 +134,94 @@ def test_a_collate_function_that_takes_samples_apart_is_let_through(
         return [torch.stack([sample.pop("x") for sample in samples]), torch.stack(labels)]
 
     fit(data=Rows(), collate_fn=collate)
+
+
+# Samples that workers read
+
+
+class Zipped(Dataset):
+    """Samples in a zip, which is opened when the first of them is read, or by `open`."""
+
+    def __init__(self, path: Path, *, lazily: bool = True) -> None:
+        self.path, self.lazily = path, lazily
+        self.zip: zipfile.ZipFile | None = None
+        with zipfile.ZipFile(path, "w") as file:
+            for index in range(64):
+                file.writestr(str(index), np.full(2048, index, np.float32).tobytes())
+
+    def open(self) -> None:
+        self.zip = zipfile.ZipFile(self.path)
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if self.lazily and self.zip is None:
+            self.open()
+        assert self.zip is not None, "not opened"
+        row = np.frombuffer(self.zip.read(str(index)), np.float32)
+        assert (row == index).all(), f"sample {index} holds others' bytes"
+        return torch.from_numpy(row[:6].copy()), index % 3
+
+
+def open_dataset(worker: int) -> None:
+    info: Any = get_worker_info()
+    info.dataset.open()
+
+
+class Contents(Callback):
+    """Compares what the rows of a batch hold with the ids that they go by."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def batch_start(self, state: State, logger: Any) -> None:
+        (pruning,) = [algorithm for algorithm in state.algorithms if isinstance(algorithm, DataPruning)]
+        assert state.batch[0][:, 0].long().tolist() == pruning.engine.step.ids.tolist()
+        self.batches += 1
+
+
+@pytest.mark.parametrize("lazily", [True, False])
+def test_samples_are_tried_in_a_worker_where_workers_read_them(
+    lazily: bool, fit: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    data = Zipped(tmp_path / "data.zip", lazily=lazily)
+    contents = Contents()
+    init = None if lazily else open_dataset
+    fit(data=data, num_workers=2, worker_init_fn=init, multiprocessing_context="fork", callbacks=[contents])
+    assert data.zip is None
+    assert contents.batches > 64 // BATCH_SIZE  # more than an epoch of them
+
+
+def test_samples_are_tried_in_a_spawned_worker(tmp_path: Path) -> None:
+    data = Zipped(tmp_path / "data.zip", lazily=False)
+    workers: dict[str, Any] = {"num_workers": 2, "worker_init_fn": open_dataset, "multiprocessing_context": "spawn"}
+    state = torch.get_rng_state()
+    read_ids(DataLoader(data, batch_size=BATCH_SIZE, sampler=PrunedSampler(data), **workers), Ranks())
+    assert data.zip is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_rows_that_a_collate_function_moves_are_seen_through_a_worker(fit: Callable[..., Trainer]) -> None:
+    with pytest.raises(ValueError, match="another order than that of its samples"):
+        fit(data=Lengths(), collate_fn=by_length, num_workers=1)
+
+
+class Locked(TensorDataset):
+    """Samples that hold what no process can send."""
+
+    def __getitem__(self, index: int) -> Any:
+        return (*super().__getitem__(index), threading.Lock())
+
+
+def without_lock(samples: list[Any]) -> Any:
+    return default_collate([sample[:-1] for sample in samples])
+
+
+def test_samples_that_no_worker_can_send_go_untried_with_a_warning(fit: Callable[..., Trainer]) -> None:
+    data = Locked(*map_data().tensors)
+    with pytest.warns(UserWarning, match=r"Samples of Locked cannot be sent.*cannot pickle.*not tried"):
+        fit(data=data, collate_fn=without_lock, num_workers=1)
 
 
 # batch_transforms

@@ -1,12 +1,12 @@
 """The sample's own loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ted_stream.pruning.batches import map_tensors, per_sample_cross_entropy, tensors_of, total_loss
-from ted_stream.pruning.loss_kinds import LossFunction, holds_loss
+from ted_stream.pruning.batches import map_tensors, per_sample_cross_entropy, tensors_of, total_loss, within_classes
+from ted_stream.pruning.loss_kinds import LossFunction, holds_loss, in_float32, match
 from ted_stream.pruning.measures.measure import Measure, Microbatch
 
 __all__ = ["Loss", "own_losses"]
@@ -30,7 +30,8 @@ def own_losses(function: LossFunction, microbatch: Microbatch) -> Tensor:
         )
         return total_loss(function(outputs, batch)).sum()
 
-    rows = [tensor.detach() for tensor in tensors_of(both) if is_per_sample(tensor)]
+    # Halves are widened, as autocast does in most losses.
+    rows = [in_float32(tensor.detach()) for tensor in tensors_of(both) if is_per_sample(tensor)]
     try:
         with torch.no_grad():
             return torch.func.vmap(of_one)(rows)
@@ -70,13 +71,16 @@ class Loss(Measure):
         if isinstance(plain, bool):
             return self._cross_entropies(microbatch) if plain else _widened(own_losses(function, microbatch))
         # It is not known yet, and to find out would wait for the device.
-        cross_entropies = self._cross_entropies(microbatch)
+        assert reading is not None
+        batch = within_classes(microbatch.outputs, microbatch.batch)
+        cross_entropies = self._cross_entropies(replace(microbatch, batch=batch))
         try:
-            return torch.where(plain, cross_entropies, _widened(own_losses(function, microbatch)))
+            own = _widened(own_losses(function, microbatch))
         except ValueError as error:
-            assert reading is not None
             reading.refusal = error
             return cross_entropies
+        reading.is_cross_entropy = plain & match(own, cross_entropies, batch, shifted=microbatch.shifted)
+        return torch.where(reading.is_cross_entropy, cross_entropies, own)
 
     @staticmethod
     def _cross_entropies(microbatch: Microbatch) -> Tensor:

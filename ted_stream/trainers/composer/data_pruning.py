@@ -13,6 +13,7 @@ from ted_stream.methods import Method
 from ted_stream.pruning.settings import check_choice, check_flag, check_whole
 from ted_stream.trainers.composer.requirements import refuse_wrong_use
 from ted_stream.trainers.composer.run import ComposerRun
+from ted_stream.trainers.requirements import checked_output_layer
 
 __all__ = ["DataPruning", "unchanged"]
 
@@ -65,13 +66,11 @@ class DataPruning(Algorithm):
     ) -> None:
         if not isinstance(method, Method):
             raise TypeError(f"method is {method!r}, but it must be a pruning method, for example TED(prune_ratio=0.7).")
-        if output_layer is not None and not isinstance(output_layer, str):
-            raise TypeError(f"output_layer is {output_layer!r}, but it must be the dotted name of a module, or None.")
         self.method = method
         self.folder = checked_folder(folder)
         self.seed = check_whole("seed", seed, fix="it seeds ties and draws.")
         self.progress = check_choice("progress", progress, ("epochs", "samples"))
-        self.output_layer = output_layer
+        self.output_layer = checked_output_layer(output_layer, method)
         self.allow_other_settings = check_flag(
             "allow_other_settings", allow_other_settings, fix="whether to resume what other settings made."
         )

@@ -1,13 +1,10 @@
 """How many full epochs a run lasts, whatever its duration is counted in, and how far it has come."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from composer.core import State, Time, TimeUnit
 
-__all__ = ["Plan", "plan_epochs", "positions"]
-
-Position = Callable[[int, int, int], float]
+__all__ = ["Plan", "plan_epochs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,23 +78,3 @@ def plan_epochs(state: State, *, full_length: int, full_samples: int, before: Pl
     return Plan(
         epochs=done + whole + (rest > 0), last_share=rest / size if rest else 1.0, asked=duration.to_timestring()
     )
-
-
-def positions(plan: Plan, full_length: int, kept: Sequence[int] | None) -> Position:
-    """How far a run has come, in batches of the full run: a function of (epoch, its batches done, its batches).
-
-    Args:
-        plan: of the run.
-        full_length: L, batches of a full epoch.
-        kept: samples of every epoch, to advance by samples forwarded; ``None`` advances by epochs.
-    """
-    if kept is None:
-        return lambda epoch, done, batches: epoch * full_length + done * full_length * plan.share(epoch) / batches
-    forwarded = [count * plan.share(epoch) for epoch, count in enumerate(kept)]
-    total = full_length * plan.full_epochs
-
-    def position(epoch: int, done: int, batches: int) -> float:
-        now = forwarded[epoch] * (done / batches) if epoch < len(forwarded) else 0.0
-        return total * ((sum(forwarded[:epoch]) + now) / sum(forwarded))  # to the bit the total at the end
-
-    return position

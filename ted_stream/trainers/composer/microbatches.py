@@ -1,8 +1,10 @@
 """Whether microbatches hold the rows of their batch in order, as the sample ids are sliced."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ted_stream.engine.row_order import rows_of
 from ted_stream.pruning import batch_size
@@ -11,30 +13,33 @@ from ted_stream.pruning.batches import tensors_of
 __all__ = ["check_microbatch"]
 
 
-def check_microbatch(batch: Any, first_row: int, microbatch: Any) -> None:
-    """Refuse a split that reorders rows. It looks at values: once in a run, at its first batch.
+def check_microbatch(whole: Sequence[Tensor], first_row: int, microbatch: Any, suspects: Sequence[str]) -> None:
+    """Refuse a microbatch whose rows are not where its sample ids are. It looks at values: in an epoch's first batch.
 
-    Tensors that a transform or another algorithm has changed show nothing.
+    Tensors that a transform or another algorithm has changed show nothing, nor do those of rows that are all alike.
 
     Args:
-        batch: the whole one.
+        whole: the tensors of the batch as the dataloader gave it.
         first_row: the row of it that the microbatch begins with.
         microbatch: that is about to be forwarded.
+        suspects: the other algorithms.
 
     Raises:
         ValueError: if its rows are rows of the batch, but not those that follow ``first_row`` in order.
     """
     rows = slice(first_row, first_row + batch_size(microbatch))
     moved = False
-    for whole, part in zip(tensors_of(batch), tensors_of(microbatch), strict=False):
-        if not whole.ndim or not part.ndim or whole.shape[1:] != part.shape[1:] or whole.dtype != part.dtype:
+    for given, part in zip(whole, tensors_of(microbatch), strict=False):
+        if not given.ndim or not part.ndim or given.shape[1:] != part.shape[1:] or given.dtype != part.dtype:
             continue
-        if torch.equal(whole[rows].to(part.device), part):  # microbatches move to the device one by one
+        if not torch.equal(given[rows].to(part.device), part):  # microbatches move to the device one by one
+            moved = moved or set(rows_of(part)) <= set(rows_of(given))
+        elif (given != given[:1]).any():
             return
-        moved = moved or set(rows_of(part)) <= set(rows_of(whole))
     if moved:
+        names = ", ".join([*suspects, "split_batch", "microbatch_transforms"])
         raise ValueError(
             f"The microbatch of rows {rows.start} to {rows.stop - 1} holds other rows of its batch, or in another "
-            "order, so scores would go to the wrong samples. Let the DataSpec's split_batch and microbatch_transforms "
+            f"order, so scores would go to the wrong samples. One of these moves rows: {names}. Remove it, or let it "
             "keep rows in order, one per sample."
         )

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from composer.core import State, Time, TimeUnit
 from composer.loggers import Logger
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ted_stream.engine import PrunableData, PruningEngine, Ranks, prunable_data, read_ids
 from ted_stream.engine.batch_ids import BatchIds
 from ted_stream.engine.generators import get_generators, set_generators
-from ted_stream.pruning.batches import batch_size, total_loss
-from ted_stream.trainers.composer import requirements
-from ted_stream.trainers.composer.durations import Plan, plan_epochs, positions
+from ted_stream.pruning.batches import batch_size, tensors_of, total_loss
+from ted_stream.trainers import requirements
+from ted_stream.trainers.composer.durations import Plan, plan_epochs
 from ted_stream.trainers.composer.losses import loss_of, scaled, with_total
 from ted_stream.trainers.composer.microbatches import check_microbatch
 from ted_stream.trainers.composer.reporting import boundary_metrics, epoch_metrics, hyperparameters, show_progress
+from ted_stream.trainers.composer.requirements import refuse_shared_evaluation
 from ted_stream.trainers.composer.stretching import ScheduleStretcher
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class ComposerRun:
         self._subset_length: int | None = None
         self._generators: list[dict[str, Any]] | None = None  # to go on with, where Composer does not see to it
         self._iterator_is_late = False
-        self._whole_batch: Any = None  # an epoch's first, until its microbatches have been looked at
+        self._given: list[Tensor] | None = None  # an epoch's first batch, until its microbatches have been looked at
         self._trained_on: DataLoader | None = None
         self._ids: BatchIds
         self._stretcher: ScheduleStretcher
@@ -97,11 +99,12 @@ class ComposerRun:
         at = epoch, batches_done
         engine.start(state.model, epochs=plan.epochs, last_share=plan.last_share, run=state.run_name, at=at)
         requirements.refuse_too_few_samples(engine, loader)
-        requirements.warn_of_single_rows(state, engine, loader, most_batches=self._subset_length)
+        rows, bound = state.device_train_microbatch_size, self._subset_length
+        requirements.warn_of_single_rows(state.model, engine, loader, epoch, rows, bound)
         kept = None
         if self.settings.progress == "samples":
             kept = engine.plan.forecast({record.epoch: record.kept for record in engine.records})
-        position = positions(plan, full_length, kept)
+        position = engine.plan.positions(full_length, kept)
         shown = plan.shown(full_length, full_samples)
         self._stretcher = ScheduleStretcher(full_length, position, shown, full_samples / full_length)
         if batches_done:  # no EPOCH_START comes before the rest of this epoch
@@ -114,14 +117,14 @@ class ComposerRun:
         loader, ranks = _loader(state), self._ranks
         data = ranks.on_every_rank(lambda: prunable_data(loader))
         ranks.on_every_rank(lambda: data.check_loader(loader, rank=ranks.rank, world_size=ranks.world_size))
-        requirements.refuse_shared_evaluation(state, data)
+        refuse_shared_evaluation(state, data)
         return data
 
     def _full_length(self, state: State) -> int:
         """The batches of a full epoch, within the trainer's own bound on them (train_subset_num_batches)."""
         full_length, current = len(_loader(state)), state.dataloader_len
         self._subset_length = None if current is None or current.value >= full_length else current.value
-        return full_length if self._subset_length is None else self._subset_length
+        return self._subset_length or full_length
 
     # The epoch boundary ----------------------------------------------------------------------------------------
 
@@ -156,8 +159,6 @@ class ComposerRun:
         if state.dataloader is self._trained_on:  # and no evaluation failed
             state.dataloader_len = -1 if self._subset_length is None else self._subset_length
 
-    # Within a step ---------------------------------------------------------------------------------------------
-
     def before_dataloader(self, state: State, logger: Logger) -> None:
         """A batch is about to be read."""
         self._ids.before_batch()
@@ -166,14 +167,14 @@ class ComposerRun:
             self._generators = None
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        """Take the ids off the batch."""
+        """Take the ids off the batch, and copy what an epoch's first holds, which others may change in place."""
         state.batch, ids = self._ids.take(state.batch)
         self.engine.step.begin(ids)
+        self._given = None if self.engine.is_checked else [tensor.clone() for tensor in tensors_of(state.batch)]
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """See the whole batch, and what is stepped for it."""
         self.engine.step.check_rows(batch_size(state.batch))
-        self._whole_batch = None if self.engine.is_checked else state.batch
         self._stretcher.before_batch(state)
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
@@ -182,9 +183,10 @@ class ComposerRun:
 
     def before_forward(self, state: State, logger: Logger) -> None:
         """Open the microbatch."""
-        if self._whole_batch is not None:
-            check_microbatch(self._whole_batch, self.engine.step.rows_done, state.batch)
-        state.batch = self.engine.step.before_forward(state.batch)
+        step = self.engine.step
+        if self._given is not None:
+            check_microbatch(self._given, step.rows_done, state.batch, step.suspects)
+        state.batch = step.before_forward(state.batch)
 
     def before_backward(self, state: State, logger: Logger) -> None:
         """See the loss, and scale it."""
@@ -204,9 +206,9 @@ class ComposerRun:
     def _check(self, logger: Logger) -> None:
         known = self.engine.output_layer
         self.engine.check()
-        if self.engine.output_layer != known:
-            log.info("Pruning measures at the output layer %r.", self.engine.output_layer)
-            logger.log_hyperparameters({"pruning/output_layer": str(self.engine.output_layer)})
+        if (layer := self.engine.output_layer) != known:
+            log.info("Pruning measures at the output layer %r.", layer)
+            logger.log_hyperparameters({"pruning/output_layer": str(layer)})
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Count the batch."""

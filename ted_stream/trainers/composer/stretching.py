@@ -1,21 +1,19 @@
 """Learning-rate schedules that see as much progress as a full-data run makes, however many batches an epoch has."""
 
-import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 from composer.core import State, Time, TimeUnit
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from ted_stream.trainers.schedules import set_to, takes
 
 __all__ = ["ScheduleStretcher"]
 
 _COMPOSER_MODULE = "composer.optim.scheduler"  # where Composer compiles its stateless schedulers into LambdaLR
 _ORIGIN = "_ted_stream_origin"
-# Beside those with a closed form, these compute the rate from how far they are, and not from the rate before.
-_CLOSED = (CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR)
 
 
 def _is_compiled(scheduler: LRScheduler) -> bool:
@@ -156,8 +154,8 @@ class ScheduleStretcher:
             if scheduler.last_epoch == self._counts.get(id(scheduler), scheduler.last_epoch):
                 continue  # stepped every epoch
             steps = position - _origin(scheduler)
-            if len(native) == 1 and _takes(scheduler, steps):
-                _set_to(scheduler, steps, is_last=_is_last_batch(state))
+            if len(native) == 1 and takes(scheduler, steps):
+                set_to(scheduler, steps, is_last=_is_last_batch(state))
             else:
                 while scheduler.last_epoch < int(steps + 1e-9):
                     scheduler.step()
@@ -182,28 +180,6 @@ def _set_origin(scheduler: LRScheduler, origin: float) -> None:
 
 def _native(state: State) -> list[Any]:
     return [scheduler for scheduler in state.schedulers if not _is_compiled(scheduler)]
-
-
-def _takes(scheduler: LRScheduler, position: Any) -> bool:
-    """Whether a scheduler can be set to a position, a fraction of a step included."""
-    if isinstance(scheduler, LambdaLR):
-        try:
-            return all(math.isfinite(function(position)) for function in scheduler.lr_lambdas)
-        except (IndexError, KeyError, TypeError):  # a table of steps
-            return False
-    return isinstance(scheduler, _CLOSED) or hasattr(scheduler, "_get_closed_form_lr")
-
-
-def _set_to(scheduler: LRScheduler, position: float, *, is_last: bool) -> None:
-    steps = getattr(scheduler, "total_steps", None)
-    if steps is not None:
-        # One cycle refuses more steps than it has, and the trainer steps it by one before it is set again.
-        position = min(position, steps if is_last else steps - 1)
-    if scheduler.last_epoch == position:
-        return  # a full epoch: to the bit what the trainer does
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch would rather have whole steps
-        scheduler.step(position)  # pyright: ignore[reportArgumentType]
 
 
 def _is_last_batch(state: State) -> bool:

@@ -1,0 +1,94 @@
+"""A loader's batches, from where a run is in an epoch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ted_stream.engine import PrunableData, Ranks, read_ids
+from ted_stream.engine.generators import get_generators, set_generators
+from ted_stream.trainers import requirements
+
+__all__ = ["EpochReader"]
+
+
+class EpochReader:
+    """Reads the epochs of a loader, one from its middle where a run goes on.
+
+    Args:
+        loader: of the training set.
+        data: what is pruned of it.
+        ranks: that share it.
+
+    Attributes:
+        epoch: that is read, or comes next.
+        done: how many of its batches have been trained on.
+        is_over: whether those are all, though the epoch has not ended: saved within its last batch.
+    """
+
+    def __init__(self, loader: DataLoader, data: PrunableData, ranks: Ranks) -> None:
+        self._loader, self._ranks = loader, ranks
+        self._dataset: Any = data
+        self._ids = read_ids(loader, ranks)
+        self._loaded: dict[str, Any] | None = None
+        self.epoch, self.done, self.is_over = 0, 0, False
+
+    def begin(self) -> None:
+        """Let a streaming dataset begin where the run goes on."""
+        if self._loaded is None or not hasattr(self._dataset, "load_state_dict"):
+            return
+        # Its own state would have it begin again with an epoch that is over.
+        coming = {**self._dataset.state_dict(0, True), "epoch": self.epoch + self.is_over}
+        self._dataset.load_state_dict(self._loaded["dataset"] if self.done and not self.is_over else coming)
+
+    def read(self) -> Iterator[tuple[Any, Tensor]]:
+        """What is left of the epoch: batches as the model expects them, and their ids, (B,) int64.
+
+        The random generators are where they were when the state was saved, from the first batch on.
+        """
+        if self.is_over:
+            return
+        sampler: Any = self._loader.sampler
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(self.epoch)
+        self._ids.start_epoch(self.done)
+        generators = self._loaded["generators"] if self._loaded else None
+        self._loaded = None
+        if generators and not self.done and not self._loader.persistent_workers:
+            set_generators(generators, self._ranks)  # an epoch's workers are seeded by what comes next
+            generators = None
+        iterator = iter(self._loader)
+        if generators:
+            set_generators(generators, self._ranks)
+        for batch in iterator:
+            self._ids.before_batch()
+            yield self._ids.take(batch)
+
+    def end_epoch(self) -> None:
+        """Go on to the next."""
+        self.epoch, self.done, self.is_over = self.epoch + 1, 0, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is; collective."""
+        samples = self.done * (self._loader.batch_size or 0) * self._ranks.world_size
+        streams = hasattr(self._dataset, "load_state_dict")
+        return {
+            "epoch": self.epoch,
+            "done": self.done,
+            "is_over": 0 < self.done == len(self._loader),
+            "order": self._ids.order,
+            "dataset": self._dataset.state_dict(samples // (self._dataset.replication or 1), True) if streams else {},
+            "generators": get_generators(self._ranks),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on there.
+
+        Raises:
+            ValueError: if it is in the middle of an epoch whose samples would now come in another order.
+        """
+        if state["done"]:
+            requirements.refuse_other_order(state, self._ids.order, state["epoch"])
+        self._loaded = state
+        self.epoch, self.done, self.is_over = state["epoch"], state["done"], state["is_over"]

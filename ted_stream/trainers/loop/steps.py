@@ -1,0 +1,154 @@
+"""What a loop does with a batch: its forward pass, its loss and its backward pass, as hooks see them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.variable import Variable
+from torch.utils.hooks import RemovableHandle
+
+from ted_stream.engine.step import StepRecorder
+from ted_stream.pruning.batches import batch_size, map_tensors, targets_of, tensors_of, with_targets
+
+__all__ = ["LoopSteps"]
+
+
+class LoopSteps:
+    """Sees the passes of one batch after the other.
+
+    A forward pass with gradients opens the step, the backward pass of its loss closes it: what the model does before
+    and after, or without gradients, is left alone. Another forward pass after that begins the batch again, as closures
+    and SAM do; the last counts.
+
+    Args:
+        recorder: of the run.
+        model: what the loop calls.
+        moves_batches: whether all of a batch must be where the outputs are, beside its targets.
+    """
+
+    def __init__(self, recorder: StepRecorder, model: nn.Module, *, moves_batches: bool) -> None:
+        self._recorder = recorder
+        self._model = model
+        self._moves_batches = moves_batches
+        self._handles: list[RemovableHandle] = []
+        self.drop()
+
+    def attach(self) -> None:
+        """Hook the model."""
+        # Not within the code that Module.compile() makes of the model and its hooks.
+        before, after = torch.compiler.disable(self._before_forward), torch.compiler.disable(self._after_forward)
+        self._handles = [
+            self._model.register_forward_pre_hook(before, with_kwargs=True),
+            self._model.register_forward_hook(after, with_kwargs=True),
+        ]
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.drop()
+
+    def begin(self, batch: Any, ids: Tensor) -> None:
+        """A batch is handed to the loop.
+
+        Raises:
+            ValueError: if it has not as many rows as ids.
+        """
+        self.drop()
+        self._batch, self._ids = batch, ids
+        self._recorder.begin(ids)
+
+    def drop(self) -> None:
+        """No batch is being trained on."""
+        self._batch: Any = None
+        self._outputs: Any = None
+        self._is_open = self._is_forwarding = False
+        self.has_loss = self.is_measured = False
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether a batch was handed to the loop, and has not been dropped."""
+        return self._batch is not None
+
+    def refuse_unfinished(self, epoch: int, batch: int) -> None:
+        """Refuse to leave a batch whose samples would go unmeasured.
+
+        Raises:
+            RuntimeError: saying what did not come.
+        """
+        if not self.is_measured:
+            what = "its backward pass has not ended" if self.has_loss else "its last forward pass has no loss"
+            raise RuntimeError(
+                f"Batch {batch} of epoch {epoch} is left, but {what}, so its samples would go unmeasured. Give every "
+                "batch's loss to pruner.loss(), and call backward() on what that returns."
+            )
+
+    def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        del model
+        if self._batch is None or not torch.is_grad_enabled() or (self._is_open and not self._is_forwarding):
+            return None
+        given = [args, kwargs]
+        has_rows = any(tensor.ndim for tensor in tensors_of(given))
+        if has_rows and batch_size(given) != len(self._ids):
+            return None  # something else than the batch
+        # Also where a forward pass has failed, for want of memory say, and is tried again.
+        self.has_loss = self.is_measured = False
+        self._is_open = self._is_forwarding = True
+        self._recorder.begin(self._ids)
+        masked = self._recorder.before_forward(given if has_rows else self._batch)
+        return tuple(masked) if has_rows else None
+
+    def _after_forward(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
+        del model, args, kwargs
+        if self._is_forwarding:
+            self._is_forwarding, self._outputs = False, outputs
+
+    def loss(self, loss: Tensor) -> Tensor:
+        """See the loss, and give the one to differentiate.
+
+        Args:
+            loss: () or (B,).
+
+        Raises:
+            TypeError: if it is no tensor.
+            RuntimeError: if there is no batch, or no forward pass of it, that it could be the loss of.
+        """
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"The loss is a {type(loss).__name__}, but must be a tensor: () or one number per sample.")
+        if self._batch is None:
+            raise RuntimeError("pruner.loss() was called outside of a batch; call it in the loop over batches().")
+        if not self._is_open or self.has_loss:
+            raise RuntimeError(
+                "pruner.loss() came without a forward pass of the whole batch, with gradients, through the model that "
+                "Pruner was given, or for the second time after one. Give Pruner the model as the loop calls it, and "
+                "each forward pass one loss."
+            )
+        self._recorder.before_backward(self._where_outputs_are(), self._outputs, loss)
+        self.has_loss = True
+        if loss.ndim:
+            loss = loss.mean()
+        if self._recorder.loss_factor != 1:
+            loss = loss * self._recorder.loss_factor
+        loss.register_hook(self._backward_begins)
+        return loss
+
+    def _where_outputs_are(self) -> Any:
+        devices = [tensor.device for tensor in tensors_of(self._outputs)]
+        device = devices[0] if devices else self._ids.device
+        if self._moves_batches:
+            return map_tensors(self._batch, lambda tensor: tensor.to(device, non_blocking=True))
+        try:
+            targets = targets_of(self._batch)
+        except ValueError:  # a model that brings its own
+            return self._batch
+        return with_targets(self._batch, targets.to(device, non_blocking=True))
+
+    def _backward_begins(self, gradient: Tensor) -> None:
+        del gradient
+        Variable._execution_engine.queue_callback(self._backward_ended)
+
+    def _backward_ended(self) -> None:
+        if not self.is_measured:  # a graph that is retained can be gone through again
+            self._recorder.after_backward()
+            self._is_open, self.is_measured = False, True

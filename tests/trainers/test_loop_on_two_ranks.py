@@ -1,0 +1,74 @@
+"""The plain loop on two gloo ranks, by torch alone: DDP, FSDP2, and a SIGKILL."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loop_runs import METHODS, NUM_SAMPLES, make_loader, train
+
+SCRIPT = Path(__file__).with_name("loop_runs.py")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str], launch: Callable[..., None]) -> Path:
+    out = tmp_path_factory.mktemp("loop")
+    launch(SCRIPT, out, make_mds(NUM_SAMPLES), ranks=2)
+    return out
+
+
+def results(out: Path) -> list[dict[str, Any]]:
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_ranks_agree(out: Path) -> None:
+    first, second = results(out)
+    assert first == second
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ddp_keeps_what_one_process_keeps(name: str, out: Path, tmp_path: Path) -> None:
+    """Until an odd number is shared out, of which one sample is trained on twice."""
+    expected = train(METHODS[name], str(tmp_path), dropout=0.0)
+    found = results(out)[0][f"ddp-{name}"]
+    for epoch, kept in enumerate(expected["kept"]):
+        assert found["kept"][epoch] == kept
+        assert found["digests"][epoch] == expected["digests"][epoch]
+        assert found["forwarded"][epoch] == kept + kept % 2
+        if kept % 2:
+            return
+    assert found["weights"] == pytest.approx(expected["weights"], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ted", "importance"])
+def test_fsdp_makes_what_ddp_makes(name: str, out: Path) -> None:
+    runs = results(out)[0]
+    found, expected = runs[f"fsdp-{name}"], runs[f"ddp-{name}"]
+    for what in ("digests", "kept", "forwarded"):
+        assert found[what] == expected[what]
+    assert found["scores"] == pytest.approx(expected["scores"], rel=1e-6)
+    assert found["weights"] == pytest.approx(expected["weights"], rel=1e-9)
+
+
+def test_streaming(out: Path, make_mds: Callable[..., str], tmp_path: Path) -> None:
+    found = results(out)[0]["ddp-streaming"]
+    assert min(found["kept"]) < NUM_SAMPLES
+    assert [forwarded - kept for forwarded, kept in zip(found["forwarded"], found["kept"], strict=True)] == [
+        kept % 2 for kept in found["kept"]
+    ]
+    one = train(METHODS["ted"], str(tmp_path), loader=make_loader(make_mds(NUM_SAMPLES)), dropout=0.0)
+    assert found["digests"][0] == one["digests"][0]
+
+
+@pytest.mark.parametrize("die_at", [4, 17])
+def test_a_killed_run_goes_on_to_the_bit(die_at: int, launch: Callable[..., None], tmp_path: Path) -> None:
+    launch(SCRIPT, tmp_path, "lived", 0, ranks=2)
+    with pytest.raises(AssertionError, match="exit status"):
+        launch(SCRIPT, tmp_path, "killed", die_at, ranks=2)
+    launch(SCRIPT, tmp_path, "killed", 0, ranks=2)
+    for rank in range(2):
+        found, expected = (
+            json.loads((tmp_path / f"{name}-rank{rank}.json").read_text()) for name in ("killed", "lived")
+        )
+        assert found == expected
