@@ -38,7 +38,7 @@ class LoopSteps:
         # Not within the code that Module.compile() makes of the model and its hooks.
         before, after = torch.compiler.disable(self._before_forward), torch.compiler.disable(self._after_forward)
         self._handles = [
-            self._model.register_forward_pre_hook(before, with_kwargs=True),
+            self._model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),  # it may be the layer
             self._model.register_forward_hook(after, with_kwargs=True),
         ]
 
