@@ -47,27 +47,32 @@ def is_uneven(function: LossFunction, rows: Rows) -> bool:
     """Whether the samples' own losses are others than cross-entropies for classes that a microbatch may lack.
 
     All classes, or as many as are cheap, stand in for the targets of the rows; and where samples have several targets,
-    half of one sample's are left out. On the CPU, so that a label that the loss does not know raises no more than an
-    error; it is passed over. Waits for the device.
+    half of one sample's are left out. This is tried on the CPU, where a label that the loss does not know is an error
+    and is passed over; on a GPU it would end the process. A loss that needs the GPU gets no labels beyond those that it
+    has seen. Waits for the device.
 
     Raises:
         ValueError: if the loss of such rows is neither the mean nor the sum of their own: it weighs classes, or samples
             by something else than their counted targets.
     """
-    rows = rows.on_cpu()
     found = _classes(rows)
     if found is None:
         return False
     targets, classes = found
+    leaves_out = True
+    if _quietly(lambda: rows.on_cpu().together(function)) is not None:
+        rows, targets = rows.on_cpu(), targets.cpu()
+    else:
+        classes, leaves_out = int(targets.max()) + 1, bool((targets == IGNORE_INDEX).any())
     per_row = max(1, sum(tensor.numel() for tensor in tensors_of((rows.outputs, rows.batch))) // rows.size)
     most = min(classes, _MOST_CLASSES, 4 * FEW // per_row)
     is_other = False
     if most > 1:
-        labels = torch.linspace(0, classes - 1, most).long()
+        labels = torch.linspace(0, classes - 1, most, device=targets.device).long()
         # Every part holds the first class, so that no two parts are even in themselves alone.
         for part in labels[1:].split(max(1, FEW // per_row - 1)):
             is_other |= _try_labels(function, rows, torch.cat([labels[:1], part]))
-    if targets.ndim > 1 and targets[0].numel() > 1:
+    if leaves_out and targets.ndim > 1 and targets[0].numel() > 1:
         halved = targets[:1].clone()
         halved.view(-1)[1::2] = IGNORE_INDEX
         some = replace(rows, batch=with_targets(rows.batch, torch.cat([halved, targets[1:]])))
@@ -80,7 +85,9 @@ def _try_labels(function: LossFunction, rows: Rows, labels: Tensor) -> bool:
     ndim = targets_of(rows.batch).ndim
 
     def of(some: Tensor) -> Rows:
-        return _relabelled(rows.take(torch.arange(len(some)) % rows.size), some.view(-1, *[1] * (ndim - 1)))
+        return _relabelled(
+            rows.take(torch.arange(len(some), device=some.device) % rows.size), some.view(-1, *[1] * (ndim - 1))
+        )
 
     several = of(labels)
     losses, value = several.cross_entropies(), _quietly(lambda: several.together(function))
@@ -88,7 +95,7 @@ def _try_labels(function: LossFunction, rows: Rows, labels: Tensor) -> bool:
         return False  # the loss takes no such targets, for a reason of its own
     if any(_are_close(value, fitting) for fitting in several.mean_and_total(losses)):
         return False
-    few = labels[torch.linspace(0, len(labels) - 1, min(len(labels), _MOST_ALONE)).long()]
+    few = labels[torch.linspace(0, len(labels) - 1, min(len(labels), _MOST_ALONE)).long().to(labels.device)]
     return _tried(function, of(few), f"with a sample of each of the classes {int(few[0])} to {int(few[-1])}")
 
 

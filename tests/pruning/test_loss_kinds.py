@@ -610,3 +610,23 @@ def test_many_classes_are_looked_at_quickly():
 
     _measured(model, batch, MaskGradient("output"), loss, True)
     assert sum(calls) < 3e8
+
+
+def test_a_loss_that_cannot_be_tried_elsewhere_gets_no_labels_that_it_has_not_seen(monkeypatch):
+    """As one with tensors of its own on a GPU, where a label beyond its classes would end the process."""
+    seen: list[int] = []
+
+    def loss(z: Tensor, batch: Any) -> Tensor:
+        seen.append(int(batch[1].max()))
+        return _class_weighted(z, batch)
+
+    def elsewhere(rows: Any) -> Any:
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    monkeypatch.setattr("ted_stream.pruning.loss_kinds.Rows.on_cpu", elsewhere)
+    family, (inputs, _) = FAMILIES[0], FAMILIES[0].batch(B)
+    with pytest.raises(ValueError, match="neither"):
+        _measured(family.model(), (inputs, torch.tensor([3, 1] * 4)), MaskGradient(), loss, True)
+    assert max(seen) == 3
+    family = FAMILIES[-1]
+    _measured(family.model(), _tokens(B), MaskGradient(), _of_masked, True)  # it has seen nothing left out
