@@ -67,7 +67,7 @@ class FirstLook:
         if (measure.needs_loss and not self._is_vector) or (self._takes_classes and function is None):
             try:
                 self.reading = read_loss(function, outputs, batch, loss, size, shifted=shifted)
-            except (ValueError, torch.OutOfMemoryError):
+            except torch.OutOfMemoryError:
                 raise
             except Exception as error:
                 warnings.warn(
@@ -76,6 +76,7 @@ class FirstLook:
                     stacklevel=2,
                 )
                 self._function = self._rows = None
+                self._takes_classes = measure.site is None
                 self.reading = read_loss(None, outputs, batch, loss, size, shifted=shifted)
 
     def check(self) -> None:
