@@ -220,7 +220,7 @@ class Pruner:
         return position(self._reader.epoch, -(-done // accumulation), -(-len(self.loader) // accumulation))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run must know to go on; every rank must call it, between two batches or after a backward pass.
+        """All that a run must know to go on; every rank must call it, after an optimizer step or between two epochs.
 
         Raises:
             RuntimeError: between a batch's loss and the end of its backward pass.
