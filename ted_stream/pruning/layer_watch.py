@@ -209,12 +209,14 @@ class LayerWatch:
             return True  # sharded, perhaps
         if logits is None or features is None or features.shape[-1] != weight.shape[1]:
             return True
-        rows, expected = features[:8].to(weight.dtype), logits.detach()[:8].to(weight.dtype)
-        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-            found = torch.nn.functional.linear(rows, weight, bias)
+        with torch.no_grad():
+            found = torch.nn.functional.linear(features[:8].to(weight.dtype), weight, bias)
+        expected = logits.detach()[:8]
         if found.shape != expected.shape:
             return False
-        bound = 0.05 if torch.is_autocast_enabled() or weight.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        is_half = {weight.dtype, found.dtype, expected.dtype} & {torch.bfloat16, torch.float16}
+        bound = 0.05 if is_half else 1e-3
+        found, expected = found.float(), expected.float()
         return (found - expected).norm() <= bound * expected.norm() + 1e-6
 
     def settle(self, logits: Tensor | None, loss: Tensor) -> None:
