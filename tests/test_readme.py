@@ -106,7 +106,7 @@ def test_a_sampler_leaves_pruned_samples_out(tmp_path: Path, monkeypatch: Any) -
     (tmp_path / "ted_stream_runs/r2/skip_lists").mkdir(parents=True)
     write_skip_list(skip_list, tmp_path / "ted_stream_runs/r2/skip_lists/ep0006.parquet")
     names: dict[str, Any] = {"dataset": dataset, "DataLoader": DataLoader}
-    exec(block("PrunedSampler(dataset"), names)
+    exec(block("later = PrunedSampler(dataset"), names)
     assert sorted(torch.cat([batch for (batch,) in names["loader"]]).tolist()) == list(range(100))
     assert sorted(names["later"]) == list(range(60, 100))
 
