@@ -50,13 +50,11 @@ class StepProbe:
         self._loss_function = loss
         site = None if measure is None else measure.site
         norm = None if measure is None else measure.norm
-        keeps_features = measure is not None and measure.needs_features
-        at_layer = site in ("features", "output")
         self._watch: LayerWatch | None = None
-        if weighted or keeps_features or at_layer:
-            self._watch = LayerWatch(
-                site=site if at_layer else None, norm=norm, keep_features=keeps_features, weighs=weighted
-            )
+        if weighted or (measure is not None and measure.needs_layer):
+            at_layer = None if site == "input" else site
+            keeps_features = measure is not None and measure.needs_features
+            self._watch = LayerWatch(site=at_layer, norm=norm, keep_features=keeps_features, weighs=weighted)
         self._input = InputMask(norm) if site == "input" else None
         self._forget()
 

@@ -8,16 +8,33 @@ from torch.utils.data import DataLoader
 
 from ted_stream.engine import PruningEngine
 from ted_stream.engine.batch_ids import order_difference
+from ted_stream.engine.plan import RunPlan
 from ted_stream.methods import Method
 from ted_stream.pruning import num_kept
+from ted_stream.pruning.settings import check_choice, check_flag
 
 __all__ = [
+    "check_settings",
     "checked_output_layer",
     "refuse_other_order",
     "refuse_other_progress",
     "refuse_too_few_samples",
     "warn_of_single_rows",
 ]
+
+
+def check_settings(method: object, progress: str, allow_other_settings: object) -> None:
+    """Refuse settings that no run can have.
+
+    Raises:
+        TypeError: for one of another type.
+        ValueError: for another progress than there is, or one that the method cannot have.
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"method is {method!r}, but it must be a pruning method, for example TED(prune_ratio=0.7).")
+    check_flag("allow_other_settings", allow_other_settings, fix="whether to resume what other settings made.")
+    if check_choice("progress", progress, ("epochs", "samples")) == "samples":
+        RunPlan(method=method, num_samples=1, epochs=2).forecast({})  # refuses what is not known in advance
 
 
 def checked_output_layer(output_layer: object, method: Method) -> str | None:
@@ -37,9 +54,7 @@ def checked_output_layer(output_layer: object, method: Method) -> str | None:
             "it out where the layer that makes the logits is to be found."
         )
     measure = method.measure()
-    if not method.weighs_samples and (
-        measure is None or not (measure.needs_features or measure.site in ("features", "output"))
-    ):
+    if not method.weighs_samples and (measure is None or not measure.needs_layer):
         warn(
             f"output_layer={output_layer!r} has no effect: {method!r} measures and weighs nothing at that layer. "
             "Leave it out.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 
-__all__ = ["StretchedScheduler", "set_to", "takes"]
+__all__ = ["StretchedScheduler", "catch_up", "set_to", "takes"]
 
 # Beside those with a closed form, these compute the rate from how far they are, and not from the rate before.
 _CLOSED = (CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR)
@@ -42,6 +42,12 @@ def set_to(scheduler: LRScheduler, position: float, *, is_last: bool) -> None:
         scheduler.step(position)  # pyright: ignore[reportArgumentType]
 
 
+def catch_up(scheduler: LRScheduler, position: float) -> None:
+    """Step a scheduler that does not take a fraction of a step to the last whole one before a position."""
+    while scheduler.last_epoch < int(position + 1e-9):
+        scheduler.step()
+
+
 class StretchedScheduler:
     """A scheduler that a loop steps after its optimizer's steps, and that goes as far as in a full-data run.
 
@@ -69,5 +75,4 @@ class StretchedScheduler:
         elif takes(scheduler, position):
             set_to(scheduler, position, is_last=True)
         else:
-            while scheduler.last_epoch < int(position + 1e-9):
-                scheduler.step()
+            catch_up(scheduler, position)

@@ -1,5 +1,6 @@
 """Means, sums, vectors and what is none of them: what scores make of the loss."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -309,9 +310,16 @@ def test_a_loss_inside_that_is_of_something_else(measure):
 
     with pytest.raises(ValueError, match=r"the loss is made of something else"):
         _measured(WithLoss(), {"input_ids": inputs, "labels": targets}, measure, lambda z, b: z["loss"], False)
-    vector: LossFunction = lambda z, b: (z - b[1]).square().mean(1)  # noqa: E731
+
+    def vector(z: Tensor, b: Any) -> Tensor:
+        return (z - b[1]).square().mean(1)
+
     with pytest.raises(ValueError, match=r"the loss is made of something else"):
         _measured(model, (inputs, targets), ErrorNorm(), vector, False)
+
+
+def _ignoring(value: int, z: Tensor, batch: Any) -> Tensor:
+    return F.cross_entropy(z, batch[1], ignore_index=value)
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -321,7 +329,7 @@ def test_targets_out_of_range(measure, given):
     for value in (CLASSES, 255, -1):
         wrong = targets.clone()
         wrong[3] = value
-        loss: LossFunction = lambda z, b, value=value: F.cross_entropy(z, b[1], ignore_index=value)  # noqa: E731
+        loss = functools.partial(_ignoring, value)
         with pytest.raises(ValueError, match=rf"from .*{value}.*5 classes apart.*mark with -100"):
             _measured(family.model(), (inputs, wrong), measure, loss, given)
 

@@ -83,6 +83,11 @@ class Measure(ABC):
     needs_targets: ClassVar[bool] = True
     """Of a measure that needs classes: whether it looks at the targets."""
 
+    @property
+    def needs_layer(self) -> bool:
+        """Whether it looks at the output layer."""
+        return self.needs_features or self.site in ("features", "output")
+
     @abstractmethod
     def values(self, microbatch: Microbatch) -> Tensor | None:
         """(B,) float32 (float64 for float64 outputs), detached; ``None`` from a measure that has a mask.

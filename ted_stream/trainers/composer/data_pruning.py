@@ -8,12 +8,11 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
 from ted_stream.engine import EpochRecord, PruningEngine, checked_folder
-from ted_stream.engine.plan import RunPlan
 from ted_stream.methods import Method
-from ted_stream.pruning.settings import check_choice, check_flag, check_whole
+from ted_stream.pruning.settings import check_whole
 from ted_stream.trainers.composer.requirements import refuse_wrong_use
 from ted_stream.trainers.composer.run import ComposerRun
-from ted_stream.trainers.requirements import checked_output_layer
+from ted_stream.trainers.requirements import check_settings, checked_output_layer
 
 __all__ = ["DataPruning", "unchanged"]
 
@@ -64,18 +63,13 @@ class DataPruning(Algorithm):
         output_layer: str | None = None,
         allow_other_settings: bool = False,
     ) -> None:
-        if not isinstance(method, Method):
-            raise TypeError(f"method is {method!r}, but it must be a pruning method, for example TED(prune_ratio=0.7).")
+        check_settings(method, progress, allow_other_settings)
         self.method = method
         self.folder = checked_folder(folder)
         self.seed = check_whole("seed", seed, fix="it seeds ties and draws.")
-        self.progress = check_choice("progress", progress, ("epochs", "samples"))
+        self.progress = progress
         self.output_layer = checked_output_layer(output_layer, method)
-        self.allow_other_settings = check_flag(
-            "allow_other_settings", allow_other_settings, fix="whether to resume what other settings made."
-        )
-        if self.progress == "samples":
-            RunPlan(method=method, num_samples=1, epochs=2).forecast({})  # refuses what is not known in advance
+        self.allow_other_settings = allow_other_settings
         self.batch_transform: Callable[[Any], Any] = unchanged
         self._run: ComposerRun | None = None
         self._loaded: dict[str, Any] | None = None

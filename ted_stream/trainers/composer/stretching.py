@@ -8,7 +8,7 @@ from typing import Any
 from composer.core import State, Time, TimeUnit
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from ted_stream.trainers.schedules import set_to, takes
+from ted_stream.trainers.schedules import catch_up, set_to, takes
 
 __all__ = ["ScheduleStretcher"]
 
@@ -157,8 +157,7 @@ class ScheduleStretcher:
             if len(native) == 1 and takes(scheduler, steps):
                 set_to(scheduler, steps, is_last=_is_last_batch(state))
             else:
-                while scheduler.last_epoch < int(steps + 1e-9):
-                    scheduler.step()
+                catch_up(scheduler, steps)
 
 
 def _set_rates(scheduler: Any, factors: list[float]) -> None:

@@ -18,7 +18,7 @@ from ted_stream.methods import Method
 from ted_stream.pruning import batch_size
 from ted_stream.pruning.settings import check_whole
 from ted_stream.trainers import requirements
-from ted_stream.trainers.loop.arguments import at_least_one, check_run
+from ted_stream.trainers.loop.arguments import at_least_one, check_model
 from ted_stream.trainers.loop.reading import EpochReader
 from ted_stream.trainers.loop.steps import LoopSteps
 from ted_stream.trainers.schedules import StretchedScheduler
@@ -75,10 +75,11 @@ class Pruner:
         loss_function: Callable[[Any, Any], Any] | None = None,
         allow_other_settings: bool = False,
     ) -> None:
-        check_run(method, model, progress, allow_other_settings)
+        requirements.check_settings(method, progress, allow_other_settings)
+        check_model(model)
         self.epochs = at_least_one("epochs", epochs, fix="it is the number of passes over the training set.")
-        self.model, self.loader, self.progress = model, loader, progress
-        self.allow_other_settings = allow_other_settings
+        self.model, self.loader = model, loader
+        self.progress, self.allow_other_settings = progress, allow_other_settings
         seed, folder = check_whole("seed", seed, fix="it seeds ties and draws."), checked_folder(folder)
         output_layer = requirements.checked_output_layer(output_layer, method)
         self._ranks = ranks = Ranks()
@@ -116,10 +117,8 @@ class Pruner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._state == "over":
-            return
-        # The loop over epochs may be left early.
-        self._stop(self.engine.finish if kind is None and self._state != "new" else self.engine.release)
+        if self._state != "over":  # the loop over epochs was left early
+            self._stop(self.engine.finish if kind is None and self._state != "new" else self.engine.release)
 
     def __iter__(self) -> Iterator[int]:
         """The epochs that are left, 0-based.
