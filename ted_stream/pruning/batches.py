@@ -13,6 +13,7 @@ from ted_stream.pruning.predictions import IGNORE_INDEX, Predictions
 __all__ = [
     "IGNORE_INDEX",
     "batch_size",
+    "class_targets",
     "like_sequence",
     "logits_of",
     "loss_shares",
@@ -32,14 +33,15 @@ _TARGETS = ("labels", "label", "targets", "target")
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
-    """The tensors of nested mappings and sequences, in order."""
+    """The tensors of nested mappings and sequences, in order; of an object that holds logits, those."""
     if isinstance(batch, Tensor):
         return [batch]
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     if isinstance(batch, Sequence) and not isinstance(batch, str):
         return [tensor for item in batch for tensor in tensors_of(item)]
-    return []
+    logits = logits_of(batch)
+    return [] if logits is None else [logits]
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -53,7 +55,8 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return mapped
     if isinstance(tree, Sequence) and not isinstance(tree, str):
         return like_sequence(tree, [map_tensors(item, function) for item in tree])
-    return tree
+    logits = logits_of(tree)
+    return tree if logits is None else with_logits(tree, function(logits))
 
 
 def take_rows(tree: Any, rows: Tensor, size: int) -> Any:
@@ -194,15 +197,27 @@ def loss_shares(batch: Any, *, shifted: bool) -> tuple[Tensor | int, Tensor | in
     return counts.clamp(min=1), counts.sum()
 
 
+def class_targets(outputs: Any, batch: Any) -> tuple[Tensor, int] | None:
+    """Whole-numbered targets, (B, …), and how many classes the logits tell apart; ``None`` where there are none.
+
+    Raises:
+        ValueError: if there are no targets, or they do not fit the logits.
+    """
+    logits, targets = logits_of(outputs), targets_of(batch)
+    if logits is None or targets.is_floating_point():
+        return None
+    return targets, Predictions(logits, targets, shifted=False).logits.shape[-1]
+
+
 def within_classes(outputs: Any, batch: Any) -> Any:
     """The batch with whole-numbered targets moved into the range of the logits' classes, where they are beyond it.
 
     On a GPU a class that there is not would end the process, before anybody could say what is wrong with it.
     """
-    logits, targets = logits_of(outputs), targets_of(batch)
-    if logits is None or targets.is_floating_point():
+    found = class_targets(outputs, batch)
+    if found is None:
         return batch
-    classes = Predictions(logits, targets, shifted=False).logits.shape[-1]
+    targets, classes = found
     return with_targets(batch, targets.clamp(0, classes - 1).where(targets != IGNORE_INDEX, targets))
 
 

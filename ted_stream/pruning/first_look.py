@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ted_stream.pruning.batches import IGNORE_INDEX, logits_of, targets_of, within_classes
-from ted_stream.pruning.loss_kinds import LossFunction, LossReading, Rows, holds_loss, read_loss
+from ted_stream.pruning.batches import IGNORE_INDEX, class_targets, logits_of, targets_of, within_classes
+from ted_stream.pruning.loss_kinds import LossFunction, LossReading, Rows, holds_loss, read_rows, read_value
 from ted_stream.pruning.loss_trials import is_uneven, refuse_other_predictions
 from ted_stream.pruning.measures import Measure
-from ted_stream.pruning.predictions import Predictions
 
 __all__ = ["FirstLook"]
 
@@ -55,18 +54,20 @@ class FirstLook:
         self._takes_classes = measure.needs_classes or takes_cross_entropies
         self.batch = batch
         self.layer: Tensor | bool = True
-        self._targets: Tensor | None = None
-        if self._takes_classes:
-            self._targets = _targets(batch)
-        if self._targets is not None and measure.needs_targets and logits is not None:
+        self._targets = _targets(batch) if self._takes_classes else None
+        self._classes: int | None = None
+        if self._takes_classes and measure.needs_targets:
             with suppress(ValueError):  # which the measure is about to raise
-                self._classes = Predictions(logits, self._targets, shifted=False).logits.shape[-1]
+                found = class_targets(outputs, batch)
+                self._classes = None if found is None else found[1]
                 self.batch = within_classes(outputs, batch)
         self._rows = None if function is None else Rows.of(outputs, batch, size, shifted=shifted)
         self.reading: LossReading | None = None
-        if (measure.needs_loss and not self._is_vector) or (self._takes_classes and function is None):
+        if function is None and (self._takes_classes or (measure.needs_loss and not self._is_vector)):
+            self.reading = read_value(outputs, batch, loss, shifted=shifted)
+        elif function is not None and self._rows is not None and measure.needs_loss and not self._is_vector:
             try:
-                self.reading = read_loss(function, outputs, batch, loss, size, shifted=shifted)
+                self.reading = read_rows(function, self._rows)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -77,7 +78,7 @@ class FirstLook:
                 )
                 self._function = self._rows = None
                 self._takes_classes = measure.site is None
-                self.reading = read_loss(None, outputs, batch, loss, size, shifted=shifted)
+                self.reading = read_value(outputs, batch, loss, shifted=shifted)
 
     def check(self) -> None:
         """Look at the values; waits for the device.
@@ -117,7 +118,7 @@ class FirstLook:
                     f"class probabilities, which {self._measure!r} needs. Choose the measure MaskGradient, or Loss "
                     "with a loss function."
                 )
-        elif self._measure.needs_targets:
+        elif self._classes is not None:
             lowest, highest = (int(end) for end in targets.where(targets != IGNORE_INDEX, 0).aminmax())
             if lowest < 0 or highest >= self._classes:
                 raise ValueError(

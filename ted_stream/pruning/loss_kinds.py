@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ted_stream.pruning.batches import (
-    logits_of,
     loss_shares,
     map_tensors,
     per_sample_cross_entropy,
@@ -18,7 +17,6 @@ from ted_stream.pruning.batches import (
     targets_of,
     tensors_of,
     total_loss,
-    with_logits,
     within_classes,
 )
 
@@ -31,7 +29,8 @@ __all__ = [
     "holds_loss",
     "in_float32",
     "match",
-    "read_loss",
+    "read_rows",
+    "read_value",
     "tolerance",
 ]
 
@@ -179,9 +178,6 @@ class Rows:
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Rows":
         outputs, batch = map_tensors((self.outputs, self.batch), function)
-        logits = logits_of(outputs)
-        if logits is not None and not tensors_of(outputs):  # an object that holds them
-            outputs = with_logits(outputs, function(logits))
         return replace(self, outputs=outputs, batch=batch)
 
     def _widened(self) -> "Rows":
@@ -195,9 +191,6 @@ class Rows:
     def take(self, index: Tensor) -> "Rows":
         """These of the rows, (m,) int64, as often as they are named."""
         outputs, batch = take_rows((self.outputs, self.batch), index, self.size)
-        logits = logits_of(outputs)
-        if logits is not None and not tensors_of(outputs):
-            outputs = with_logits(outputs, logits[index])
         return replace(self, outputs=outputs, batch=batch, size=len(index))
 
     def together(self, function: LossFunction) -> Tensor:
@@ -235,41 +228,41 @@ def _cross_entropies(outputs: Any, batch: Any, *, shifted: bool) -> Tensor | Non
 
 
 @torch.no_grad()
-def read_loss(
-    function: LossFunction | None, outputs: Any, batch: Any, loss: Tensor, size: int, *, shifted: bool
-) -> LossReading:
-    """Compare a loss of several samples with the mean and the sum of their own, without a look at the values.
+def read_rows(function: LossFunction, rows: Rows) -> LossReading:
+    """Compare the loss of rows with the mean and the sum of their own, by the loss function alone.
 
-    By the loss function on up to 8 rows of the outputs, alone and together; where there is none, or the model
-    computes its loss itself, by the cross-entropies of the logits.
-
-    Args:
-        function: the model's loss of (outputs, batch).
-        outputs: of the first microbatch.
-        batch: the first microbatch.
-        loss: () or (B,), what is about to be differentiated.
-        size: B, its samples.
-        shifted: whether labels are shifted.
+    Nothing here looks at values, so nothing waits for the device.
     """
-    if function is None or holds_loss(outputs):
-        value, losses = loss.detach(), _cross_entropies(outputs, batch, shifted=shifted)
-        if losses is None:
-            return LossReading(value, value, value, False, False, False, is_comparable=False)
-        own, all_ = loss_shares(batch, shifted=shifted)
-        total = (own * losses).sum()
-        if loss.ndim:  # a loss per sample, each a mean or a sum over its targets
-            return LossReading(value.sum(), losses.sum(), total, False, False, True)
-        if targets_of(batch).is_floating_point():  # maybe probabilities, maybe something else
-            return LossReading(value, total / all_, total, False, False, True, is_comparable=False)
-        mean = total / all_
-        # Half-way between the two, as factors go: smoothed labels make a loss larger, but not as much as a sum is.
-        return LossReading(value, mean, total, False, value * value > mean * total, True)
-
-    rows = Rows.of(outputs, batch, size, shifted=shifted)
     value, losses = rows.together(function), rows.alone(function)
     mean, total = rows.mean_and_total(losses)
     is_sum = (value - total).abs() < (value - mean).abs()
     return LossReading(value, mean, total, True, is_sum, are_cross_entropies(rows, losses))
+
+
+@torch.no_grad()
+def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool) -> LossReading:
+    """Compare a loss with the mean and the sum of the cross-entropies of the logits, where there is no more to go by.
+
+    Nothing here looks at values, so nothing waits for the device.
+
+    Args:
+        outputs: of the first microbatch.
+        batch: the first microbatch.
+        loss: () or (B,), what is about to be differentiated.
+        shifted: whether labels are shifted.
+    """
+    value, losses = loss.detach(), _cross_entropies(outputs, batch, shifted=shifted)
+    if losses is None:
+        return LossReading(value, value, value, False, False, False, is_comparable=False)
+    own, all_ = loss_shares(batch, shifted=shifted)
+    total = (own * losses).sum()
+    if loss.ndim:  # a loss per sample, each a mean or a sum over its targets
+        return LossReading(value.sum(), losses.sum(), total, False, False, True)
+    if targets_of(batch).is_floating_point():  # maybe probabilities, maybe something else
+        return LossReading(value, total / all_, total, False, False, True, is_comparable=False)
+    mean = total / all_
+    # Half-way between the two, as factors go: smoothed labels make a loss larger, but not as much as a sum is.
+    return LossReading(value, mean, total, False, value * value > mean * total, True)
 
 
 def are_cross_entropies(rows: Rows, losses: Tensor) -> Tensor | bool:

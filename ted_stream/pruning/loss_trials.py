@@ -8,10 +8,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ted_stream.pruning.batches import IGNORE_INDEX, logits_of, targets_of, tensors_of, with_logits, with_targets
+from ted_stream.pruning.batches import (
+    IGNORE_INDEX,
+    class_targets,
+    logits_of,
+    targets_of,
+    tensors_of,
+    with_logits,
+    with_targets,
+)
 from ted_stream.pruning.loss_kinds import FEW, LossFunction, Rows, are_cross_entropies, tolerance
 from ted_stream.pruning.measures import Measure
-from ted_stream.pruning.predictions import Predictions
 
 __all__ = ["is_uneven", "refuse_other_predictions"]
 
@@ -26,12 +33,8 @@ def _are_close(value: Tensor, other: Tensor) -> bool:
 
 def _classes(rows: Rows) -> tuple[Tensor, int] | None:
     """Whole-numbered targets, (n, …), and how many classes the logits have; ``None`` where there are none."""
-    logits = logits_of(rows.outputs)
     try:
-        targets = targets_of(rows.batch)
-        if logits is None or targets.is_floating_point():
-            return None
-        return targets, Predictions(logits, targets, shifted=False).logits.shape[-1]
+        return class_targets(rows.outputs, rows.batch)
     except ValueError:
         return None
 

@@ -567,6 +567,13 @@ def test_batches_and_outputs_of_other_kinds(measure):
     for wide in (targets, targets.int(), targets.to(torch.uint8)):
         assert torch.equal(_measured(Holding(), (inputs, wide), measure, of_object, True), expected)
 
+    def focal(outputs: Any, batch: Any) -> Tensor:
+        return KINDS["focal"][1](outputs.logits, batch)
+
+    if isinstance(measure, Loss):  # which evaluates it on every sample
+        of_tensors = _measured(family.model(), (inputs, targets), measure, KINDS["focal"][1], True)
+        assert torch.equal(_measured(Holding(), (inputs, targets), measure, focal, True), of_tensors)
+
     def of_whole_batches(z: Tensor, batch: Any) -> Tensor:
         if len(z) != 12:
             raise ValueError("Expected more than 1 value per channel when training")
