@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ted_stream.sampler import PrunedSampler
     from ted_stream.skip_list import SkipList, SkipListError, read_skip_list, write_skip_list
     from ted_stream.trainers.composer import DataPruning
+    from ted_stream.trainers.huggingface import PruningMixin
     from ted_stream.trainers.loop import Pruner
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PrunedSampler",
     "PrunedStreamingDataset",
     "Pruner",
+    "PruningMixin",
     "RandomPruning",
     "SkipList",
     "SkipListError",
@@ -37,6 +39,7 @@ _MODULES = {
     "ted_stream.sampler": ("PrunedSampler",),
     "ted_stream.skip_list": ("SkipList", "SkipListError", "read_skip_list", "write_skip_list"),
     "ted_stream.trainers.composer": ("DataPruning",),
+    "ted_stream.trainers.huggingface": ("PruningMixin",),
     "ted_stream.trainers.loop": ("Pruner",),
 }
 

@@ -84,15 +84,16 @@ class StepRecorder:
             weights = self._weights[self.ids[rows]].to(device, non_blocking=True)
         return self._probe.before_forward(batch, weights)
 
-    def before_backward(self, batch: Any, outputs: Any, loss: Tensor) -> None:
+    def before_backward(self, batch: Any, outputs: Any, loss: Tensor, divisor: Tensor | None = None) -> None:
         """See the microbatch's outputs and its loss, before the host scales it.
 
         Args:
             batch: the microbatch.
             outputs: of the model.
             loss: the tensor that holds all of the loss.
+            divisor: () by what the sum over targets was divided, if maybe by another number than the microbatch's own.
         """
-        self._probe.before_backward(batch, outputs, loss)
+        self._probe.before_backward(batch, outputs, loss, divisor)
 
     def after_backward(self) -> None:
         """Read what the backward pass left."""

@@ -26,6 +26,7 @@ class FirstLook:
         loss: what is about to be differentiated.
         size: B.
         shifted: whether labels are shifted.
+        divisor: () by what the trainer would have the loss divide the sum over targets, where it counts them itself.
 
     Attributes:
         reading: how the loss is made of the samples', where that matters.
@@ -43,6 +44,7 @@ class FirstLook:
         size: int,
         *,
         shifted: bool,
+        divisor: Tensor | None = None,
     ) -> None:
         logits = logits_of(outputs)
         if holds_loss(outputs) or (logits is not None and len(logits) != size):
@@ -64,7 +66,7 @@ class FirstLook:
         self._rows = None if function is None else Rows.of(outputs, batch, size, shifted=shifted)
         self.reading: LossReading | None = None
         if function is None and (self._takes_classes or (measure.needs_loss and not self._is_vector)):
-            self.reading = read_value(outputs, batch, loss, shifted=shifted)
+            self.reading = read_value(outputs, batch, loss, shifted=shifted, divisor=divisor)
         elif function is not None and self._rows is not None and measure.needs_loss and not self._is_vector:
             try:
                 self.reading = read_rows(function, self._rows)
@@ -78,7 +80,7 @@ class FirstLook:
                 )
                 self._function = self._rows = None
                 self._takes_classes = measure.site is None
-                self.reading = read_value(outputs, batch, loss, shifted=shifted)
+                self.reading = read_value(outputs, batch, loss, shifted=shifted, divisor=divisor)
 
     def check(self) -> None:
         """Look at the values; waits for the device.

@@ -20,6 +20,7 @@ class Call:
         chosen: whether its output is what the loss is made of, so that its mask and its weights count.
         node: of the autograd graph, that made its output.
         features: (B, …, D) what went in, detached.
+        is_half: whether what came out is of half precision, which may be widened before anybody sees it.
         masked: whether the mask was put on.
         refusal: why a mask or weights do not fit its tensors, in case it is chosen.
     """
@@ -27,6 +28,7 @@ class Call:
     chosen: bool = False
     node: Node | None = None
     features: Tensor | None = None
+    is_half: bool = False
     masked: bool = False
     refusal: ValueError | None = None
 

@@ -177,6 +177,7 @@ class LayerWatch:
             return None
         call = candidate.calls[-1]
         trains = isinstance(output, Tensor) and output.requires_grad
+        call.is_half = isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16)
         if candidate.acts:
             mask = self._mask if self._site == "output" and (trains or candidate.chosen) else None
             if mask is not None and self._fits(candidate, output, "site='output'"):
@@ -197,9 +198,13 @@ class LayerWatch:
     # Between the forward and the backward pass
 
     @property
+    def _call(self) -> Call | None:
+        return None if self.chosen is None else next((call for call in self.chosen.calls if call.chosen), None)
+
+    @property
     def features(self) -> Tensor | None:
         """(B, …, D) what went into the output layer in this forward pass, detached."""
-        return None if self.chosen is None else next((call.features for call in self.chosen.calls if call.chosen), None)
+        return None if self._call is None else self._call.features
 
     def is_affine(self, logits: Tensor | None) -> Tensor | bool:
         """() whether the logits are W f + b of the output layer's weights and what went into it, as far as one sees."""
@@ -215,7 +220,7 @@ class LayerWatch:
         if found.shape != expected.shape:
             return False
         is_half = {weight.dtype, found.dtype, expected.dtype} & {torch.bfloat16, torch.float16}
-        bound = 0.05 if is_half else 1e-3
+        bound = 0.05 if is_half or (self._call is not None and self._call.is_half) else 1e-3
         found, expected = found.float(), expected.float()
         return (found - expected).norm() <= bound * expected.norm() + 1e-6
 

@@ -52,6 +52,8 @@ class LossReading:
         by_itself: whether mean and total are of the loss function's own values on single samples, so that they must
             fit; else of the cross-entropies of the logits.
         is_sum: () whether it is a sum.
+        divided: () what it would be as a sum divided by what the trainer counted, where it counts targets itself.
+        is_divided: () whether it is that.
         is_comparable: whether there is a mean and a total to compare it with.
         is_cross_entropy: () whether the samples' losses are the cross-entropies of the logits.
         refusal: why the samples' own losses cannot be had, in case they are not cross-entropies.
@@ -63,8 +65,29 @@ class LossReading:
     by_itself: bool
     is_sum: Tensor | bool
     is_cross_entropy: Tensor | bool
+    divided: Tensor | None = None
+    is_divided: Tensor | bool = False
     is_comparable: bool = True
     refusal: ValueError | None = None
+
+    def divisor_of(self, own: Tensor | int, counted: Tensor | None) -> Tensor | int:
+        """By what the loss of a microbatch divides the sum over its targets; does not wait for the device.
+
+        Args:
+            own: the microbatch's count, by which a mean divides.
+            counted: the trainer's.
+        """
+        divisor = own
+        for holds, other in ((self.is_sum, 1), (self.is_divided, counted)):
+            if holds is not False and other is not None:
+                divisor = torch.where(holds, other, divisor) if isinstance(holds, Tensor) else other
+        return divisor
+
+    @property
+    def _fitting(self) -> list[float]:
+        """What the value may be."""
+        kinds = (self.mean, self.total, self.divided)
+        return [float(number) for number in kinds if number is not None]
 
     def settle(self) -> None:
         """Look at the values, which waits for the device.
@@ -73,7 +96,8 @@ class LossReading:
             ValueError: if the loss function's value of several samples is neither the mean nor the sum of theirs, or
                 their own losses were asked for and cannot be had.
         """
-        self.is_sum, self.is_cross_entropy = bool(self.is_sum), bool(self.is_cross_entropy)
+        self.is_sum, self.is_divided = bool(self.is_sum), bool(self.is_divided)
+        self.is_cross_entropy = bool(self.is_cross_entropy)
         if self.refusal is not None and not self.is_cross_entropy:
             raise self.refusal
         value, mean, total = (float(number) for number in (self.value, self.mean, self.total))
@@ -87,7 +111,7 @@ class LossReading:
             )
             return
         bound = tolerance(self.value.dtype)
-        if any(abs(value - fitting) <= bound * abs(fitting) + 1e-6 for fitting in (mean, total)):
+        if any(abs(value - fitting) <= bound * abs(fitting) + 1e-6 for fitting in self._fitting):
             return
         seen = f"Together, samples of the first microbatch have a loss of {value:.6g}; "
         if self.by_itself:
@@ -113,7 +137,7 @@ class LossReading:
             ValueError: if it is known by its value alone, and that is far from theirs.
         """
         value, mean, total = (float(number) for number in (self.value, self.mean, self.total))
-        near = any(abs(value - fitting) <= _FAR * abs(fitting) for fitting in (mean, total))
+        near = any(abs(value - fitting) <= _FAR * abs(fitting) for fitting in self._fitting)
         if self.by_itself or near or not math.isfinite(value) or not math.isfinite(mean):
             return
         raise ValueError(
@@ -240,7 +264,7 @@ def read_rows(function: LossFunction, rows: Rows) -> LossReading:
 
 
 @torch.no_grad()
-def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool) -> LossReading:
+def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool, divisor: Tensor | None = None) -> LossReading:
     """Compare a loss with the mean and the sum of the cross-entropies of the logits, where there is no more to go by.
 
     Nothing here looks at values, so nothing waits for the device.
@@ -250,6 +274,7 @@ def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool) -> Loss
         batch: the first microbatch.
         loss: () or (B,), what is about to be differentiated.
         shifted: whether labels are shifted.
+        divisor: () by what the trainer would have the loss divide the sum over targets.
     """
     value, losses = loss.detach(), _cross_entropies(outputs, batch, shifted=shifted)
     if losses is None:
@@ -260,9 +285,14 @@ def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool) -> Loss
         return LossReading(value.sum(), losses.sum(), total, False, False, True)
     if targets_of(batch).is_floating_point():  # maybe probabilities, maybe something else
         return LossReading(value, total / all_, total, False, False, True, is_comparable=False)
-    mean = total / all_
-    # Half-way between the two, as factors go: smoothed labels make a loss larger, but not as much as a sum is.
-    return LossReading(value, mean, total, False, value * value > mean * total, True)
+    mean, divided = total / all_, None if divisor is None else total / divisor
+    # Half-way between two, as factors go: smoothed labels make a loss larger, but not as much as a sum is.
+    is_sum, is_divided = value * value > mean * total, False
+    if divided is not None:
+        is_sum = is_sum & (value * value > divided * total)
+        is_nearer = (value * value < mean * divided) == (divided < mean)
+        is_divided = ~is_sum & (is_nearer | (divided == mean))  # which may differ in the next microbatch
+    return LossReading(value, mean, total, False, is_sum, True, divided, is_divided)
 
 
 def are_cross_entropies(rows: Rows, losses: Tensor) -> Tensor | bool:

@@ -140,13 +140,15 @@ class StepProbe:
             return self._input.open(batch, self._mask)
         return batch
 
-    def before_backward(self, batch: Any, outputs: Any, loss: Tensor) -> None:
+    def before_backward(self, batch: Any, outputs: Any, loss: Tensor, divisor: Tensor | None = None) -> None:
         """See the outputs and the loss.
 
         Args:
             batch: the microbatch, with as many samples as before the forward pass.
             outputs: of the model.
             loss: () or (B,), unscaled, that is about to be differentiated, times any factor.
+            divisor: () where the trainer counts targets over more than this microbatch (gradient accumulation, ranks):
+                what it divides their sum by. Whether the loss obeys is told by its value in the first microbatch.
 
         Raises:
             ValueError: if the output layer cannot be found, does not fit the samples or did not make the loss; if the
@@ -170,7 +172,7 @@ class StepProbe:
                 "Choose another site."
             )
         if self.measure is not None:
-            self._measure(self.measure, batch, outputs, loss, self._size)
+            self._measure(self.measure, batch, outputs, loss, self._size, divisor)
 
     def _refuse_other_sizes(self, batch: Any, logits: Tensor | None) -> None:
         found = {"the batch before the backward pass": batch_size(batch)}
@@ -183,14 +185,19 @@ class StepProbe:
                     "measurements would go to the wrong samples. Keep one row per sample, in the samples' order."
                 )
 
-    def _measure(self, measure: Measure, batch: Any, outputs: Any, loss: Tensor, size: int) -> None:
+    def _measure(
+        self, measure: Measure, batch: Any, outputs: Any, loss: Tensor, size: int, divisor: Tensor | None
+    ) -> None:
         if self._first is None:
-            self._first = FirstLook(measure, self._loss_function, outputs, batch, loss, size, shifted=self._shifted)
+            self._first = FirstLook(
+                measure, self._loss_function, outputs, batch, loss, size, shifted=self._shifted, divisor=divisor
+            )
             batch = self._first.batch
             if self._watch is not None and measure.needs_features:
                 self._first.layer = self._watch.is_affine(logits_of(outputs))
         if self._mask is not None:
             self._own, self._all = (1, 1) if loss.shape == (size,) else loss_shares(batch, shifted=self._shifted)
+            self._divisor = divisor
             self._factor = None
             loss.register_hook(self._note_factor)
             return
@@ -245,10 +252,7 @@ class StepProbe:
                 f"The backward pass of the loss did not come to {place}, so no mask gradient exists. Name the layer "
                 "that makes the logits with output_layer='…', or choose another measure."
             )
-        all_, reading = self._all, first.reading
-        if reading is not None and reading.is_sum is not False:
-            is_sum = reading.is_sum
-            all_ = torch.where(is_sum, 1, all_) if isinstance(is_sum, Tensor) else 1
+        all_ = self._all if first.reading is None else first.reading.divisor_of(self._all, self._divisor)
         values = mask.grad.detach().abs() * (all_ / factor.abs())
         if isinstance(self._own, Tensor):
             values = values / self._own

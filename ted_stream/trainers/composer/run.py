@@ -19,9 +19,10 @@ from ted_stream.trainers import requirements
 from ted_stream.trainers.composer.durations import Plan, plan_epochs
 from ted_stream.trainers.composer.losses import loss_of, scaled, with_total
 from ted_stream.trainers.composer.microbatches import check_microbatch
-from ted_stream.trainers.composer.reporting import boundary_metrics, epoch_metrics, hyperparameters, show_progress
+from ted_stream.trainers.composer.reporting import hyperparameters, show_progress
 from ted_stream.trainers.composer.requirements import refuse_shared_evaluation
 from ted_stream.trainers.composer.stretching import ScheduleStretcher
+from ted_stream.trainers.reporting import boundary_metrics, epoch_metrics
 
 if TYPE_CHECKING:
     from ted_stream.trainers.composer.data_pruning import DataPruning
@@ -78,9 +79,13 @@ class ComposerRun:
         self._trained_on = loader
         epoch, batches_done = state.timestamp.epoch.value, state.timestamp.batch_in_epoch.value
         dataset: Any = engine.data
-        if epoch and not batches_done and hasattr(dataset, "load_state_dict"):
-            # Streaming saves the epoch that ended, and would replay its order after a resume (and lag for ever).
-            dataset.load_state_dict({**dataset.state_dict(0, True), "epoch": epoch})
+        if hasattr(dataset, "start_at"):
+            # Streaming saves the epoch that ended, and would replay its order after a resume (and lag for ever); and
+            # a look at its samples before training begins one.
+            if batches_done:
+                dataset.next_epoch = epoch
+            else:
+                dataset.start_at(epoch)
         self._is_sharded = state.fsdp_sharded_state_dict_enabled
         self._ids = read_ids(loader, self._ranks, self.settings.batch_transform)
         self._ranks.on_every_rank(lambda: engine.data.activate(None, sample_ids=True))

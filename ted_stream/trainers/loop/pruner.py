@@ -19,9 +19,9 @@ from ted_stream.pruning import batch_size
 from ted_stream.pruning.settings import check_whole
 from ted_stream.trainers import requirements
 from ted_stream.trainers.loop.arguments import at_least_one, check_model
-from ted_stream.trainers.loop.reading import EpochReader
-from ted_stream.trainers.loop.steps import LoopSteps
+from ted_stream.trainers.reading import EpochReader
 from ted_stream.trainers.schedules import StretchedScheduler
+from ted_stream.trainers.steps import LoopSteps
 
 __all__ = ["Pruner"]
 

@@ -104,11 +104,17 @@ class LoopSteps:
         if self._is_forwarding:
             self._is_forwarding, self._outputs = False, outputs
 
-    def loss(self, loss: Tensor) -> Tensor:
-        """See the loss, and give the one to differentiate.
+    @property
+    def awaits_loss(self) -> bool:
+        """Whether the batch went through the model, with gradients, and its loss has not been seen."""
+        return self._is_open and not self._is_forwarding and not self.has_loss
+
+    def loss(self, loss: Tensor, divisor: Tensor | None = None) -> Tensor:
+        """See the loss, and give the one to differentiate: of the same value, but its gradient times the factor.
 
         Args:
             loss: () or (B,).
+            divisor: () by what the sum over targets was divided, if maybe by another number than the batch's own.
 
         Raises:
             TypeError: if it is no tensor.
@@ -118,18 +124,18 @@ class LoopSteps:
             raise TypeError(f"The loss is a {type(loss).__name__}, but must be a tensor: () or one number per sample.")
         if self._batch is None:
             raise RuntimeError("pruner.loss() was called outside of a batch; call it in the loop over batches().")
-        if not self._is_open or self.has_loss:
+        if not self.awaits_loss:
             raise RuntimeError(
                 "pruner.loss() came without a forward pass of the whole batch, with gradients, through the model that "
                 "Pruner was given, or for the second time after one. Give Pruner the model as the loop calls it, and "
                 "each forward pass one loss."
             )
-        self._recorder.before_backward(self._where_outputs_are(), self._outputs, loss)
+        if loss.requires_grad and (factor := self._recorder.loss_factor) != 1:
+            loss.register_hook(lambda gradient: gradient * factor)  # before those that are to see it
+        self._recorder.before_backward(self._where_outputs_are(), self._outputs, loss, divisor)
         self.has_loss = True
         if loss.ndim:
             loss = loss.mean()
-        if self._recorder.loss_factor != 1:
-            loss = loss * self._recorder.loss_factor
         loss.register_hook(self._backward_begins)
         return loss
 

@@ -35,12 +35,14 @@ class EpochReader:
         self.epoch, self.done, self.is_over = 0, 0, False
 
     def begin(self) -> None:
-        """Let a streaming dataset begin where the run goes on."""
-        if self._loaded is None or not hasattr(self._dataset, "load_state_dict"):
+        """Let a streaming dataset begin where the run does."""
+        if not hasattr(self._dataset, "start_at"):
             return
-        # Its own state would have it begin again with an epoch that is over.
-        coming = {**self._dataset.state_dict(0, True), "epoch": self.epoch + self.is_over}
-        self._dataset.load_state_dict(self._loaded["dataset"] if self.done and not self.is_over else coming)
+        if self._loaded is None or self.is_over or not self.done:
+            self._dataset.start_at(self.epoch + self.is_over)
+        else:
+            self._dataset.load_state_dict(self._loaded["dataset"])
+            self._dataset.next_epoch = self.epoch  # not beyond, where a look at its samples has begun one
 
     def read(self) -> Iterator[tuple[Any, Tensor]]:
         """What is left of the epoch: batches as the model expects them, and their ids, (B,) int64.

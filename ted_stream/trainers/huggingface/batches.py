@@ -1,0 +1,118 @@
+"""The batches of the Trainer's loop: read several at a time, trained on one by one."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from ted_stream.engine.step import StepRecorder
+from ted_stream.pruning import batch_size
+from ted_stream.trainers.reading import EpochReader
+from ted_stream.trainers.steps import LoopSteps
+
+__all__ = ["TrainedBatches"]
+
+
+class TrainedBatches:
+    """Sees every batch, its loss and its backward pass, between its reading and the update of the weights.
+
+    Args:
+        trainer: that trains on them.
+        recorder: of the run.
+        reader: of the epochs.
+    """
+
+    def __init__(self, trainer: Trainer, recorder: StepRecorder, reader: EpochReader) -> None:
+        self._trainer, self._recorder, self._reader = trainer, recorder, reader
+        self._ids: deque[Tensor] = deque()  # of batches that were read and not yet trained on
+        self._steps: LoopSteps | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Hook the model."""
+        self._steps = LoopSteps(self._recorder, model, moves_batches=False)
+        self._steps.attach()
+
+    def detach(self) -> None:
+        """Leave the model as it was; again without effect."""
+        if self._steps is not None:
+            self._steps.detach()
+            self._steps = None
+
+    def read(self) -> Iterator[Any]:
+        """What is left of the epoch, without ids."""
+        self._ids.clear()
+        for batch, ids in self._reader.read():
+            self._ids.append(ids)
+            yield batch
+
+    def begin(self, batch: Any) -> None:
+        """The next of the batches that were read is about to be trained on.
+
+        Raises:
+            RuntimeError: if none was read.
+            ValueError: if it has other rows than were read.
+        """
+        if self._steps is None or not self._ids:
+            raise RuntimeError("training_step() was given a batch that does not come from the training dataloader.")
+        self._steps.begin(batch, self._ids.popleft())
+        self._recorder.check_rows(batch_size(batch))
+
+    def seen(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
+        """The Trainer's computation of the loss, seen where it is that of a training batch."""
+
+        def compute_and_see(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            result = compute_loss(model, inputs, *args, **kwargs)
+            steps = self._steps
+            if steps is None or not steps.has_batch or not torch.is_grad_enabled():
+                return result
+            loss, *outputs = result if isinstance(result, tuple) else (result,)
+            if not steps.awaits_loss:
+                raise ValueError(
+                    "The loss of a training batch came without one forward pass of all its rows through the model, in "
+                    "their order. A Trainer whose loss takes pairs of rows, or several passes, cannot be pruned."
+                )
+            loss = steps.loss(loss, self._divisor(kwargs.get("num_items_in_batch")))
+            return (loss, *outputs) if isinstance(result, tuple) else loss
+
+        return compute_and_see
+
+    def _divisor(self, num_items: Tensor | int | None) -> Tensor | None:
+        """What the Trainer would have the loss divide the sum over this rank's targets by."""
+        if num_items is None:
+            return None
+        divisor = torch.as_tensor(num_items, dtype=torch.float64)
+        if self._trainer.args.average_tokens_across_devices:  # then it counts those of all ranks, and multiplies again
+            divisor = divisor / self._trainer.accelerator.num_processes
+        return divisor
+
+    def end(self) -> None:
+        """The batch has been trained on.
+
+        Raises:
+            RuntimeError: if its loss or its backward pass did not come.
+        """
+        assert self._steps is not None, "begin() comes before"
+        if not self._steps.is_measured:
+            raise RuntimeError(
+                f"Batch {self._reader.done} of epoch {self._reader.epoch} is over, but its loss did not come from "
+                "compute_loss(), or had no backward pass, so its samples would go unmeasured. Let training_step() call "
+                "compute_loss() and the backward pass once for every batch."
+            )
+        self._recorder.commit(self._reader.done)
+        self._steps.drop()
+        self._reader.done += 1
+
+    def refuse_unseen(self) -> None:
+        """Refuse an update of the weights by batches that were not measured.
+
+        Raises:
+            RuntimeError: if there are any.
+        """
+        if self._ids:
+            raise RuntimeError(
+                f"{len(self._ids)} batches were read for this step and not measured. A training_step() of your own "
+                "must call that of PruningMixin: super().training_step(…)."
+            )

@@ -1,0 +1,61 @@
+"""What no method of Hugging Face's Trainer tells."""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from ted_stream.trainers.huggingface.run import EpochsLoader, HuggingFaceRun
+
+if TYPE_CHECKING:
+    from ted_stream.trainers.huggingface.pruning_mixin import PruningMixin
+
+__all__ = ["RunEvents"]
+
+
+class RunEvents(TrainerCallback):
+    """Tells the run of its beginning and end, and of those of epochs and steps.
+
+    Args:
+        trainer: of the run.
+    """
+
+    def __init__(self, trainer: "PruningMixin") -> None:
+        self._trainer = trainer
+
+    @property
+    def _run(self) -> HuggingFaceRun:
+        run = self._trainer.pruned_run
+        assert run is not None, "on_train_begin comes before"
+        return run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """All is made, and the first epoch is to come.
+
+        Raises:
+            ValueError: if the dataloader is another than the mixin's.
+        """
+        trainer, run = self._trainer, self._trainer.pruned_run
+        if run is None or not isinstance(kwargs.get("train_dataloader"), EpochsLoader):
+            raise ValueError(
+                "The training dataloader is not that of PruningMixin, so samples would not be pruned, or be shared out "
+                "twice. Drop your get_train_dataloader(), or let it return super().get_train_dataloader() as it is, "
+                "neither prepared nor wrapped."
+            )
+        run.begin()
+        trainer.compute_loss = run.batches.seen(trainer.compute_loss)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The gradients are complete."""
+        self._run.batches.refuse_unseen()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The weights have been updated."""
+        self._run.end_step()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An epoch is over."""
+        self._run.end_epoch(is_last=control.should_training_stop)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Training is over."""
+        self._run.finish()

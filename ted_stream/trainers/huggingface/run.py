@@ -1,0 +1,214 @@
+"""A pruned run within the loop of Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from ted_stream.engine import PruningEngine, Ranks, prunable_data
+from ted_stream.files import write_bytes
+from ted_stream.methods import Method
+from ted_stream.trainers import requirements
+from ted_stream.trainers.huggingface.batches import TrainedBatches
+from ted_stream.trainers.huggingface.checkpoints import read_state, state_path
+from ted_stream.trainers.huggingface.lengths import Lengths
+from ted_stream.trainers.huggingface.requirements import refuse_shared_evaluation
+from ted_stream.trainers.reading import EpochReader
+from ted_stream.trainers.reporting import boundary_metrics, epoch_metrics
+
+__all__ = ["EpochsLoader", "HuggingFaceRun", "Settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the mixin was given."""
+
+    method: Method
+    folder: str | None
+    seed: int
+    progress: str
+    output_layer: str | None
+    allow_other_settings: bool
+
+
+class EpochsLoader:
+    """What the Trainer takes for its training dataloader: one epoch after the other, or what is left of one.
+
+    Args:
+        run: tells them.
+    """
+
+    def __init__(self, run: HuggingFaceRun) -> None:
+        self._run = run
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run.loader, name)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer is about to ask for this epoch's length, and then for its batches."""
+        self._run.begin_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self._run.lengths.batches_left
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._run.batches.read()
+
+
+class HuggingFaceRun:
+    """From the making of the dataloader to the end of training.
+
+    Args:
+        trainer: of Hugging Face, that trains.
+        settings: of the mixin.
+        loader: over a Prunable dataset, or with a PrunedSampler; as it was made, not prepared.
+        folder: of the Trainer's own files.
+        checkpoint: the folder of the one that the run goes on from, if there is one.
+
+    Attributes:
+        engine: the run of the method.
+        lengths: of the run.
+        batches: that are trained on.
+
+    Raises:
+        ValueError: if the loader cannot be served, or the run cannot go on from the checkpoint.
+    """
+
+    def __init__(
+        self, trainer: Any, settings: Settings, loader: DataLoader, folder: str, checkpoint: str | None
+    ) -> None:
+        self._trainer, self._settings, self.loader = trainer, settings, loader
+        ranks = Ranks()
+        data = ranks.on_every_rank(lambda: prunable_data(loader))
+        ranks.on_every_rank(lambda: data.check_loader(loader, rank=ranks.rank, world_size=ranks.world_size))
+        ranks.on_every_rank(lambda: refuse_shared_evaluation(trainer, data))
+        self._reader = EpochReader(loader, data, ranks)
+        ranks.on_every_rank(lambda: data.activate(None, sample_ids=False))
+        self.engine = PruningEngine(
+            settings.method,
+            data,
+            folder=settings.folder or os.path.join(folder, "pruning"),
+            seed=settings.seed,
+            ranks=ranks,
+            output_layer=settings.output_layer,
+            allow_other_settings=settings.allow_other_settings,
+        )
+        self.batches = TrainedBatches(trainer, self.engine.step, self._reader)
+        self.lengths = Lengths(
+            self.engine,
+            self._reader,
+            loader,
+            epochs=int(trainer.args.num_train_epochs),
+            accumulation=trainer.args.gradient_accumulation_steps,
+            progress=settings.progress,
+        )
+        if checkpoint is not None:
+            state = ranks.on_every_rank(lambda: read_state(checkpoint))
+            requirements.refuse_other_progress(state, settings.progress, settings.allow_other_settings)
+            self._reader.load_state_dict(state)
+            self.engine.load_state_dict(state["engine"])
+            self.lengths.steps_before = state["global_step"]
+
+    def begin(self) -> None:
+        """The Trainer has made everything, and is about to train."""
+        trainer, engine, reader = self._trainer, self.engine, self._reader
+        args, model = trainer.args, trainer.model_wrapped
+        name = args.run_name or os.path.basename(os.path.abspath(args.output_dir))
+        reader.begin()
+        engine.start(model, epochs=self.lengths.epochs, run=name, at=(reader.epoch, reader.done))
+        self.batches.attach(model)
+        requirements.refuse_too_few_samples(engine, self.loader)
+        requirements.warn_of_single_rows(model, engine, self.loader, reader.epoch)
+        if reader.is_over:  # saved after an epoch's last step, before its end
+            self._fold()
+            reader.end_epoch()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose what an epoch keeps, unless the run goes on in its middle.
+
+        Raises:
+            RuntimeError: if it is another epoch than the one to come.
+        """
+        if epoch != self._reader.epoch:
+            raise RuntimeError(
+                f"The Trainer begins epoch {epoch}, but epoch {self._reader.epoch} is to come: this version of "
+                "transformers may count them otherwise than those that this adapter knows."
+            )
+        if not self._reader.done:
+            self._log(boundary_metrics(self.engine, self.engine.begin_epoch(epoch)))
+        self.lengths.in_epoch = True
+        self._trainer.state.max_steps = self.lengths.planned_steps
+
+    def end_batch(self) -> None:
+        """A batch has been trained on.
+
+        Raises:
+            ValueError: if what was seen in an epoch's first cannot be measured right.
+        """
+        self.batches.end()
+        if not self.engine.is_checked:  # before the first update
+            self.engine.check()
+
+    def end_step(self) -> None:
+        """Tell the Trainer how far the epoch is, of which it may have seen the end alone."""
+        state = self._trainer.state
+        self.lengths.steps_before = state.global_step
+        state.epoch = self._reader.epoch + self._reader.done / len(self.loader)
+
+    def end_epoch(self, *, is_last: bool) -> None:
+        """Fold the epoch's measurements.
+
+        Args:
+            is_last: whether training stops here, so that the epoch may be unfinished.
+
+        Raises:
+            RuntimeError: if batches are left, and training goes on.
+        """
+        if not (left := self.lengths.batches_left):
+            self._fold()
+            self._reader.end_epoch()
+        elif not is_last:
+            raise RuntimeError(
+                f"Epoch {self._reader.epoch} was stopped with {left} batches left (control.should_epoch_stop), so "
+                "the rest of its samples would go unseen. Let epochs end, or stop the training."
+            )
+
+    def _fold(self) -> None:
+        self._log(epoch_metrics(self.engine, self.engine.end_epoch()))
+        self.lengths.in_epoch = False
+
+    def finish(self) -> None:
+        """Training has ended: write the manifest, and let go of the data."""
+        if self.lengths.in_epoch:  # it was stopped
+            self._fold()
+        self.batches.detach()
+        self.engine.finish()
+
+    def release(self) -> None:
+        """However it ended: leave the model and the data as they were; again without effect."""
+        self.batches.detach()
+        self.engine.release()
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        Trainer.log(self._trainer, metrics)  # subclasses add to what they log, and forget it
+
+    def save(self, folder: str) -> None:
+        """Write all that the run must know to go on into a checkpoint's folder; every rank must call it."""
+        args = self._trainer.args
+        state = {
+            **self._reader.state_dict(),
+            "engine": self.engine.state_dict(everywhere=args.save_on_each_node),
+            "progress": self._settings.progress,
+            "global_step": self._trainer.state.global_step,
+        }
+        if args.should_save:
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            write_bytes(state_path(folder), buffer.getvalue())
