@@ -13,13 +13,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from hf_runs import Dicts, PrunedTrainer, StreamedDicts, WithLoss, collate, make_trainer, outcome_of, train
+from hf_runs import (
+    Dicts,
+    PrunedTrainer,
+    StreamedDicts,
+    Texts,
+    WithLoss,
+    collate,
+    language_scores,
+    make_trainer,
+    outcome_of,
+    stack,
+    tiny_lm,
+    train,
+)
 from loop_runs import EPOCHS, GLOBAL_BATCH_SIZE, METHODS, NUM_SAMPLES, make_loader, make_net
 from loop_runs import train as loop_train
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback
 
 from ted_stream import TED, PruningMixin, read_skip_list
 from ted_stream.methods import Method
@@ -67,53 +80,6 @@ def test_a_dataset_that_was_looked_at_before(make_mds: Callable[..., str], tmp_p
 # Steps of several batches
 
 
-def tiny_lm() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 11}
-    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16)
-    return LlamaForCausalLM(config).double()
-
-
-class Texts(torch.utils.data.Dataset):
-    """Rows of 8 tokens, of which the first ones, another number in every row, are no targets."""
-
-    def __init__(self, count: int) -> None:
-        torch.manual_seed(1)
-        self.ids = torch.randint(0, 11, (count, 8))
-        self.labels = self.ids.clone()
-        for row in range(count):
-            self.labels[row, : row % 6] = -100
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, at: int) -> dict[str, Tensor]:
-        return {"input_ids": self.ids[at], "labels": self.labels[at]}
-
-
-def stack(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-
-def lm_scores(folder: Path, batch_size: int, accumulation: int, **arguments: Any) -> list[float]:
-    """Of a language model that stays as it is."""
-    model = tiny_lm()
-    trainer = make_trainer(
-        TED(0.6, alpha=0.5),
-        str(folder),
-        model=model,
-        dataset=Texts(22),
-        optimizers=(torch.optim.SGD(model.parameters(), 0.0), None),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=2,
-        **arguments,
-    )
-    trainer.data_collator = stack
-    trainer.train()
-    return trainer.pruning_engine.scores().tolist()
-
-
 def mask_gradients(model: LlamaForCausalLM, data: Texts) -> list[float]:
     """|∂ℓ/∂δ| of every sample by itself, with its mask at what enters the head."""
     values = []
@@ -128,8 +94,9 @@ def mask_gradients(model: LlamaForCausalLM, data: Texts) -> list[float]:
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (4, 3), (1, 5)])
 def test_a_score_does_not_hang_on_the_step(batch_size: int, accumulation: int, tmp_path: Path) -> None:
     """Whatever the number of targets that the Trainer has the loss divided by; in an epoch's last step too."""
-    data = Texts(22)
-    scores, expected = lm_scores(tmp_path, batch_size, accumulation), mask_gradients(tiny_lm(), data)
+    data = Texts()
+    arguments = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+    scores, expected = language_scores(str(tmp_path), **arguments), mask_gradients(tiny_lm(), data)
     kept = read_skip_list(tmp_path / "pruning/skip_lists/ep0001.parquet").kept_ids(np.dtype(np.int64))
     assert len(kept) < len(data)
     ratios = [score / value for score, value in zip(scores, expected, strict=True)]
@@ -495,7 +462,7 @@ def test_settings_of_the_trainer(method: str, setting: str, tmp_path: Path) -> N
             METHODS[method],
             str(tmp_path / name),
             model=model,
-            dataset=Texts(22),
+            dataset=Texts(),
             optimizers=(torch.optim.SGD(model.parameters(), 0.0), None),
             num_train_epochs=2,
             **options,

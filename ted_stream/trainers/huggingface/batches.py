@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from ted_stream.engine.step import StepRecorder
 from ted_stream.pruning import batch_size
+from ted_stream.trainers.huggingface.plain_head import PlainHead
 from ted_stream.trainers.reading import EpochReader
 from ted_stream.trainers.steps import LoopSteps
 
@@ -23,23 +24,29 @@ class TrainedBatches:
         trainer: that trains on them.
         recorder: of the run.
         reader: of the epochs.
+        needs_logits: whether samples are measured or weighed.
     """
 
-    def __init__(self, trainer: Trainer, recorder: StepRecorder, reader: EpochReader) -> None:
+    def __init__(self, trainer: Trainer, recorder: StepRecorder, reader: EpochReader, *, needs_logits: bool) -> None:
         self._trainer, self._recorder, self._reader = trainer, recorder, reader
         self._ids: deque[Tensor] = deque()  # of batches that were read and not yet trained on
         self._steps: LoopSteps | None = None
+        self._head = PlainHead() if needs_logits else None
 
     def attach(self, model: nn.Module) -> None:
         """Hook the model."""
         self._steps = LoopSteps(self._recorder, model, moves_batches=False)
         self._steps.attach()
+        if self._head is not None:
+            self._head.attach(model)
 
     def detach(self) -> None:
         """Leave the model as it was; again without effect."""
         if self._steps is not None:
             self._steps.detach()
             self._steps = None
+        if self._head is not None:
+            self._head.detach()
 
     def read(self) -> Iterator[Any]:
         """What is left of the epoch, without ids."""

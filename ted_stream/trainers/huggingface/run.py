@@ -100,7 +100,8 @@ class HuggingFaceRun:
             output_layer=settings.output_layer,
             allow_other_settings=settings.allow_other_settings,
         )
-        self.batches = TrainedBatches(trainer, self.engine.step, self._reader)
+        needs_logits = settings.method.weighs_samples or settings.method.measure() is not None
+        self.batches = TrainedBatches(trainer, self.engine.step, self._reader, needs_logits=needs_logits)
         self.lengths = Lengths(
             self.engine,
             self._reader,

@@ -1,0 +1,88 @@
+"""Hugging Face's Trainer on two gloo ranks, by torchrun and by accelerate: DDP, steps of several batches, a SIGKILL."""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hf_runs import language_scores, train
+from loop_runs import METHODS, NUM_SAMPLES
+
+from ted_stream.testing.processes import run_to_the_end
+
+SCRIPT = Path(__file__).with_name("hf_runs.py")
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port={port}"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port={port}"],
+}
+
+
+def launch(launcher: str, *arguments: object) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [part.format(port=port) for part in LAUNCHERS[launcher]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run_to_the_end([sys.executable, *command, str(SCRIPT), *map(str, arguments)], environment, 300)
+
+
+@pytest.fixture(scope="module", params=LAUNCHERS)
+def results(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]
+) -> list[dict[str, Any]]:
+    out = tmp_path_factory.mktemp("huggingface")
+    launch(request.param, out, make_mds(NUM_SAMPLES))
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_ranks_agree(results: list[dict[str, Any]]) -> None:
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ddp_keeps_what_one_process_keeps(name: str, results: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Until an odd number is shared out, of which one sample is trained on twice."""
+    expected = train(METHODS[name], str(tmp_path), dropout=0.0)
+    found = results[0][name]
+    for epoch, kept in enumerate(expected["kept"]):
+        assert found["kept"][epoch] == kept
+        assert found["digests"][epoch] == expected["digests"][epoch]
+        assert found["forwarded"][epoch] == kept + kept % 2
+        if kept % 2:
+            return
+    assert found["weights"] == pytest.approx(expected["weights"], rel=1e-9)
+
+
+def test_streaming_data_is_shared_out_once(results: list[dict[str, Any]]) -> None:
+    found = results[0]["streaming"]
+    assert found["forwarded"] == [kept + kept % 2 for kept in found["kept"]]
+    assert min(found["kept"]) < NUM_SAMPLES
+
+
+def test_accumulated_steps_are_those_of_large_batches(results: list[dict[str, Any]]) -> None:
+    large, accumulated = results[0]["ted"], results[0]["accumulated"]
+    assert accumulated["kept"] == large["kept"]
+    assert accumulated["steps"] == large["steps"]
+    assert accumulated["digests"][:2] == large["digests"][:2]
+
+
+def test_scores_do_not_hang_on_ranks_or_steps(results: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Though the Trainer counts the targets of all ranks and batches of a step together."""
+    assert results[0]["texts"] == pytest.approx(language_scores(str(tmp_path)), rel=1e-6)
+
+
+@pytest.mark.parametrize("die_at", [5, 19])
+def test_a_killed_run_goes_on_to_the_bit(die_at: int, tmp_path: Path) -> None:
+    launch("torchrun", tmp_path, "lived", 0)
+    with pytest.raises(AssertionError, match="exit status"):
+        launch("torchrun", tmp_path, "killed", die_at)
+    launch("torchrun", tmp_path, "killed", 0)
+    for rank in range(2):
+        found, expected = (
+            json.loads((tmp_path / f"{name}-rank{rank}.json").read_text()) for name in ("killed", "lived")
+        )
+        assert found == expected
