@@ -17,7 +17,13 @@ from ted_stream.testing.processes import run_to_the_end
 SCRIPT = Path(__file__).with_name("hf_runs.py")
 LAUNCHERS = {
     "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port={port}"],
-    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port={port}"],
+    "accelerate": [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--main_process_port={port}",
+    ],
 }
 
 
