@@ -27,7 +27,7 @@ from ted_stream.pruning.probe import StepProbe
 from ..training.networks import convnet, resnet18_cifar
 from .small_gpt import SmallGPT
 
-__all__ = ["MODELS", "ROUNDS", "VARIANTS", "Row", "bench_step", "describe", "header"]
+__all__ = ["MODELS", "ROUNDS", "VARIANTS", "Row", "Workload", "bench_step", "describe", "header", "loss_of"]
 
 ROUNDS = 15
 AGAIN = "plain again"  # its ratio is what the method does not resolve
@@ -39,7 +39,7 @@ _FEWEST_STEPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Workload:
+class Workload:
     """A model and what it trains on.
 
     Args:
@@ -60,8 +60,8 @@ class _Workload:
         return inputs, torch.randint(self.classes, inputs.shape[: 1 if inputs.ndim == 4 else 2])
 
 
-def _images(build: Callable[..., nn.Module], batch_size: int) -> _Workload:
-    return _Workload(
+def _images(build: Callable[..., nn.Module], batch_size: int) -> Workload:
+    return Workload(
         build=lambda: build(classes=_CLASSES, in_channels=3).to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         inputs=lambda size: torch.randn(size, 3, 32, 32).to(memory_format=torch.channels_last),
         classes=_CLASSES,
@@ -69,9 +69,9 @@ def _images(build: Callable[..., nn.Module], batch_size: int) -> _Workload:
     )
 
 
-def _gpt(*, vocabulary: int, tokens: int, layers: int, width: int, batch_size: int) -> _Workload:
+def _gpt(*, vocabulary: int, tokens: int, layers: int, width: int, batch_size: int) -> Workload:
     heads = width // 64
-    return _Workload(
+    return Workload(
         build=lambda: SmallGPT(vocabulary=vocabulary, max_length=tokens, layers=layers, heads=heads, width=width),
         inputs=lambda size: torch.randint(vocabulary, (size, tokens)),
         classes=vocabulary,
@@ -82,7 +82,7 @@ def _gpt(*, vocabulary: int, tokens: int, layers: int, width: int, batch_size: i
 _convnet = partial(convnet, channels=(16, 32, 64, 128))  # that of configs/cifar10_cpu.yaml
 
 # By device and name. On a GPU the vocabulary is large, so that the logits count.
-MODELS: dict[str, dict[str, _Workload]] = {
+MODELS: dict[str, dict[str, Workload]] = {
     "cpu": {
         "resnet18": _images(resnet18_cifar, 8),
         "gpt": _gpt(vocabulary=4096, tokens=128, layers=2, width=128, batch_size=8),
@@ -171,7 +171,7 @@ def bench_step(
         steps = max(_FEWEST_STEPS, round(_BLOCK_SECONDS / training.block(plain, _FEWEST_STEPS)))
     for variant in variants:
         measure, weighted = VARIANTS[variant]
-        probe = StepProbe(measure, weighted=weighted, loss=_loss)
+        probe = StepProbe(measure, weighted=weighted, loss=loss_of)
         pairs: list[tuple[float, float]] = []
         for number in range(rounds):
             if number % 2:
@@ -189,7 +189,8 @@ def bench_step(
         )
 
 
-def _loss(outputs: Tensor, batch: Any) -> Tensor:
+def loss_of(outputs: Tensor, batch: Any) -> Tensor:
+    """The mean cross-entropy over images or tokens."""
     return cross_entropy(outputs.flatten(0, -2), batch[1].flatten())
 
 
@@ -202,7 +203,7 @@ class _Training:
         device: ``cpu`` or ``gpu``.
     """
 
-    def __init__(self, workload: _Workload, batch_size: int, device: str) -> None:
+    def __init__(self, workload: Workload, batch_size: int, device: str) -> None:
         torch.manual_seed(0)
         self.batch_size = batch_size
         self._on_gpu = device == "gpu"
@@ -245,7 +246,7 @@ class _Training:
             batch = recorder.before_forward(batch)
         with self._precision():
             outputs = self._model(batch[0])
-            loss = _loss(outputs, batch)
+            loss = loss_of(outputs, batch)
         if recorder is not None:
             recorder.before_backward(batch, outputs, loss)
         loss.backward()

@@ -32,6 +32,13 @@ class Device(str, Enum):
     gpu = "gpu"
 
 
+class Host(str, Enum):
+    """What trains."""
+
+    loop = "loop"
+    huggingface = "huggingface"
+
+
 class Kind(str, Enum):
     """What local samples are."""
 
@@ -40,7 +47,7 @@ class Kind(str, Enum):
 
 
 MODELS = [Model.resnet18, Model.gpt]
-KINDS = list(Kind)
+HOSTS, KINDS = list(Host), list(Kind)
 
 Json = Annotated[Path | None, typer.Option("--json", help="File for every measurement.", show_default="none")]
 
@@ -106,6 +113,26 @@ def step(
     for each in model:
         rows = bench_step(each.value, device=device.value, rounds=rounds, steps=steps, batch_size=batch_size)
         for row in rows:
+            console.print(describe(row), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def hosts(
+    host: Annotated[list[Host], typer.Option(help="May be given several times.")] = HOSTS,
+    model: Annotated[list[Model], typer.Option(help="May be given several times.")] = MODELS,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs without and with pruning, in turns.")] = 5,
+    steps: Annotated[int, typer.Option(min=6, help="Of a full epoch.")] = 24,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a step.", show_default="by model")] = None,
+) -> None:
+    """A run of two epochs in a plain loop and in Hugging Face's Trainer, without pruning and with TED, in turns."""
+    from ted_stream.cli.show import console, quiet
+    from ted_stream.pipelines.benches.hosts import bench_host, describe
+
+    quiet()
+    console.print("Step: seconds per second of the plain run's, median (least – most) of the rounds.", soft_wrap=True)
+    for each in host:
+        for one in model:
+            row = bench_host(each.value, one.value, rounds=rounds, steps=steps, batch_size=batch_size)
             console.print(describe(row), highlight=False, soft_wrap=True)
 
 

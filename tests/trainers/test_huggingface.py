@@ -536,7 +536,7 @@ def test_a_sampler_of_ones_own_is_refused(tmp_path: Path) -> None:
 def test_a_step_of_ones_own_is_refused(tmp_path: Path) -> None:
     class Own(PrunedTrainer):
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-            loss = self.compute_loss(model, inputs)
+            loss: Any = self.compute_loss(model, inputs)
             loss.backward()
             return loss.detach()
 
@@ -571,7 +571,7 @@ def test_evaluating_on_streamed_training_data_is_refused(make_mds: Callable[...,
 def test_the_mixin_comes_first() -> None:
     with pytest.raises(TypeError, match=r"Put it in front: class Wrong\(PruningMixin, Trainer\)"):
 
-        class Wrong(Trainer, PruningMixin):
+        class Wrong(Trainer, PruningMixin):  # pyright: ignore[reportGeneralTypeIssues]
             pass
 
 
