@@ -9,21 +9,35 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import torch
 from composer.models import ComposerClassifier
 from composer.optim import CosineAnnealingScheduler
+from hf_runs import Texts, tiny_lm
+from test_trl import instructions, settings, tokenizer
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import TrainingArguments
+from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 from webdataset.writer import TarWriter
 
-from ted_stream import PrunedSampler, PrunedStreamingDataset, SkipList, write_skip_list
+from ted_stream import (
+    TED,
+    PrunedSampler,
+    PrunedStreamingDataset,
+    Pruner,
+    PruningMixin,
+    SkipList,
+    write_skip_list,
+)
 from ted_stream.reading.tar_index import index_tars
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+GUIDES = ROOT / "ted_stream/trainers"
 
 
-def block(words: str) -> str:
-    (found,) = [code for code in BLOCKS if words in code]
+def block(words: str, guide: str = "../..") -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (GUIDES / guide / "README.md").read_text(), flags=re.DOTALL)
+    (found,) = [code for code in blocks if words in code]
     return found
 
 
@@ -50,7 +64,7 @@ def test_the_trainer_example(make_mds: Callable[..., str], tmp_path: Path, monke
         "TupleRows": TupleRows,
     }
     code = swapped(
-        block("Trainer(model=model"),
+        block("algorithms=["),
         {
             'PrunedStreamingDataset(remote="s3://bucket/imagenet", local="/nvme/imagenet", split="train"': (
                 f'TupleRows(local="{make_mds(64)}"'
@@ -130,7 +144,8 @@ def test_other_tools_read_skip_lists(make_mds: Callable[..., str], tmp_path: Pat
     assert done.stdout.splitlines() == expected
 
 
-def test_the_loop(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("guide", ["../..", "loop"])
+def test_the_loop(guide: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = torch.nn.Linear(6, 3)
@@ -143,11 +158,74 @@ def test_the_loop(tmp_path: Path, monkeypatch: Any) -> None:
         "CosineAnnealingLR": torch.optim.lr_scheduler.CosineAnnealingLR,
         "cross_entropy": torch.nn.functional.cross_entropy,
     }
-    exec(
-        swapped(block("with Pruner("), {"batch_size=256": "batch_size=8", "num_workers=8": "num_workers=0", "90": "4"}),
-        names,
-    )
+    changes = {"batch_size=256": "batch_size=8", "num_workers=8": "num_workers=0", "90": "4"}
+    exec(swapped(block("with Pruner(", guide), changes), names)
     assert names["pruner"].records[0].kept == 64
     assert min(record.kept for record in names["pruner"].records) < 64
     assert abs(optimizer.param_groups[0]["lr"]) < 1e-9
     assert len(list(tmp_path.glob("ted_stream_runs/*/manifest.parquet"))) == 1
+
+
+def test_the_loop_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
+    """From the state that the guide saves, by the lines that it loads it with."""
+    monkeypatch.chdir(tmp_path)
+    dataset = TensorDataset(torch.randn(64, 6), torch.arange(64) % 3)
+
+    def parts() -> dict[str, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(6, 3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loader = DataLoader(dataset, batch_size=8, sampler=PrunedSampler(dataset))
+        pruner = Pruner(TED(0.6), model, loader, epochs=4, folder=tmp_path / "run", run_name="run")
+        scheduler = pruner.stretch(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4 * pruner.full_length))
+        return {"model": model, "optimizer": optimizer, "scheduler": scheduler, "pruner": pruner}
+
+    def train(names: dict[str, Any], save_after: int = 0) -> torch.Tensor:
+        batches = 0
+        with names["pruner"] as pruner:
+            for _ in pruner:
+                for x, y in pruner.batches():
+                    pruner.loss(torch.nn.functional.cross_entropy(names["model"](x), y)).backward()
+                    names["optimizer"].step()
+                    names["optimizer"].zero_grad()
+                    names["scheduler"].step()
+                    batches += 1
+                    if batches == save_after:
+                        exec(block("state = {", "loop"), names | {"rank": 0, "torch": torch})
+        return names["model"].weight
+
+    expected, again = train(parts(), save_after=11), parts()
+    exec(block("load_state_dict(state[name])", "loop"), again | {"torch": torch})
+    assert torch.equal(train(again), expected)
+
+
+@pytest.mark.parametrize("guide", ["../..", "huggingface"])
+def test_the_huggingface_trainer(guide: str, tmp_path: Path) -> None:
+    args = TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=4, use_cpu=True, report_to=[], dataloader_pin_memory=False
+    )
+    names: dict[str, Any] = {"model": tiny_lm(), "args": args, "data": Texts()}
+    code = swapped(
+        block("transformers import Trainer", guide), {"PrunedTrainer(model": "trainer = PrunedTrainer(model"}
+    )
+    exec(code.replace(".train()", "; trainer.train()"), names)
+    assert min(record.kept for record in names["trainer"].pruning_records) < 22
+    assert (tmp_path / "pruning/manifest.parquet").is_file()
+    assert (tmp_path / f"checkpoint-{names['trainer'].state.global_step}/pruning.pt").is_file()
+
+
+def test_the_trl_trainer(tmp_path: Path) -> None:
+    args = SFTConfig(**settings(str(tmp_path)))
+    names: dict[str, Any] = {"model": tiny_lm(), "args": args, "data": instructions(), "PruningMixin": PruningMixin}
+    arguments = {
+        "pruning=": "processing_class=tokenizer(), pruning=",
+        "PrunedSFTTrainer(model": "it = PrunedSFTTrainer(model",
+    }
+    code = swapped(block("trl import SFTTrainer", "huggingface"), arguments)
+    with pytest.warns(UserWarning, match="measures samples at their logits"):
+        exec(code.replace(".train()", "; it.train()"), names | {"TED": TED, "tokenizer": tokenizer}, names)
+    assert min(record.kept for record in names["it"].pruning_records) < 30
+
+
+def test_the_composer_guide_shows_the_readmes_trainer() -> None:
+    assert block("algorithms=[", "composer") in block("algorithms=[")
