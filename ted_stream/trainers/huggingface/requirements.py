@@ -1,6 +1,7 @@
 """What a run of Hugging Face's Trainer must be for its training set to be pruned; checked before its first batch."""
 
 from typing import Any
+from warnings import warn
 
 from torch.utils.data import IterableDataset
 from transformers import Trainer
@@ -75,8 +76,15 @@ def _refuse_other_parallelism(trainer: Any) -> None:
         if is_used:
             raise ValueError(
                 f"The run uses {name}, under which scores have not been shown to be right. Use DDP ('torchrun', "
-                "'accelerate launch') or FSDP 2 (fsdp_config={'fsdp_version': 2})."
+                "'accelerate launch')."
             )
+    if trainer.is_fsdp_enabled:
+        warn(
+            "Pruning under FSDP 2 has been shown to be right in a plain loop and in Composer, and has not been tried in "
+            "Hugging Face's Trainer.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def refuse_shared_evaluation(trainer: Trainer, data: Any) -> None:
