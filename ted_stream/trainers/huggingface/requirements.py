@@ -80,8 +80,8 @@ def _refuse_other_parallelism(trainer: Any) -> None:
             )
     if trainer.is_fsdp_enabled:
         warn(
-            "Pruning under FSDP 2 has been shown to be right in a plain loop and in Composer, and has not been tried in "
-            "Hugging Face's Trainer.",
+            "Pruning under FSDP 2 has been shown to be right in a plain loop and in Composer, and has not been "
+            "tried in Hugging Face's Trainer.",
             UserWarning,
             stacklevel=2,
         )
