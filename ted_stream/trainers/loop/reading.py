@@ -6,11 +6,22 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import PrunableData, Ranks, read_ids
+from ted_stream.engine import PrunableData, Ranks, prunable_data, read_ids
 from ted_stream.engine.generators import get_generators, set_generators
 from ted_stream.trainers import requirements
 
-__all__ = ["EpochReader"]
+__all__ = ["EpochReader", "checked_data"]
+
+
+def checked_data(loader: DataLoader, ranks: Ranks) -> PrunableData:
+    """What decides on the samples of a training loader; collective.
+
+    Raises:
+        ValueError: if it cannot be pruned, or would lose kept samples.
+    """
+    data = ranks.on_every_rank(lambda: prunable_data(loader))
+    ranks.on_every_rank(lambda: data.check_loader(loader, rank=ranks.rank, world_size=ranks.world_size))
+    return data
 
 
 class EpochReader:
