@@ -9,7 +9,7 @@ from torch.autograd.variable import Variable
 from torch.utils.hooks import RemovableHandle
 
 from ted_stream.engine.step import StepRecorder
-from ted_stream.pruning.batches import batch_size, map_tensors, targets_of, tensors_of, with_targets
+from ted_stream.pruning.batches import batch_size, map_tensors, split_rows, targets_of, tensors_of, with_targets
 
 __all__ = ["LoopSteps"]
 
@@ -85,13 +85,8 @@ class LoopSteps:
         """
         if self._batch is None:
             raise RuntimeError("pruner.microbatches() belongs into the loop over batches(), with a batch of it.")
-        total = batch_size(batch)
-        self._recorder.check_rows(total)
-        for first in range(0, total, size):
-            rows = slice(first, min(first + size, total))
-            part = map_tensors(
-                batch, lambda tensor, rows=rows: tensor[rows] if tensor.shape[:1] == (total,) else tensor
-            )
+        self._recorder.check_rows(batch_size(batch))
+        for rows, part in split_rows(batch, size):
             self._await(part, rows)
             yield part
             if not self.is_measured:
