@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ted_stream.engine import Ranks
-from ted_stream.files import is_remote, join, read_bytes, write_bytes
+from ted_stream.files import join, read_bytes, write_bytes
 
 from .settings import ConfigError
 
@@ -55,12 +55,11 @@ def load_checkpoint(path: str) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ConfigError: the file is no checkpoint of the loop, of this format.
     """
-    source = io.BytesIO(read_bytes(path)) if is_remote(path) else path
+    content = io.BytesIO(read_bytes(path))
+    state: dict[str, Any] = {}
     try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
+        state = torch.load(content, map_location="cpu", weights_only=True)
         found = state.get("format")
-    except FileNotFoundError:
-        raise
     except Exception as error:  # torch's own for other files share no base
         found = f"{type(error).__name__}: {error}".splitlines()[0]
     if found != FORMAT:

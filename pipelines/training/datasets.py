@@ -131,7 +131,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
     is_text = description.kind == "instructions"
     collate = PaddingCollator(description.pad_id) if is_text else None
 
-    def loader(dataset: StreamingDataset, batch_size: int) -> DataLoader:
+    def loader(dataset: StreamingDataset, batch_size: int, generator: torch.Generator | None = None) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=batch_size // ranks,
@@ -139,6 +139,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
             persistent_workers=data.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
+            generator=generator,
         )
 
     def transform(padding: int | None) -> Callable[[Any], Any]:
@@ -149,7 +150,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
 
     return Loaders(
         loader(train_set, data.batch_size),
-        loader(test_set, data.eval_batch_size),
+        loader(test_set, data.eval_batch_size, torch.Generator()),  # so that testing leaves training's draws alone
         transform(CROP_PADDING if data.augment == "crop_flip" else None),
         transform(None),
     )

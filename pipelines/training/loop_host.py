@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ted_stream import Pruner
@@ -81,7 +81,9 @@ class Host:
         """The network as the loop calls it."""
         model: Any = self.network
         if self.settings.fsdp:
-            fully_shard(model)  # in place
+            # Gloo sums 32-bit gradients where it is asked for their mean (torch 2.7).
+            policy = MixedPrecisionPolicy(reduce_dtype=torch.float64 if self.device.type == "cpu" else None)
+            fully_shard(model, mp_policy=policy)  # in place
         elif self.ranks.world_size > 1:
             model = DistributedDataParallel(model)
         self._replicas = model if isinstance(model, DistributedDataParallel) else None
@@ -186,6 +188,9 @@ class Host:
     def _test(self) -> None:
         """Compute the test metrics, over all ranks."""
         self.network.eval()
+        if self.settings.fsdp:  # checkpoints have those of rank 0; DDP hands them round by itself
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, 0)
         totals: dict[str, list[Tensor]] = {}
         for batch in self.loaders.test:
             with self._autocast():

@@ -23,6 +23,7 @@ __all__ = [
     "INTERVAL_UNITS",
     "METHOD_NAMES",
     "SCHEDULE_UNITS",
+    "TRAINERS",
     "ConfigError",
     "Data",
     "Model",
@@ -384,6 +385,8 @@ def _check_trainer(settings: Settings) -> None:
     """What a trainer cannot do, or two settings together."""
     if settings.fsdp and settings.model.channels_last:
         raise ConfigError("fsdp cannot shard weights with channels last; set model.channels_last=false.")
+    if settings.fsdp and settings.optimizer.name == "lars":
+        raise ConfigError("fsdp: lars takes the norms of whole layers, and these are sharded; set optimizer.name=sgd.")
     if settings.fsdp and settings.precision == "amp_fp16" and settings.trainer == "loop":
         raise ConfigError(
             "fsdp: the loop does not scale gradients that are sharded; set precision=amp_bf16, or trainer=composer."

@@ -79,8 +79,8 @@ class ComposerRun:
         epoch, batches_done = state.timestamp.epoch.value, state.timestamp.batch_in_epoch.value
         dataset: Any = engine.data
         if epoch and not batches_done and hasattr(dataset, "load_state_dict"):
-            # Streaming saves the epoch that ended, and would replay its order after a resume (and lag for ever).
-            dataset.load_state_dict({**dataset.state_dict(0, True), "epoch": epoch})
+            # Streaming saves the epoch that ended, and would replay its order. No rank may write before all have read.
+            dataset.load_state_dict(self._ranks.on_every_rank(lambda: {**dataset.state_dict(0, True), "epoch": epoch}))
         self._is_sharded = state.fsdp_sharded_state_dict_enabled
         self._ids = read_ids(loader, self._ranks, self.settings.batch_transform)
         self._ranks.on_every_rank(lambda: engine.data.activate(None, sample_ids=True))

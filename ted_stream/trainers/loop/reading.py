@@ -43,32 +43,41 @@ class EpochReader:
         self._dataset: Any = data
         self._ids = read_ids(loader, ranks)
         self._loaded: dict[str, Any] | None = None
+        self._iterator_is_late = False
         self.epoch, self.done, self.is_over = 0, 0, False
 
     def begin(self) -> None:
         """Let a streaming dataset begin where the run goes on."""
         if self._loaded is None or not hasattr(self._dataset, "load_state_dict"):
             return
-        # Its own state would have it begin again with an epoch that is over.
-        coming = {**self._dataset.state_dict(0, True), "epoch": self.epoch + self.is_over}
+        # Its own state would have it begin again with an epoch that is over. Ranks of a node share what they read here
+        # and write below, so none may write before all have read.
+        epoch = self.epoch + self.is_over
+        coming = self._ranks.on_every_rank(lambda: {**self._dataset.state_dict(0, True), "epoch": epoch})
         self._dataset.load_state_dict(self._loaded["dataset"] if self.done and not self.is_over else coming)
 
     def read(self) -> Iterator[tuple[Any, Tensor]]:
         """What is left of the epoch: batches as the model expects them, and their ids, (B,) int64.
 
-        The random generators are where they were when the state was saved, from the first batch on.
+        The random generators are where they were when the state was saved: from the first batch on, or, where that was
+        the epoch's last, from its end on.
         """
+        generators = self._loaded["generators"] if self._loaded else None
+        self._loaded = None
         if self.is_over:
+            set_generators(generators or [], self._ranks)
+            self._iterator_is_late = self._loader.persistent_workers
             return
         sampler: Any = self._loader.sampler
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(self.epoch)
         self._ids.start_epoch(self.done)
-        generators = self._loaded["generators"] if self._loaded else None
-        self._loaded = None
         if generators and not self.done and not self._loader.persistent_workers:
             set_generators(generators, self._ranks)  # an epoch's workers are seeded by what comes next
             generators = None
+        if self._iterator_is_late:
+            # Workers that live on draw their seed once, in the run that was cut off; those of this run draw it next.
+            generators, self._iterator_is_late = get_generators(self._ranks), False
         iterator = iter(self._loader)
         if generators:
             set_generators(generators, self._ranks)
