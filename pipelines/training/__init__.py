@@ -1,6 +1,9 @@
 """Training runs. Nothing is imported here, so that settings are refused before anything heavy is imported.
 
-- ``settings``: the typed schema of a training config, read and checked;
-- ``networks``, ``models``, ``optimizers``, ``lars``, ``image_batches``, ``text_batches``: what a run is built from;
-- ``train``, ``compare``: one run, and several runs in one table.
+- ``settings``, ``durations``: the typed schema of a training config, read and checked;
+- ``datasets``, ``image_batches``, ``text_batches``: what a run reads; ``tasks``, ``networks``: what it trains;
+  ``optimizers``, ``lars``: what it trains with, the same whatever runs the loop;
+- ``composer_host``, ``loop_host``: what runs the loop, one of which a run imports; ``whole_epochs`` and
+  ``checkpoints`` are the latter's;
+- ``train``, ``results``, ``compare``: one run, what it did, and several runs in one table.
 """

@@ -9,8 +9,9 @@ from statistics import mean, stdev
 
 from ted_stream.files import join, write_bytes
 
+from .results import Result
 from .settings import METHOD_NAMES, ConfigError, Settings, replaced, settings_of
-from .train import Result, pruning_of, train
+from .train import check_method, train
 
 __all__ = ["COMPARISON_FILE", "Arm", "compare", "headline"]
 
@@ -84,7 +85,7 @@ def compare(
                 },
             )
     for run in runs.values():
-        pruning_of(run)  # refused before the first one has trained
+        check_method(run)  # refused before the first one has trained
     results: dict[str, list[Result]] = {method: [] for method in methods}
     for (method, _), run in runs.items():
         result = train(run)

@@ -1,21 +1,18 @@
-"""Optimizers and learning-rate schedules by name."""
+"""Optimizers and learning-rate schedules by name: torch's and ours, the same whatever trains."""
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from composer.optim import (
-    ComposerScheduler,
-    ConstantWithWarmupScheduler,
-    CosineAnnealingWithWarmupScheduler,
-    LinearWithWarmupScheduler,
-    MultiStepWithWarmupScheduler,
-)
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from . import settings as config
+from .durations import parse_duration
 from .lars import LARS, lars_groups
 
 __all__ = ["build_optimizer", "build_scheduler"]
@@ -39,31 +36,53 @@ def build_optimizer(options: config.Optimizer, model: nn.Module) -> torch.optim.
 
 
 def build_scheduler(
-    options: config.Scheduler, optimizer: torch.optim.Optimizer, *, steps: int
-) -> ComposerScheduler | LRScheduler:
-    """The learning-rate schedule of a config, to be stepped at every batch.
+    options: config.Scheduler, optimizer: torch.optim.Optimizer, *, length: int, epochs: int
+) -> LRScheduler:
+    """The learning-rate schedule of a config, to be stepped after every batch.
+
+    Batch b (from 0) of a run on full data has the rate of position b. Those of Composer would have that of b - 1: it
+    steps them before it counts the batch.
 
     Args:
         options: the config's section.
         optimizer: what is scheduled.
-        steps: training steps of the whole run on full data.
+        length: batches of an epoch on full data.
+        epochs: of the run.
     """
-    warmup = options.warmup or "0ba"
-    if options.name == "constant":
-        return ConstantWithWarmupScheduler(t_warmup=warmup)
-    if options.name == "linear":
-        return LinearWithWarmupScheduler(t_warmup=warmup, alpha_f=options.final or 0.0)
-    if options.name == "cosine":
-        return CosineAnnealingWithWarmupScheduler(t_warmup=warmup, alpha_f=options.final or 0.0)
-    if options.name == "multistep":
-        gamma = 0.1 if options.gamma is None else options.gamma
-        assert options.milestones
-        return MultiStepWithWarmupScheduler(t_warmup=warmup, milestones=[*options.milestones], gamma=gamma)
+    if options.name != "onecycle":
+        return LambdaLR(optimizer, _factor(options, length=length, epochs=epochs))
     given = _given(options, "pct_start", "div_factor", "final_div_factor", kind="scheduler")
     max_lr = options.max_lr if options.max_lr is not None else optimizer.param_groups[0]["lr"]
     # Momentum stays where the config put it, unless cycling is asked for.
     cycle = bool(options.cycle_momentum)
-    return OneCycleLR(optimizer, max_lr, total_steps=steps, cycle_momentum=cycle, **given)
+    return OneCycleLR(optimizer, max_lr, total_steps=length * epochs, cycle_momentum=cycle, **given)
+
+
+def _factor(options: config.Scheduler, *, length: int, epochs: int) -> Callable[[float], float]:
+    """What the learning rate is multiplied by at a position in batches, a fraction included."""
+
+    def batches(text: str) -> float:
+        return parse_duration(text, config.SCHEDULE_UNITS).in_batches(length=length, epochs=epochs)
+
+    steps = length * epochs
+    warmup = batches(options.warmup) if options.warmup else 0.0
+    final = options.final or 0.0
+    gamma = 0.1 if options.gamma is None else options.gamma
+    milestones = sorted(map(batches, options.milestones or ()))
+
+    def factor(position: float) -> float:
+        if position < warmup:
+            return position / warmup
+        if options.name == "multistep":
+            return gamma ** bisect_right(milestones, position)
+        done = min(1.0, (position - warmup) / max(steps - warmup, 1))
+        if options.name == "linear":
+            return 1 + (final - 1) * done
+        if options.name == "cosine":
+            return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+        return 1.0
+
+    return factor
 
 
 def _given(options: Any, *names: str, kind: str) -> dict[str, Any]:

@@ -17,8 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ted_stream.methods import METHODS, Method
 
+from .durations import parse_duration
+
 __all__ = [
+    "INTERVAL_UNITS",
     "METHOD_NAMES",
+    "SCHEDULE_UNITS",
+    "TRAINERS",
     "ConfigError",
     "Data",
     "Model",
@@ -100,10 +105,11 @@ class Scheduler:
 
     name: str = "constant"
     warmup: str | None = None
-    """Linear warm-up, as a Composer time: `20ba`, `1ep`."""
+    """Linear warm-up: `20ba`, `1ep`, `0.1dur`."""
     final: float | None = None
     """Learning rate at the end as a share of the start."""
     milestones: list[str] | None = None
+    """Times as of `warmup`, at each of which the learning rate is multiplied by `gamma`."""
     gamma: float | None = None
     max_lr: float | None = None
     """Peak of OneCycle; null takes optimizer.lr."""
@@ -173,6 +179,8 @@ class Settings:
     """One training run."""
 
     run_name: str = MISSING
+    trainer: str = "composer"
+    """What runs the training loop: `composer`, or `loop`, a plain PyTorch loop that needs no Composer."""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -186,19 +194,23 @@ class Settings:
     overwrite: bool = False
     """Replace an earlier run in the folder."""
     precision: str = "fp32"
-    """A Composer precision: `fp32`, `amp_bf16`, `amp_fp16`."""
+    """`fp32`; or autocast to 16 bits, `amp_bf16` or `amp_fp16`, the latter with scaled gradients."""
     device_train_microbatch_size: int | None = None
+    """Samples of a rank's batch that go through the model at a time, gradients adding up; null takes all at once."""
     fsdp: bool = False
     """Shard model and optimizer over the ranks (FSDP2) instead of replicating them."""
     compile: bool = False
+    """Run the model through `torch.compile`."""
     eval_interval: str = "1ep"
+    """Test this often, and at the end: `1ep`, `500ba`; with Composer also `sp`, `tok` and `dur`."""
     save_interval: str | None = None
-    """Write checkpoints this often: `1ep`, `500ba`; null writes none."""
+    """Write checkpoints this often, and at the end; null writes none."""
     autoresume: bool = False
     """Go on from the newest checkpoint of the run folder."""
     load_path: str | None = None
     """Go on from this checkpoint; the run folder must be the one that it was written with."""
     progress_bar: bool = True
+    """Show Composer's bars, or a line per epoch of the loop."""
 
 
 # What each choice is called and which of its section's options it takes.
@@ -223,6 +235,11 @@ CHOICES: Mapping[str, Mapping[str, frozenset[str]]] = {
     },
 }
 PROGRESS = ("epochs", "samples")
+TRAINERS = ("composer", "loop")
+PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
+# Units of times, in which every trainer counts the same, and those of how often a trainer does what.
+SCHEDULE_UNITS: tuple[str, ...] = ("ep", "ba", "dur")
+INTERVAL_UNITS: Mapping[str, tuple[str, ...]] = {"composer": ("ep", "ba", "dur", "sp", "tok"), "loop": ("ep", "ba")}
 # Ways to augment, by the kind of prepared dataset that they are for.
 AUGMENTATIONS: Mapping[str, tuple[str, ...]] = {
     "images": ("none", "crop_flip"),
@@ -335,6 +352,8 @@ def _paths(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _check_values(settings: Settings) -> None:
+    _check_choice("trainer", settings.trainer, TRAINERS)
+    _check_choice("precision", settings.precision, PRECISIONS)
     _check_choice("pruning.method", settings.pruning.method, METHOD_NAMES)
     _check_choice("pruning.progress", settings.pruning.progress, PROGRESS)
     _ = settings.pruning.value
@@ -347,15 +366,48 @@ def _check_values(settings: Settings) -> None:
                 continue
             if option.name not in choices[options.name]:
                 warnings.warn(f"{section}.{option.name} has no effect: {options.name} does not take it.", stacklevel=4)
-    if settings.fsdp and settings.model.channels_last:
-        raise ConfigError("fsdp cannot shard weights with channels last; set model.channels_last=false.")
     if settings.scheduler.name == "multistep" and not settings.scheduler.milestones:
-        raise ConfigError("scheduler.milestones: multistep needs at least one, as Composer times: [30ep, 60ep].")
+        raise ConfigError("scheduler.milestones: multistep needs at least one, as times: [30ep, 60ep].")
+    if settings.pruning.output_layer is not None and not settings.pruning.output_layer.strip():
+        raise ConfigError("pruning.output_layer is empty; name a layer, or set null to have it found.")
+    _check_trainer(settings)
+    _check_times(settings)
     for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("image_size", 1)):
         value = getattr(settings.data, name)
         if value is not None and value < least:
             raise ConfigError(f"data.{name} is {value}, expected {least} or more.")
+    if (size := settings.device_train_microbatch_size) is not None and size < 1:
+        raise ConfigError(f"device_train_microbatch_size is {size}, expected 1 or more, or null for the whole batch.")
     epochs(settings)
+
+
+def _check_trainer(settings: Settings) -> None:
+    """What a trainer cannot do, or two settings together."""
+    if settings.fsdp and settings.model.channels_last:
+        raise ConfigError("fsdp cannot shard weights with channels last; set model.channels_last=false.")
+    if settings.fsdp and settings.optimizer.name == "lars":
+        raise ConfigError("fsdp: lars takes the norms of whole layers, and these are sharded; set optimizer.name=sgd.")
+    if settings.fsdp and settings.precision == "amp_fp16" and settings.trainer == "loop":
+        raise ConfigError(
+            "fsdp: the loop does not scale gradients that are sharded; set precision=amp_bf16, or trainer=composer."
+        )
+    if settings.autoresume and settings.save_interval is None:
+        raise ConfigError("autoresume goes on from checkpoints: set save_interval, for example to 1ep.")
+
+
+def _check_times(settings: Settings) -> None:
+    times = {f"scheduler.milestones[{at}]": time for at, time in enumerate(settings.scheduler.milestones or ())}
+    if settings.scheduler.warmup is not None:
+        times["scheduler.warmup"] = settings.scheduler.warmup
+    units: dict[str, tuple[str, ...]] = dict.fromkeys(times, SCHEDULE_UNITS)
+    for name in ("eval_interval", "save_interval"):
+        if (interval := getattr(settings, name)) is not None:
+            times[name], units[name] = interval, INTERVAL_UNITS[settings.trainer]
+    for name, time in times.items():
+        try:
+            parse_duration(time, units[name])
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
 
 
 def epochs(settings: Settings) -> int:

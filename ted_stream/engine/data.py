@@ -4,10 +4,11 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
+from ted_stream.engine.ranks import Ranks
 from ted_stream.sampler import PrunedSampler
 from ted_stream.skip_list import DatasetLayout, SkipList
 
-__all__ = ["PrunableData", "prunable_data"]
+__all__ = ["PrunableData", "prunable_data", "start_streaming_at"]
 
 
 class PrunableData(Protocol):
@@ -81,3 +82,12 @@ def prunable_data(loader: Any) -> PrunableData:
             f"Drop skip_list= from the {type(data).__name__}, or drop the pruning algorithm."
         )
     return data
+
+
+def start_streaming_at(dataset: Any, epoch: int, ranks: Ranks) -> None:
+    """Let a streaming dataset's next iteration be the whole of an epoch, however many were begun before; collective."""
+    if any(ranks.gather_objects(dataset.next_epoch != epoch)):
+        # The ranks of a node share what is read here and written below, so none may write before all have read.
+        state = ranks.on_every_rank(lambda: {**dataset.state_dict(0, True), "epoch": epoch})
+        dataset.load_state_dict(state)
+        dataset.next_epoch = epoch

@@ -66,6 +66,12 @@ class StepRecorder:
         self._pending: list[Tensor] = []
         self.rows_done = 0
 
+    def rewind(self, row: int) -> None:
+        """The batch is tried again from this row on, a microbatch's first: what was measured of it does not count."""
+        while self._pending and sum(map(len, self._pending)) > row:
+            self._pending.pop()
+        self.rows_done = row
+
     def before_forward(self, batch: Any) -> Any:
         """The microbatch to forward.
 

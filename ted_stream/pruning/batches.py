@@ -1,7 +1,7 @@
 """What a training batch is made of: its size, its targets, each sample's share in the mean loss."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "map_tensors",
     "per_sample_cross_entropy",
     "replace_first_tensor",
+    "split_rows",
     "take_rows",
     "targets_of",
     "tensors_of",
@@ -102,6 +103,14 @@ def batch_size(batch: Any) -> int:
     if not tensors:
         raise ValueError(f"A batch of type {type(batch).__name__} holds no tensor; collate samples into tensors.")
     return len(tensors[0])
+
+
+def split_rows(batch: Any, size: int) -> Iterator[tuple[slice, Any]]:
+    """The batch in parts of ``size`` rows in order, the last perhaps of fewer: which rows, and the part."""
+    total = batch_size(batch)
+    for first in range(0, total, size):
+        rows = slice(first, min(first + size, total))
+        yield rows, map_tensors(batch, lambda whole, rows=rows: whole[rows] if whole.shape[:1] == (total,) else whole)
 
 
 def targets_of(batch: Any) -> Tensor:

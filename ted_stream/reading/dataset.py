@@ -143,12 +143,6 @@ class Prunable(ShardReading):
         )
         return nodes, reason
 
-    def start_at(self, epoch: int) -> None:
-        """Let the next iteration be the whole of an epoch (0-based), however many were begun before."""
-        if self.next_epoch != epoch:
-            self.load_state_dict({**self.state_dict(0, True), "epoch": epoch})
-            self.next_epoch = epoch
-
     def check_loader(self, loader: DataLoader, *, rank: int, world_size: int) -> None:
         """Refuse a loader through which kept samples would go unseen.
 

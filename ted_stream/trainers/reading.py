@@ -6,11 +6,23 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import PrunableData, Ranks, read_ids
+from ted_stream.engine import PrunableData, Ranks, prunable_data, read_ids
+from ted_stream.engine.data import start_streaming_at
 from ted_stream.engine.generators import get_generators, set_generators
 from ted_stream.trainers import requirements
 
-__all__ = ["EpochReader"]
+__all__ = ["EpochReader", "checked_data"]
+
+
+def checked_data(loader: DataLoader, ranks: Ranks) -> PrunableData:
+    """What decides on the samples of a training loader; collective.
+
+    Raises:
+        ValueError: if it cannot be pruned, or would lose kept samples.
+    """
+    data = ranks.on_every_rank(lambda: prunable_data(loader))
+    ranks.on_every_rank(lambda: data.check_loader(loader, rank=ranks.rank, world_size=ranks.world_size))
+    return data
 
 
 class EpochReader:
@@ -32,14 +44,15 @@ class EpochReader:
         self._dataset: Any = data
         self._ids = read_ids(loader, ranks)
         self._loaded: dict[str, Any] | None = None
+        self._iterator_is_late = False
         self.epoch, self.done, self.is_over = 0, 0, False
 
     def begin(self) -> None:
         """Let a streaming dataset begin where the run does."""
-        if not hasattr(self._dataset, "start_at"):
+        if not hasattr(self._dataset, "next_epoch"):
             return
         if self._loaded is None or self.is_over or not self.done:
-            self._dataset.start_at(self.epoch + self.is_over)
+            start_streaming_at(self._dataset, self.epoch + self.is_over, self._ranks)
         else:
             self._dataset.load_state_dict(self._loaded["dataset"])
             self._dataset.next_epoch = self.epoch  # not beyond, where a look at its samples has begun one
@@ -47,19 +60,25 @@ class EpochReader:
     def read(self) -> Iterator[tuple[Any, Tensor]]:
         """What is left of the epoch: batches as the model expects them, and their ids, (B,) int64.
 
-        The random generators are where they were when the state was saved, from the first batch on.
+        The random generators are where they were when the state was saved: from the first batch on, or, where that was
+        the epoch's last, from its end on.
         """
+        generators = self._loaded["generators"] if self._loaded else None
+        self._loaded = None
         if self.is_over:
+            set_generators(generators or [], self._ranks)
+            self._iterator_is_late = self._loader.persistent_workers
             return
         sampler: Any = self._loader.sampler
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(self.epoch)
         self._ids.start_epoch(self.done)
-        generators = self._loaded["generators"] if self._loaded else None
-        self._loaded = None
         if generators and not self.done and not self._loader.persistent_workers:
             set_generators(generators, self._ranks)  # an epoch's workers are seeded by what comes next
             generators = None
+        if self._iterator_is_late:
+            # Workers that live on draw their seed once, in the run that was cut off; those of this run draw it next.
+            generators, self._iterator_is_late = get_generators(self._ranks), False
         iterator = iter(self._loader)
         if generators:
             set_generators(generators, self._ranks)

@@ -1,5 +1,6 @@
 """What a loop does with a batch: its forward pass, its loss and its backward pass, as hooks see them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch.autograd.variable import Variable
 from torch.utils.hooks import RemovableHandle
 
 from ted_stream.engine.step import StepRecorder
-from ted_stream.pruning.batches import batch_size, map_tensors, targets_of, tensors_of, with_targets
+from ted_stream.pruning.batches import batch_size, map_tensors, split_rows, targets_of, tensors_of, with_targets
 
 __all__ = ["LoopSteps"]
 
@@ -18,7 +19,7 @@ class LoopSteps:
 
     A forward pass with gradients opens the step, the backward pass of its loss closes it: what the model does before
     and after, or without gradients, is left alone. Another forward pass after that begins the batch again, as closures
-    and SAM do; the last counts.
+    and SAM do; the last counts. A batch that goes through in parts is one step per part.
 
     Args:
         recorder: of the run.
@@ -31,6 +32,7 @@ class LoopSteps:
         self._model = model
         self._moves_batches = moves_batches
         self._handles: list[RemovableHandle] = []
+        self._ids = recorder.ids
         self.drop()
 
     def attach(self) -> None:
@@ -55,16 +57,44 @@ class LoopSteps:
         Raises:
             ValueError: if it has not as many rows as ids.
         """
-        self.drop()
-        self._batch, self._ids = batch, ids
+        self._ids = ids
         self._recorder.begin(ids)
+        self._await(batch, slice(0, len(ids)))
 
     def drop(self) -> None:
         """No batch is being trained on."""
-        self._batch: Any = None
+        self._await(None, slice(0, 0))
+
+    def _await(self, batch: Any, rows: slice) -> None:
+        """These rows of the batch come next."""
+        self._batch, self._rows = batch, rows
         self._outputs: Any = None
         self._is_open = self._is_forwarding = False
         self.has_loss = self.is_measured = False
+
+    def microbatches(self, batch: Any, size: int) -> Iterator[Any]:
+        """The batch in parts, each of which is forwarded and differentiated before the next is taken.
+
+        Args:
+            batch: that was handed to the loop, moved or changed since, with its rows in order.
+            size: rows of a part.
+
+        Raises:
+            RuntimeError: if there is no batch, or a part's backward pass did not come.
+            ValueError: if the batch has not as many rows as ids.
+        """
+        if self._batch is None:
+            raise RuntimeError("pruner.microbatches() belongs into the loop over batches(), with a batch of it.")
+        self._recorder.check_rows(batch_size(batch))
+        for rows, part in split_rows(batch, size):
+            self._await(part, rows)
+            yield part
+            if not self.is_measured:
+                raise RuntimeError(
+                    f"Rows {rows.start} to {rows.stop - 1} of a batch are left, but {self._what_is_missing}, so their "
+                    "samples would go unmeasured. Give every part's loss to pruner.loss(), and call backward() on what "
+                    "that returns."
+                )
 
     @property
     def has_batch(self) -> bool:
@@ -78,11 +108,19 @@ class LoopSteps:
             RuntimeError: saying what did not come.
         """
         if not self.is_measured:
-            what = "its backward pass has not ended" if self.has_loss else "its last forward pass has no loss"
             raise RuntimeError(
-                f"Batch {batch} of epoch {epoch} is left, but {what}, so its samples would go unmeasured. Give every "
-                "batch's loss to pruner.loss(), and call backward() on what that returns."
+                f"Batch {batch} of epoch {epoch} is left, but {self._what_is_missing}, so its samples would go "
+                "unmeasured. Give every batch's loss to pruner.loss(), and call backward() on what that returns."
             )
+        if self._rows.stop < len(self._ids):
+            raise RuntimeError(
+                f"Batch {batch} of epoch {epoch} is left after {self._rows.stop} of its {len(self._ids)} rows, so the "
+                "others would go unmeasured. Take all of microbatches()."
+            )
+
+    @property
+    def _what_is_missing(self) -> str:
+        return "its backward pass has not ended" if self.has_loss else "its last forward pass has no loss"
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         del model
@@ -90,12 +128,12 @@ class LoopSteps:
             return None
         given = [args, kwargs]
         has_rows = any(tensor.ndim for tensor in tensors_of(given))
-        if has_rows and batch_size(given) != len(self._ids):
+        if has_rows and batch_size(given) != self._rows.stop - self._rows.start:
             return None  # something else than the batch
         # Also where a forward pass has failed, for want of memory say, and is tried again.
         self.has_loss = self.is_measured = False
         self._is_open = self._is_forwarding = True
-        self._recorder.begin(self._ids)
+        self._recorder.rewind(self._rows.start)
         masked = self._recorder.before_forward(given if has_rows else self._batch)
         return tuple(masked) if has_rows else None
 
@@ -128,7 +166,7 @@ class LoopSteps:
             raise RuntimeError(
                 "pruner.loss() came without a forward pass of the whole batch, with gradients, through the model that "
                 "Pruner was given, or for the second time after one. Give Pruner the model as the loop calls it, and "
-                "each forward pass one loss."
+                "each forward pass one loss. Batches that go through the model in parts come from microbatches()."
             )
         if loss.requires_grad and (factor := self._recorder.loss_factor) != 1:
             loss.register_hook(lambda gradient: gradient * factor)  # before those that are to see it
@@ -136,6 +174,8 @@ class LoopSteps:
         self.has_loss = True
         if loss.ndim:
             loss = loss.mean()
+        if (rows := self._rows.stop - self._rows.start) < len(self._ids):
+            loss = loss * (rows / len(self._ids))
         loss.register_hook(self._backward_begins)
         return loss
 

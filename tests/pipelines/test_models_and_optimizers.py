@@ -3,25 +3,32 @@ import pytest
 import torch
 from torch import nn
 
+from ted_stream.pipelines.corpora.prepared import Description
 from ted_stream.pipelines.training import settings as config
+from ted_stream.pipelines.training.composer_host import composer_model
 from ted_stream.pipelines.training.lars import LARS, lars_groups
-from ted_stream.pipelines.training.models import classifier, gpt
 from ted_stream.pipelines.training.networks import IMAGE_MODELS, convnet
 from ted_stream.pipelines.training.optimizers import build_optimizer, build_scheduler
+from ted_stream.pipelines.training.tasks import build_task
+
+IMAGES = Description(kind="images", name="noise", samples={}, classes=tuple("abcdefg"), mean=(0,) * 3, std=(1,) * 3)
+TEXT = Description(kind="instructions", name="numbers", samples={}, vocab_size=20, max_length=8)
 
 
 @pytest.mark.parametrize("name", sorted(IMAGE_MODELS))
 def test_image_models_learn_from_a_batch(name):
     torch.manual_seed(0)
-    model = classifier(name, classes=7, in_channels=3, label_smoothing=0.1, channels_last=True)
+    task = build_task(config.Model(name=name, label_smoothing=0.1, channels_last=True), IMAGES)
     batch = torch.randn(2, 3, 32, 32), torch.tensor([1, 6])
-    logits = model(batch)
+    logits = task.forward(task.network, batch)
     assert logits.shape == (2, 7)
-    loss = model.loss(logits, batch)
-    assert isinstance(loss, torch.Tensor)
-    loss.backward()
-    assert all(p.grad is not None for p in model.parameters())
-    assert set(model.get_metrics(is_train=False)) == {"MulticlassAccuracy", "CrossEntropy"}
+    task.loss(logits, batch).backward()
+    assert all(p.grad is not None for p in task.network.parameters())
+    kernels = [p for p in task.network.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    model = composer_model(task)
+    torch.testing.assert_close(model.loss(model(batch), batch), task.loss(task.forward(task.network, batch), batch))
+    assert set(model.get_metrics(is_train=False)) == set(task.evaluate(batch)) == {"MulticlassAccuracy", "CrossEntropy"}
 
 
 def test_the_cifar_stem_keeps_the_resolution():
@@ -39,18 +46,20 @@ def test_convnet_options():
 
 def test_gpt_learns_from_targets_only():
     torch.manual_seed(0)
-    model = gpt(vocab_size=20, max_length=8, n_layer=1, n_head=2, n_embd=8)
+    task = build_task(config.Model(name="gpt", n_layer=1, n_head=2, n_embd=8), TEXT)
     batch = {
         "input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]),
         "labels": torch.tensor([[-100, -100, 3, 4], [-100, 6, -100, -100]]),
         "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
-        "sample_id": torch.tensor([7, 8]),
     }
-    outputs = model(batch)
+    outputs = task.forward(task.network, batch)
     logits = torch.log_softmax(outputs.logits, -1)
     expected = -(logits[0, 1, 3] + logits[0, 2, 4] + logits[1, 0, 6]) / 3
-    torch.testing.assert_close(model.loss(outputs, batch), expected)
-    assert set(model.get_metrics(is_train=False)) == {"LanguageCrossEntropy"}
+    torch.testing.assert_close(task.loss(outputs, batch), expected)
+    total, count = task.evaluate(batch)["LanguageCrossEntropy"]
+    assert count == 3
+    torch.testing.assert_close(total / count, expected)
+    assert set(composer_model(task).get_metrics(is_train=False)) == {"LanguageCrossEntropy"}
 
 
 def test_lars_follows_the_published_rule():
@@ -132,13 +141,39 @@ def test_onecycle_reaches_its_peak_and_keeps_the_momentum():
     model = nn.Linear(2, 2)
     optimizer = build_optimizer(config.Optimizer(name="lars", lr=0.2, momentum=0.9), model)
     options = config.Scheduler(name="onecycle", max_lr=5.2, pct_start=0.3, div_factor=25, final_div_factor=1e4)
-    scheduler = build_scheduler(options, optimizer, steps=100)
+    scheduler = build_scheduler(options, optimizer, length=20, epochs=5)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        scheduler.step()  # pyright: ignore[reportAttributeAccessIssue]
+        scheduler.step()
     assert rates[0] == pytest.approx(5.2 / 25)
     assert max(rates) == pytest.approx(5.2)
     assert rates[-1] == pytest.approx(5.2 / 25 / 1e4)
     assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"name": "constant"}, [1, 1, 1, 1, 1, 1]),
+        ({"name": "constant", "warmup": "4ba"}, [0, 0.5, 1, 1, 1, 1]),
+        ({"name": "linear"}, [1, 0.8, 0.6, 0.4, 0.2, 0]),
+        ({"name": "linear", "warmup": "2ba", "final": 0.5}, [0, 1, 0.875, 0.75, 0.625, 0.5]),
+        ({"name": "cosine"}, [(1 + np.cos(np.pi * at / 5)) / 2 for at in range(6)]),
+        ({"name": "cosine", "warmup": "1ep", "final": 0.1}, [0, 0.4, 0.8, 0.55 + 0.45 * np.cos(np.pi / 5), None, 0.1]),
+        ({"name": "multistep", "milestones": ["0.8dur", "2ba"]}, [1, 0.1, 0.1, 0.1, 0.01, 0.01]),
+        ({"name": "multistep", "milestones": ["1ep"], "gamma": 0.5, "warmup": "4ba"}, [0, 0.5, 1, 0.5, 0.5, 0.5]),
+    ],
+)
+def test_schedules_follow_their_formulas(options, expected):
+    """At batches 0, 2, 4 … 10 of two epochs of five."""
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=3.0)
+    scheduler = build_scheduler(config.Scheduler(**options), optimizer, length=5, epochs=2)
+    found = []
+    for _ in range(11):
+        found.append(optimizer.param_groups[0]["lr"] / 3)
+        optimizer.step()
+        scheduler.step()
+    for rate, wanted in zip(found[::2], expected, strict=True):
+        assert wanted is None or rate == pytest.approx(wanted)

@@ -4,15 +4,16 @@ from pathlib import Path
 import pytest
 
 from ted_stream.methods import METHODS, TED, ImportanceSampling, InfoBatch
-from ted_stream.pipelines.training.settings import METHOD_NAMES, ConfigError, epochs, load_settings, replaced
+from ted_stream.pipelines.training.settings import METHOD_NAMES, TRAINERS, ConfigError, epochs, load_settings, replaced
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUICKSTART = next(path for path in CONFIGS if path.name == "quickstart.yaml")
 
 
+@pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_loads_without_a_warning(path, recwarn):
-    settings = load_settings(path)
+def test_every_config_loads_without_a_warning(path, trainer, recwarn):
+    settings = load_settings(path, [f"trainer={trainer}"])
     assert epochs(settings) > 0
     assert settings.folder == f"runs/{settings.run_name}"
     assert not recwarn.list
@@ -51,6 +52,16 @@ def test_overrides_win_and_the_last_most():
         ("scheduler.name=multistep", "multistep needs at least one"),
         ("data.image_size=0", "data.image_size is 0, expected 1 or more"),
         ("data.augment=crop_flop", "data.augment: no 'crop_flop'; did you mean crop_flip"),
+        ("trainer=composr", "trainer: no 'composr'; did you mean composer"),
+        ("precision=bf16", "precision: no 'bf16'; did you mean amp_bf16"),
+        ("device_train_microbatch_size=0", "device_train_microbatch_size is 0, expected 1 or more, or null"),
+        ("eval_interval=2", "eval_interval: '2' is no time here; write for example 1ep or 500ba"),
+        ("save_interval=0ep", "save_interval: '0ep' must be a whole number from 1 on"),
+        ("scheduler.warmup=5sp", r"scheduler.warmup: '5sp' is no time here; .* ep \(epochs\), ba \(batches\), dur"),
+        ("scheduler.warmup=2dur", r"scheduler.warmup: '2dur' must be .* of dur a share in \(0, 1\]"),
+        ("scheduler.milestones=[1ep, soon]", r"scheduler.milestones\[1\]: 'soon' is no time here"),
+        ("autoresume=true", "autoresume goes on from checkpoints: set save_interval"),
+        ("pruning.output_layer=' '", "pruning.output_layer is empty; name a layer, or set null"),
     ],
 )
 def test_what_is_wrong_is_named(override, message):
@@ -87,6 +98,19 @@ def test_a_setting_that_the_method_does_not_have_is_refused():
 def test_sharding_refuses_channels_last():
     with pytest.raises(ConfigError, match=r"model\.channels_last=false"):
         load_settings(QUICKSTART, ["fsdp=true", "model.channels_last=true"])
+
+
+def test_what_one_trainer_cannot_do_is_refused_by_name():
+    for name in ("eval_interval", "save_interval"):
+        load_settings(QUICKSTART, [f"{name}=1000sp"])
+        with pytest.raises(ConfigError, match=rf"{name}: '1000sp' is no time here; .*ep \(epochs\), ba \(batches\)\."):
+            load_settings(QUICKSTART, [f"{name}=1000sp", "trainer=loop"])
+    load_settings(QUICKSTART, ["fsdp=true", "precision=amp_fp16"])
+    with pytest.raises(ConfigError, match=r"does not scale gradients that are sharded; set precision=amp_bf16, or tr"):
+        load_settings(QUICKSTART, ["fsdp=true", "precision=amp_fp16", "trainer=loop"])
+    for trainer in TRAINERS:
+        with pytest.raises(ConfigError, match=r"fsdp: lars takes the norms of whole layers.*optimizer\.name=sgd"):
+            load_settings(QUICKSTART, ["fsdp=true", "optimizer.name=lars", f"trainer={trainer}"])
 
 
 def test_unknown_keys_of_a_file_are_refused_by_name_at_every_level(tmp_path):

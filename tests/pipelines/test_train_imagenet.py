@@ -9,9 +9,10 @@ from PIL import Image
 from streaming import MDSWriter
 
 from ted_stream.pipelines.corpora.imagenet import prepare_imagenet
+from ted_stream.pipelines.training.datasets import JpegShards
 from ted_stream.pipelines.training.image_batches import DecodeJpeg
 from ted_stream.pipelines.training.settings import ConfigError, load_settings
-from ted_stream.pipelines.training.train import JpegShards, train
+from ted_stream.pipelines.training.train import train
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

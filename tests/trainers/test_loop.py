@@ -111,6 +111,34 @@ def test_a_state_is_plain_and_every_moment_gives_one(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "state.pt", weights_only=True)["done"] == 6
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_draws_between_two_epochs_draws_the_same_again(workers: int, tmp_path: Path) -> None:
+    """A run that goes on from an epoch's last batch comes by what follows the epoch, as a test set's loader does."""
+
+    def run(resume: dict[str, Any] | None = None) -> tuple[list[float], dict[str, Any]]:
+        model = make_net()
+        options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+        pruner = Pruner(METHODS["random"], model, make_loader(**options), epochs=2, folder=tmp_path)
+        if resume is not None:
+            pruner.load_state_dict(resume)
+        draws, saved = [], {}
+        with pruner:
+            for epoch in pruner:
+                for batch, (x, y) in enumerate(pruner.batches(), 1):
+                    pruner.loss(F.cross_entropy(model(x), y)).backward()
+                    if epoch == 0 and batch == len(pruner.loader):
+                        saved = copy.deepcopy(pruner.state_dict())
+                    if epoch == 1:
+                        draws.append(torch.rand(()).item())
+                draws.append(torch.rand(()).item())
+        return draws, saved
+
+    torch.manual_seed(5)
+    expected, saved = run()
+    torch.manual_seed(6)
+    assert run(saved)[0] == expected
+
+
 def test_another_run_does_not_go_on(tmp_path: Path) -> None:
     saved = []
     train(METHODS["ted"], str(tmp_path), after_batch=lambda batch, state: saved.append(state()))

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import EpochRecord, PruningEngine, Ranks, checked_folder, prunable_data
+from ted_stream.engine import EpochRecord, PruningEngine, Ranks, checked_folder
 from ted_stream.engine.run_folder import RunFolder
 from ted_stream.methods import Method
 from ted_stream.pruning import batch_size
 from ted_stream.pruning.settings import check_whole
 from ted_stream.trainers import requirements
 from ted_stream.trainers.loop.arguments import at_least_one, check_model
-from ted_stream.trainers.reading import EpochReader
+from ted_stream.trainers.loop.positions import steps_done
+from ted_stream.trainers.reading import EpochReader, checked_data
 from ted_stream.trainers.schedules import StretchedScheduler
 from ted_stream.trainers.steps import LoopSteps
 
@@ -39,7 +40,7 @@ class Pruner:
 
     Make it on every rank, once the model is what the loop calls (on its device, in DDP, FSDP2 or ``torch.compile``).
     Every batch goes through the model with gradients, and its loss through :meth:`loss`; of several such passes of a
-    closure or SAM the last counts. Where gradients are accumulated, each of the batches is one.
+    closure or SAM the last counts. Each batch is one where gradients are accumulated; for parts, :meth:`microbatches`.
 
     Args:
         method: what to measure, keep and weigh.
@@ -83,8 +84,7 @@ class Pruner:
         seed, folder = check_whole("seed", seed, fix="it seeds ties and draws."), checked_folder(folder)
         output_layer = requirements.checked_output_layer(output_layer, method)
         self._ranks = ranks = Ranks()
-        data = ranks.on_every_rank(lambda: prunable_data(loader))
-        ranks.on_every_rank(lambda: data.check_loader(loader, rank=ranks.rank, world_size=ranks.world_size))
+        data = checked_data(loader, ranks)
         self._reader = EpochReader(loader, data, ranks)
         ranks.on_every_rank(lambda: data.activate(None, sample_ids=False))
         self.full_length = len(loader)
@@ -187,7 +187,7 @@ class Pruner:
         self._reader.done += 1
 
     def loss(self, loss: Tensor) -> Tensor:
-        """The loss to differentiate: the batch's, times what the method multiplies it by.
+        """The loss to differentiate: the batch's. Its gradient is that times what the method multiplies it by.
 
         Args:
             loss: () before it is divided for accumulation or scaled; or (B,), a loss per sample, whose mean is taken.
@@ -199,6 +199,18 @@ class Pruner:
         """
         return self._steps.loss(loss)
 
+    def microbatches(self, batch: Any, size: int) -> Iterator[Any]:
+        """The batch in parts, for a forward and a backward pass each, whose gradients add up to the batch's.
+
+        Args:
+            batch: of :meth:`batches`, moved to the device or changed as the loop likes, with its rows in order.
+            size: rows of a part, the last may have fewer; :meth:`loss` gives each its share of the batch's loss.
+
+        Raises:
+            RuntimeError: outside of a batch, or if a part's loss or backward pass did not come.
+        """
+        return self._steps.microbatches(batch, at_least_one("size", size, fix="it is the rows to a forward pass."))
+
     def stretch(self, scheduler: LRScheduler, *, accumulation: int = 1) -> StretchedScheduler:
         """A scheduler that is stepped after every optimizer step, to where a full-data run would have it.
 
@@ -209,14 +221,7 @@ class Pruner:
             accumulation: batches to an optimizer step; the last ones of an epoch make a step too.
         """
         groups = at_least_one("accumulation", accumulation, fix="it is the number of batches to an optimizer step.")
-        return StretchedScheduler(scheduler, lambda: self._position(groups))
-
-    def _position(self, accumulation: int) -> float:
-        kept, done = None, self._reader.done + self._steps.has_batch
-        if self.progress == "samples":
-            kept = self.engine.plan.forecast({record.epoch: record.kept for record in self.records})
-        position = self.engine.plan.positions(-(-self.full_length // accumulation), kept)
-        return position(self._reader.epoch, -(-done // accumulation), -(-len(self.loader) // accumulation))
+        return StretchedScheduler(scheduler, lambda: steps_done(self, self._reader, self._steps.has_batch, groups))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run must know to go on; every rank must call it, after an optimizer step or between two epochs.
@@ -225,12 +230,8 @@ class Pruner:
             RuntimeError: between a batch's loss and the end of its backward pass.
         """
         self._settle()
-        return {
-            **self._reader.state_dict(),
-            "engine": self.engine.state_dict(),
-            "run": self.run_name,
-            "progress": self.progress,
-        }
+        own = {"engine": self.engine.state_dict(), "run": self.run_name, "progress": self.progress}
+        return self._reader.state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken, before the first epoch; every rank must call it.

@@ -1,0 +1,120 @@
+"""A run through Composer's Trainer."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from composer import DataSpec, Trainer
+from composer.core import Evaluator
+from composer.metrics import CrossEntropy, LanguageCrossEntropy
+from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
+from composer.utils import dist, get_device
+from composer.utils.parallelism import FSDP2Config
+from torch.nn.functional import cross_entropy
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ted_stream import DataPruning
+from ted_stream.files import join
+
+from .datasets import Loaders
+from .optimizers import build_optimizer, build_scheduler
+from .results import Trained
+from .settings import Settings, epochs
+from .tasks import Classification, Task
+
+__all__ = ["Host", "composer_model", "join_ranks"]
+
+# Weights stay fp32 and autocast does the rest, and checkpoints have one file: both as without sharding.
+FSDP = FSDP2Config(state_dict_type="full", mixed_precision="FULL")
+
+
+def join_ranks() -> None:
+    """Make the process group of the ranks that were launched."""
+    dist.initialize_dist(get_device(None))
+
+
+def composer_model(task: Task) -> ComposerModel:
+    """A task as Composer takes it, with its test metrics."""
+    if not isinstance(task, Classification):
+        network: Any = task.network
+        return HuggingFaceModel(network, use_logits=True, metrics=[], eval_metrics=[LanguageCrossEntropy()])
+    accuracy = MulticlassAccuracy(num_classes=task.classes, average="micro")
+    return ComposerClassifier(
+        task.network,
+        num_classes=task.classes,
+        train_metrics=MetricCollection([]),  # the loss is logged anyway
+        val_metrics=MetricCollection([accuracy, CrossEntropy()]),
+        loss_fn=partial(cross_entropy, label_smoothing=task.label_smoothing),
+    )
+
+
+class Host:
+    """A run that has not begun: nothing is written before `fit`.
+
+    Args:
+        settings: of the run.
+        task: what is trained.
+        loaders: of this rank.
+    """
+
+    def __init__(self, settings: Settings, task: Task, loaders: Loaders) -> None:
+        self.settings, self.loaders = settings, loaders
+        self.model = composer_model(task)
+        self.optimizer = build_optimizer(settings.optimizer, self.model)
+        self.scheduler = build_scheduler(
+            settings.scheduler, self.optimizer, length=len(loaders.train), epochs=epochs(settings)
+        )
+        pruning = settings.pruning
+        self.pruning: DataPruning | None = None
+        if pruning.value is not None:
+            self.pruning = DataPruning(
+                pruning.value,
+                folder=settings.folder,
+                seed=settings.seed,
+                progress=pruning.progress,
+                output_layer=pruning.output_layer,
+            )
+
+    def fit(self) -> Trained:
+        """Train, and test at the end."""
+        settings, loaders = self.settings, self.loaders
+        test_data = DataSpec(loaders.test, microbatch_transforms=loaders.test_transform)
+        trainer = Trainer(
+            model=self.model,
+            train_dataloader=DataSpec(loaders.train, microbatch_transforms=loaders.train_transform),
+            eval_dataloader=Evaluator(label="test", dataloader=test_data),
+            eval_interval=settings.eval_interval,
+            max_duration=settings.max_duration,
+            optimizers=self.optimizer,
+            schedulers=self.scheduler,
+            step_schedulers_every_batch=True,
+            algorithms=self.pruning,
+            seed=settings.seed,
+            run_name=settings.run_name,
+            precision=settings.precision,
+            parallelism_config={"fsdp": FSDP} if settings.fsdp else None,
+            device_train_microbatch_size=settings.device_train_microbatch_size,
+            compile_config={} if settings.compile else None,
+            progress_bar=settings.progress_bar,
+            save_folder=join(settings.folder, "checkpoints") if settings.save_interval else None,
+            save_interval=settings.save_interval or "1ep",
+            autoresume=settings.autoresume,
+            load_path=settings.load_path,
+        )
+        started = time.perf_counter()
+        try:
+            trainer.fit()
+            state = trainer.state
+            return Trained(
+                epochs=state.timestamp.epoch.value,
+                metrics={name: float(metric.compute()) for name, metric in state.eval_metrics["test"].items()},
+                forwarded=state.timestamp.sample.value,
+                seconds=state.timestamp.total_wct.total_seconds(),
+                wall_seconds=time.perf_counter() - started,
+                engine=None if self.pruning is None else self.pruning.engine,
+            )
+        finally:
+            trainer.close()

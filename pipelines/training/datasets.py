@@ -1,0 +1,156 @@
+"""Prepared datasets as a run reads them: what a sample is, the loaders, and what the device does to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from streaming import StreamingDataset
+from torch.utils.data import DataLoader
+
+from ted_stream import PrunedStreamingDataset
+from ted_stream.files import is_remote, join
+from ted_stream.reading import Prunable
+
+from ..corpora.prepared import Description
+from .image_batches import DecodeJpeg, ImageTransform
+from .settings import Settings
+from .text_batches import PaddingCollator
+
+__all__ = ["JpegShards", "Loaders", "build_loaders"]
+
+CROP_PADDING = 4
+
+
+class ImageShards(StreamingDataset):
+    """Prepared images as (image, label)."""
+
+    def __getitem__(self, at: Any) -> Any:
+        """The sample: a uint8 tensor of the stored shape, and its label."""
+        sample = super().__getitem__(at)
+        return torch.from_numpy(sample["image"].copy()), sample["label"]
+
+
+class PrunedImageShards(Prunable, ImageShards):
+    """Prepared images as (image, label), of which pruned ones are left out."""
+
+
+class JpegShards(StreamingDataset):
+    """Prepared JPEGs as (image, label)."""
+
+    def __init__(self, *args: Any, decode: DecodeJpeg, **kwargs: Any) -> None:
+        """Take the arguments of StreamingDataset and what makes pixels of a file's bytes."""
+        super().__init__(*args, **kwargs)
+        self.decode = decode
+
+    def __getitem__(self, at: Any) -> Any:
+        """The sample: a uint8 tensor (size, size, 3), and its label.
+
+        Raises:
+            ValueError: the image cannot be decoded.
+        """
+        sample = super().__getitem__(at)
+        try:
+            return self.decode(sample["image"]), sample["label"]
+        except OSError as error:
+            where = self.streams[0].local
+            raise ValueError(f"sample {at} of {where} cannot be decoded ({error}); its file is damaged.") from error
+
+
+class PrunedJpegShards(Prunable, JpegShards):
+    """Prepared JPEGs as (image, label), of which pruned ones are left out."""
+
+
+# By kind of prepared dataset: what is trained on, and what is tested on.
+DATASETS: dict[str, tuple[type[Prunable], type[StreamingDataset]]] = {
+    "images": (PrunedImageShards, ImageShards),
+    "jpeg": (PrunedJpegShards, JpegShards),
+    "instructions": (PrunedStreamingDataset, StreamingDataset),
+}
+
+
+def unchanged(batch: Any) -> Any:
+    """The batch itself."""
+    return batch
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Where a run's batches come from, and what becomes of them on the device, microbatch by microbatch."""
+
+    train: DataLoader
+    test: DataLoader
+    train_transform: Callable[[Any], Any]
+    test_transform: Callable[[Any], Any]
+
+    @property
+    def train_set(self) -> StreamingDataset:
+        """What is trained on."""
+        dataset: Any = self.train.dataset
+        return dataset
+
+
+def build_loaders(settings: Settings, description: Description, *, ranks: int) -> Loaders:
+    """The loaders of this rank.
+
+    Args:
+        settings: of the run.
+        description: of its dataset.
+        ranks: that share every batch.
+    """
+    data = settings.data
+    remote = data.path if is_remote(data.path) else None
+    local = data.path if remote is None else data.cache
+    assert local is not None, "checked before"
+    train_class, test_class = DATASETS[description.kind]
+    train_decodes, test_decodes = {}, {}
+    if description.kind == "jpeg":
+        assert data.image_size is not None, "checked before"
+        train_decodes["decode"] = DecodeJpeg(data.image_size, augment=data.augment == "random_resized_crop")
+        test_decodes["decode"] = DecodeJpeg(data.image_size, augment=False)
+    train_set = train_class(
+        remote=remote and join(remote, "train"),
+        local=join(local, "train"),
+        batch_size=data.batch_size // ranks,
+        shuffle=data.shuffle,
+        shuffle_algo=data.shuffle_algo,
+        shuffle_seed=settings.seed,
+        num_canonical_nodes=data.num_canonical_nodes,
+        skip_list=data.skip_list,
+        **train_decodes,
+    )
+    test_set = test_class(
+        remote=remote and join(remote, "test"),
+        local=join(local, "test"),
+        batch_size=data.eval_batch_size // ranks,
+        shuffle=False,
+        **test_decodes,
+    )
+    is_text = description.kind == "instructions"
+    collate = PaddingCollator(description.pad_id) if is_text else None
+
+    def loader(dataset: StreamingDataset, batch_size: int, generator: torch.Generator | None = None) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size // ranks,
+            num_workers=data.num_workers,
+            persistent_workers=data.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
+            generator=generator,
+        )
+
+    def transform(padding: int | None) -> Callable[[Any], Any]:
+        if is_text:
+            return unchanged
+        channels_last = bool(settings.model.channels_last)
+        return ImageTransform(description.mean, description.std, padding=padding, channels_last=channels_last)
+
+    return Loaders(
+        loader(train_set, data.batch_size),
+        loader(test_set, data.eval_batch_size, torch.Generator()),  # so that testing leaves training's draws alone
+        transform(CROP_PADDING if data.augment == "crop_flip" else None),
+        transform(None),
+    )

@@ -1,0 +1,243 @@
+"""A run through a plain PyTorch loop around `Pruner`; Composer is not needed, nor imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from ted_stream import Pruner
+from ted_stream.engine import Ranks
+from ted_stream.files import join
+from ted_stream.pruning.batches import batch_size, map_tensors
+
+from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from .datasets import Loaders
+from .durations import parse_duration
+from .optimizers import build_optimizer, build_scheduler
+from .randomness import seed_all
+from .results import Trained
+from .settings import INTERVAL_UNITS, Settings, epochs
+from .tasks import Task
+from .whole_epochs import WholeEpochs
+
+__all__ = ["Host", "join_ranks"]
+
+DTYPES = {"fp32": torch.float32, "amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def join_ranks() -> None:
+    """Make the process group of the ranks that were launched, by torchrun or by Composer's launcher."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        has_gpu = torch.cuda.is_available()
+        if has_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+
+
+class Host:
+    """A run that has not begun: nothing is written before `fit`.
+
+    Args:
+        settings: of the run.
+        task: what is trained.
+        loaders: of this rank.
+    """
+
+    def __init__(self, settings: Settings, task: Task, loaders: Loaders) -> None:
+        self.settings, self.task, self.loaders = settings, task, loaders
+        self.ranks = Ranks()
+        self.epochs = epochs(settings)
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", torch.cuda.current_device())
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as Composer has it
+        self.network = task.network.to(self.device)
+        self.model = self._called()
+        self.optimizer = build_optimizer(settings.optimizer, self.network)
+        self.scheduler = build_scheduler(
+            settings.scheduler, self.optimizer, length=len(loaders.train), epochs=self.epochs
+        )
+        self.scaler = GradScaler(self.device.type, enabled=settings.precision == "amp_fp16")
+        self.run = self._run()
+        self.stretched = self.run.stretch(self.scheduler)
+        self.epoch = self.batches = self.samples = 0
+        self.seconds = 0.0
+        self.metrics: dict[str, float] = {}
+        self.tested_at = self.saved_at = -1  # batches
+
+    def _called(self) -> Any:
+        """The network as the loop calls it."""
+        model: Any = self.network
+        if self.settings.fsdp:
+            # Gloo sums 32-bit gradients where it is asked for their mean (torch 2.7).
+            policy = MixedPrecisionPolicy(reduce_dtype=torch.float64 if self.device.type == "cpu" else None)
+            fully_shard(model, mp_policy=policy)  # in place
+        elif self.ranks.world_size > 1:
+            model = DistributedDataParallel(model)
+        self._replicas = model if isinstance(model, DistributedDataParallel) else None
+        return torch.compile(model) if self.settings.compile else model
+
+    def _run(self) -> Pruner | WholeEpochs:
+        settings, pruning = self.settings, self.settings.pruning
+        if pruning.value is None:
+            return WholeEpochs(self.loaders.train, epochs=self.epochs)
+        return Pruner(
+            pruning.value,
+            self.model,
+            self.loaders.train,
+            epochs=self.epochs,
+            folder=settings.folder,
+            run_name=settings.run_name,
+            seed=settings.seed,
+            progress=pruning.progress,
+            output_layer=pruning.output_layer,
+            loss_function=self.task.loss_function,
+        )
+
+    def fit(self) -> Trained:
+        """Train, and test at the end."""
+        started = time.perf_counter()
+        seed_all(self.settings.seed + self.ranks.rank)
+        self._go_on()
+        self.clock = time.perf_counter()
+        with self.run:
+            for epoch in self.run:
+                for batch in self.run.batches():
+                    self._train(batch)
+                    self.batches += 1
+                    self.samples += self.ranks.world_size * batch_size(batch)
+                    self._pause(ba=self.batches)
+                self.epoch = epoch + 1
+                self._pause(ep=self.epoch)
+        if not self.metrics:  # the run was over before
+            self._test()
+        return Trained(
+            epochs=self.epoch,
+            metrics=self.metrics,
+            forwarded=self.samples,
+            seconds=self.seconds,
+            wall_seconds=time.perf_counter() - started,
+            engine=self.run.engine if isinstance(self.run, Pruner) else None,
+        )
+
+    # A step ------------------------------------------------------------------------------------------------------
+
+    def _train(self, batch: Any) -> None:
+        self.network.train()
+        self.optimizer.zero_grad()
+        batch, total, done = self._on_device(batch), batch_size(batch), 0
+        for part in self.run.microbatches(batch, self.settings.device_train_microbatch_size or total):
+            done += batch_size(part)
+            with self._synchronised(done == total):
+                part = self.loaders.train_transform(part)
+                with self._autocast():
+                    outputs = self.task.forward(self.model, part)
+                    loss = self.task.loss(outputs, part)
+                self.scaler.scale(self.run.loss(loss)).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.stretched.step()
+
+    def _on_device(self, batch: Any) -> Any:
+        return map_tensors(batch, lambda tensor: tensor.to(self.device, non_blocking=True))
+
+    def _autocast(self) -> torch.autocast:
+        dtype = DTYPES[self.settings.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
+
+    def _synchronised(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Ranks exchange gradients once a batch, after its last part."""
+        return nullcontext() if is_last or self._replicas is None else self._replicas.no_sync()
+
+    # Between steps -----------------------------------------------------------------------------------------------
+
+    def _pause(self, **now: int) -> None:
+        """Test and save, where it is time for that after a batch (``ba``) or an epoch (``ep``), and at the end."""
+        settings, is_over = self.settings, self.epoch == self.epochs
+
+        def is_due(interval: str | None) -> bool:
+            if interval is None:
+                return False
+            every = parse_duration(interval, INTERVAL_UNITS["loop"])
+            return is_over or (every.unit in now and now[every.unit] % every.value == 0)
+
+        self.seconds += time.perf_counter() - self.clock
+        if is_due(settings.eval_interval) and self.tested_at != self.batches:
+            self._test()
+        self.clock = time.perf_counter()
+        if is_due(settings.save_interval) and self.saved_at != self.batches:
+            self._save()
+        if "ep" in now and settings.progress_bar and self.ranks.rank == 0:
+            tested = self.metrics if self.tested_at == self.batches else {}
+            shown = "".join(f", {name} {value:.4f}" for name, value in tested.items())
+            print(f"epoch {self.epoch} of {self.epochs}: {self.samples:,} samples so far{shown}", file=sys.stderr)
+
+    @torch.no_grad()
+    def _test(self) -> None:
+        """Compute the test metrics, over all ranks."""
+        self.network.eval()
+        if self.settings.fsdp:  # checkpoints have those of rank 0; DDP hands them round by itself
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, 0)
+        totals: dict[str, list[Tensor]] = {}
+        for batch in self.loaders.test:
+            with self._autocast():
+                found = self.task.evaluate(self.loaders.test_transform(self._on_device(batch)))
+            for name, parts in found.items():
+                before = totals.get(name, [torch.zeros_like(part) for part in parts])
+                totals[name] = [total + part for total, part in zip(before, parts, strict=True)]
+        if self.ranks.world_size > 1:
+            for total in (total for parts in totals.values() for total in parts):
+                dist.all_reduce(total)
+        self.metrics = {name: float(part / count) for name, (part, count) in totals.items()}
+        self.tested_at = self.batches
+
+    # Going on ----------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        weights, moments = get_state_dict(self.network, self.optimizer, options=WHOLE)
+        state = {
+            "network": weights,
+            "optimizer": moments,
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "run": self.run.state_dict(),
+            "counts": [self.epoch, self.batches, self.samples],
+            "seconds": self.seconds + time.perf_counter() - self.clock,
+        }
+        folder = join(self.settings.folder, "checkpoints")
+        save_checkpoint(folder, f"ep{self.epoch}-ba{self.batches}.pt", state)
+        self.saved_at = self.batches
+
+    def _go_on(self) -> None:
+        """Load the checkpoint that the settings name, or the newest of the run folder, if there is one."""
+        settings = self.settings
+        newest = newest_checkpoint(join(settings.folder, "checkpoints")) if settings.autoresume else None
+        path = newest or settings.load_path
+        if path is None:
+            return
+        state = self.ranks.on_every_rank(lambda: load_checkpoint(path))
+        set_state_dict(
+            self.network,
+            self.optimizer,
+            model_state_dict=state["network"],
+            optim_state_dict=state["optimizer"],
+            options=WHOLE,
+        )
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.run.load_state_dict(state["run"])
+        self.epoch, self.batches, self.samples = state["counts"]
+        self.seconds = state["seconds"]

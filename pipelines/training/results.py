@@ -1,0 +1,95 @@
+"""What a run did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ted_stream.engine import PruningEngine
+from ted_stream.files import join
+
+from .settings import Settings
+
+__all__ = ["RESULT_FILE", "Result", "Trained", "result_of"]
+
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a trainer tells of its run; see `Result`."""
+
+    epochs: int
+    metrics: dict[str, float]
+    forwarded: int
+    seconds: float
+    wall_seconds: float
+    engine: PruningEngine | None
+    """Of the pruning, if the run pruned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run did, as kept in ``result.json``.
+
+    Attributes:
+        run_name: of the settings.
+        trainer: of the settings.
+        method: of the settings.
+        seed: of the settings.
+        epochs: trained.
+        metrics: test metrics at the end, by name; accuracy in [0, 1], cross entropies in nats.
+        samples: in the training split.
+        forwarded: samples put through the model in training, over all ranks.
+        save_ratio: 1 − forwarded / (samples · epochs).
+        planned_save_ratio: what the schedule promised; 0 without pruning, ``None`` where the method decides as it goes.
+        seconds: of training, evaluation apart.
+        wall_seconds: of this process' training, with evaluation and checkpoints.
+        folder: of the run.
+        skip_lists: folder of the run's skip-lists, if it pruned.
+        manifest: Parquet of kept samples with scores, if it pruned.
+    """
+
+    run_name: str
+    trainer: str
+    method: str
+    seed: int
+    epochs: int
+    metrics: dict[str, float]
+    samples: int
+    forwarded: int
+    save_ratio: float
+    planned_save_ratio: float | None
+    seconds: float
+    wall_seconds: float
+    folder: str
+    skip_lists: str | None
+    manifest: str | None
+
+
+def result_of(settings: Settings, trained: Trained, *, samples: int) -> Result:
+    """The result of a run.
+
+    Args:
+        settings: of the run.
+        trained: what its trainer tells.
+        samples: in the training split.
+    """
+    folder, engine = settings.folder, trained.engine
+    pruned = engine is not None and any(record.keep_ratio < 1 for record in engine.records)
+    return Result(
+        run_name=settings.run_name,
+        trainer=settings.trainer,
+        method=settings.pruning.method,
+        seed=settings.seed,
+        epochs=trained.epochs,
+        metrics=trained.metrics,
+        samples=samples,
+        forwarded=trained.forwarded,
+        save_ratio=1 - trained.forwarded / (samples * trained.epochs),
+        planned_save_ratio=0.0 if engine is None else engine.plan.save_ratio,
+        seconds=trained.seconds,
+        wall_seconds=trained.wall_seconds,
+        folder=folder,
+        skip_lists=None if engine is None else join(folder, "skip_lists"),
+        manifest=join(folder, "manifest.parquet") if pruned else None,
+    )
