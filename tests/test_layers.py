@@ -3,13 +3,14 @@
 import ast
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from imports import imports_of, is_in
 
 ROOT = Path(__file__).parents[1]
 FLOOR = {
+    "extras": 1,
     "files": 1,
     "skip_list": 1,
     "pruning": 1,
@@ -39,72 +40,6 @@ LAZILY = {("ted_stream.files", "streaming")}
 MOST_LINES = 250
 
 
-@dataclass(frozen=True)
-class Import:
-    """A module that is imported, and whether inside a function only."""
-
-    module: str
-    lazy: bool = False
-
-
-def lazy_names() -> dict[str, str]:
-    """Where the names come from that the top package imports when they are first used."""
-    tree = ast.parse((ROOT / "ted_stream/__init__.py").read_text())
-    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    return {alias.name: str(node.module) for node in froms for alias in node.names}
-
-
-NAMES = lazy_names()
-
-
-def absolute(module: str, level: int, package: str) -> str:
-    """The absolute name of ``module`` imported with ``level`` dots from within ``package``."""
-    if not level:
-        return module
-    base = package.split(".")[: len(package.split(".")) - level + 1]
-    return ".".join([*base, module] if module else base)
-
-
-def imports_of(source: str, package: str) -> set[Import]:
-    """What a module of ``package`` imports, by every form of import, inside functions and TYPE_CHECKING too."""
-    found: set[Import] = set()
-    tops: set[str] = set()  # names that the top package goes by
-
-    def from_module(module: str, names: list[str], lazy: bool) -> None:
-        if module != "ted_stream":
-            found.add(Import(module, lazy))
-            return
-        for name in names:  # a name that comes from somewhere, or a module of the package
-            found.add(Import(NAMES.get(name, f"ted_stream.{name}"), lazy))
-
-    def visit(node: ast.AST, lazy: bool) -> None:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name != "ted_stream":  # which imports what is asked of it
-                    found.add(Import(alias.name, lazy))
-                if alias.name == "ted_stream":
-                    tops.add(alias.asname or alias.name)
-                elif alias.name.startswith("ted_stream.") and alias.asname is None:
-                    tops.add("ted_stream")
-        elif isinstance(node, ast.ImportFrom):
-            from_module(absolute(node.module or "", node.level, package), [a.name for a in node.names], lazy)
-        elif isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ("import_module", "__import__"):
-                argument = node.args[0] if node.args else None
-                assert isinstance(argument, ast.Constant), f"{ast.unparse(node)} imports who knows what"
-                text = str(argument.value)
-                module = text.lstrip(".")
-                found.add(Import(absolute(module, len(text) - len(module), package), lazy))
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in tops:
-            from_module("ted_stream", [node.attr], lazy)
-        for child in ast.iter_child_nodes(node):
-            visit(child, lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
-
-    visit(ast.parse(source), lazy=False)
-    return found
-
-
 def floor_of(module: str) -> int:
     """The floor of a module of ours; 0 for all others."""
     top, _, rest = f"{module}.".partition(".")
@@ -112,10 +47,6 @@ def floor_of(module: str) -> int:
         return 0
     assert rest, "the top package itself is on no floor; import what is needed from it"
     return FLOOR[rest.partition(".")[0]]
-
-
-def is_in(module: str, packages: tuple[str, ...]) -> bool:
-    return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
 def faults(source: str, module: str, *, is_package: bool = False) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ted_stream.cli import app
+from ted_stream.cli.commands import app
 
 runner = CliRunner()
 QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
@@ -26,7 +26,7 @@ def test_help_needs_no_heavy_import():
     code = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from ted_stream.cli import app\n"
+        "from ted_stream.cli.commands import app\n"
         "assert CliRunner().invoke(app, ['prepare', 'cifar10', '--help']).exit_code == 0\n"
         "heavy = {'torch', 'composer', 'streaming', 'transformers', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

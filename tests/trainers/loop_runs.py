@@ -189,6 +189,7 @@ def main_killed(out: str, name: str, die_at: str) -> None:
     )
     Path(f"{out}/{name}-rank{rank}.json").write_text(json.dumps(result))
     dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
