@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 LEAN := .venv-lean
 LATEST := .venv-latest
 TESTS ?= # of test-latest; all, unless told
+# All that --lean leaves, but what takes long and hangs on no version.
+LEAN_TESTS ?= tests $(foreach name,fetching faults faulty_s3 forks sample_order,--ignore=tests/reading/test_$(name).py)
 SHOWN := boto3|botocore|filelock|moto|mosaicml|mosaicml-streaming|numpy|pyarrow|torch|torchvision|transformers|webdataset
 
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --no-annotate --no-header --quiet

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from imports import imports_of, is_in
 
+from ted_stream.extras import EXTRAS
+
 ROOT = Path(__file__).parents[1]
 FLOOR = {
     "extras": 1,
@@ -30,12 +32,23 @@ KNOWN_TO = {
     "composer": ("ted_stream.trainers.composer", "ted_stream.testing.composer_contract", "ted_stream.pipelines"),
     "streaming": ("ted_stream.reading", "ted_stream.files", "ted_stream.pipelines"),
     "webdataset": ("ted_stream.reading", "ted_stream.export"),
+    "braceexpand": ("ted_stream.reading",),
     "typer": ("ted_stream.cli",),
     "rich": ("ted_stream.cli",),
     "omegaconf": ("ted_stream.cli", "ted_stream.pipelines"),
+    **dict.fromkeys(EXTRAS["pipelines"], ("ted_stream.pipelines",)),
 }
 # Modules that import a host only where they need it, inside a function.
-LAZILY = {("ted_stream.files", "streaming")}
+LAZILY = {
+    ("ted_stream.files", "streaming"),
+    ("ted_stream.reading.drop_pruned", "webdataset"),
+    ("ted_stream.reading.tar_shards", "webdataset"),
+}
+# What the default install brings: our own dependencies, those of streaming (boto3) and those of torch.
+DEFAULT = {
+    *("filelock", "numpy", "pyarrow", "pyroaring", "streaming", "torch"),
+    *("boto3", "botocore", "typing_extensions"),
+}
 
 MOST_LINES = 250
 
@@ -80,6 +93,14 @@ def test_imports_point_down(package: str) -> None:
     assert modules
     for name, path in modules:
         assert not faults(path.read_text(), name, is_package=path.stem == "__init__")
+
+
+def test_what_is_imported_is_installed_by_default_or_by_an_extra() -> None:
+    known = {"ted_stream", *sys.stdlib_module_names, *DEFAULT, *(module for of in EXTRAS.values() for module in of)}
+    for name, path in sources():
+        package = name if path.stem == "__init__" else name.rpartition(".")[0]
+        unknown = {found.module.partition(".")[0] for found in imports_of(path.read_text(), package)} - known
+        assert not unknown, name
 
 
 def test_every_package_has_a_floor() -> None:
@@ -192,6 +213,34 @@ FRESH = {
         "sampler = ted_stream.PrunedSampler([3, 1, 4, 1, 5], shuffle=True)\n"
         "assert sorted(sampler) == [0, 1, 2, 3, 4]\n",
         {"composer", "streaming", "webdataset"},
+    ),
+    "a run of a plain loop": (
+        "import sys, torch\n"
+        "from torch.nn.functional import cross_entropy\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "from ted_stream import TED, PrunedSampler, Pruner, read_skip_list\n"
+        "torch.manual_seed(0)\n"
+        "y = torch.arange(200) % 10\n"
+        "dataset = TensorDataset(torch.eye(10)[y].repeat_interleave(6, 1) + torch.randn(200, 60), y)\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(60, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))\n"
+        "optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)\n"
+        "loader = DataLoader(dataset, batch_size=16, sampler=PrunedSampler(dataset))\n"
+        "with Pruner(TED(0.7), model, loader, epochs=6, folder=sys.argv[1]) as pruner:\n"
+        "    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6 * pruner.full_length)\n"
+        "    scheduler = pruner.stretch(cosine)\n"
+        "    for epoch in pruner:\n"
+        "        for x, y in pruner.batches():\n"
+        "            pruner.loss(cross_entropy(model(x), y)).backward()\n"
+        "            optimizer.step()\n"
+        "            optimizer.zero_grad()\n"
+        "            scheduler.step()\n"
+        "torch.save(pruner.state_dict(), sys.argv[1] + '/state.pt')\n"
+        "kept = min(record.kept for record in pruner.records)\n"
+        "epoch = [record.kept for record in pruner.records].index(kept)\n"
+        "path = f'{sys.argv[1]}/skip_lists/ep{epoch:04d}.parquet'\n"
+        "assert len(list(PrunedSampler(dataset, skip_list=read_skip_list(path)))) == kept < 200\n",
+        {"composer", "streaming", "transformers", "accelerate", "torchvision", "sklearn", "typer", "webdataset"}
+        | {"omegaconf", "rich", "boto3"},
     ),
     "the top package": ("import ted_stream\nassert 'TED' in dir(ted_stream)\n", {"torch", "numpy", "pyarrow"}),
     "local files": (
