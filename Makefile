@@ -1,36 +1,54 @@
 # Needs Python 3.10 to 3.12; everything else is set up in .venv.
 PYTHON ?= python3
 VENV := .venv
+PINS := requirements.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LEAN := .venv-lean
 LATEST := .venv-latest
 TESTS ?= # of test-latest; all, unless told
+# All that --lean leaves, but what takes long and hangs on no version.
+LEAN_TESTS ?= tests $(foreach name,fetching faults faulty_s3 forks sample_order,--ignore=tests/reading/test_$(name).py) \
+  --deselect=tests/trainers/test_loop_on_two_ranks.py::test_a_killed_run_goes_on_to_the_bit
 SHOWN := boto3|botocore|filelock|moto|mosaicml|mosaicml-streaming|numpy|pyarrow|torch|torchvision|transformers|webdataset
 
-.PHONY: quickstart test test-long test-latest setup clean-setup
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --no-annotate --no-header --quiet
+
+.PHONY: quickstart test test-long test-lean test-latest setup clean-setup pins
 
 quickstart: $(READY)
 	$(BIN)/ted-stream prepare digits --out data/digits --overwrite
 	$(BIN)/ted-stream compare configs/quickstart.yaml --methods none,ted,random --seeds 3
 
+# One thread, since the tests' tensors are small: on few cores torch's threads wait for each other.
 test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long"
 
 test-long: $(READY)
-	$(BIN)/pytest -m long
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
+
+# Without Composer, and so with a newer torch: the default install and [transformers].
+test-lean:
+	$(MAKE) setup VENV=$(LEAN) PINS=requirements-lean.txt
+	OMP_NUM_THREADS=1 $(LEAN)/bin/pytest --lean -m "not long" $(LEAN_TESTS)
 
 # With the newest versions that pyproject.toml allows, instead of those of requirements.txt.
 test-latest:
 	$(MAKE) $(LATEST)/bin/python VENV=$(LATEST)
 	$(LATEST)/bin/python -m pip install --quiet --upgrade uv
-	$(LATEST)/bin/python -m uv pip install --python $(LATEST)/bin/python --quiet --upgrade --group dev -e .
+	$(LATEST)/bin/python -m uv pip install --python $(LATEST)/bin/python --quiet --upgrade --group dev -e ".[all]"
 	@$(LATEST)/bin/python -m uv pip freeze --python $(LATEST)/bin/python --quiet | grep -E "^($(SHOWN))=="
 	$(LATEST)/bin/pytest -m "not long" $(TESTS)
 
 setup: $(READY)
+
+# After a change of dependencies; with COMPILE_FLAGS=--upgrade, to the newest versions.
+pins: $(READY)
+	$(COMPILE) $(COMPILE_FLAGS) --extra all --group dev --output-file requirements.txt
+	$(COMPILE) $(COMPILE_FLAGS) --extra transformers --group test --output-file requirements-lean.txt
 
 # Forces the next target to install again.
 clean-setup:
@@ -43,9 +61,9 @@ $(BIN)/python:
 	  { echo "error: $(PYTHON) has no ensurepip (on Debian: install python3-venv)." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(READY): requirements.txt pyproject.toml | $(BIN)/python
+$(READY): $(PINS) pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/python -m uv pip install --python $(BIN)/python --quiet -r requirements.txt
+	$(BIN)/python -m uv pip install --python $(BIN)/python --quiet -r $(PINS)
 	$(BIN)/python -m uv pip install --python $(BIN)/python --quiet --no-deps -e .
 	touch $@

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from imports import needed_of_extras
 from s3_servers import s3_server
 from streaming import MDSWriter
 from streaming.base.shared import SharedMemory
@@ -18,6 +19,31 @@ from ted_stream.testing.processes import run_to_the_end
 
 NUM_FEATURES = 6
 NUM_CLASSES = 3
+LAUNCHERS = {
+    "composer": ["composer.cli.launcher", "-n"],
+    "torch": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--lean",
+        action="store_true",
+        help="leave out what needs more than the default install and [transformers]; without this it fails there",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("lean"):
+        return None
+    file = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
+    return True if file.suffix == ".py" and file.is_file() and needed_of_extras(file) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("lean"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("composer")])
+        items[:] = [item for item in items if not item.get_closest_marker("composer")]
 
 
 @pytest.fixture(autouse=True)
@@ -70,12 +96,13 @@ def launch() -> Callable[..., None]:
         script: Path,
         *arguments: object,
         ranks: int = 1,
+        launcher: str = "composer",
         timeout: float = 300,
         variables: Mapping[str, str] | None = None,
     ) -> None:
         command = [sys.executable]
         if ranks > 1:
-            command += ["-m", "composer.cli.launcher", "-n", str(ranks)]
+            command += ["-m", *LAUNCHERS[launcher], str(ranks)]
         command += [str(script), *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(variables or {})}
         run_to_the_end(command, environment, timeout)

@@ -3,13 +3,16 @@
 import ast
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from imports import imports_of, is_in
+
+from ted_stream.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 FLOOR = {
+    "extras": 1,
     "files": 1,
     "skip_list": 1,
     "pruning": 1,
@@ -30,80 +33,25 @@ KNOWN_TO = {
     "streaming": ("ted_stream.reading", "ted_stream.files", "ted_stream.pipelines"),
     "webdataset": ("ted_stream.reading", "ted_stream.export"),
     "transformers": ("ted_stream.trainers.huggingface", "ted_stream.pipelines"),
+    "braceexpand": ("ted_stream.reading",),
     "typer": ("ted_stream.cli",),
     "rich": ("ted_stream.cli",),
     "omegaconf": ("ted_stream.cli", "ted_stream.pipelines"),
+    **dict.fromkeys(EXTRAS["pipelines"], ("ted_stream.pipelines",)),
 }
 # Modules that import a host only where they need it, inside a function.
-LAZILY = {("ted_stream.files", "streaming")}
+LAZILY = {
+    ("ted_stream.files", "streaming"),
+    ("ted_stream.reading.drop_pruned", "webdataset"),
+    ("ted_stream.reading.tar_shards", "webdataset"),
+}
+# What the default install brings: our own dependencies, those of streaming (boto3) and those of torch.
+DEFAULT = {
+    *("filelock", "numpy", "pyarrow", "pyroaring", "streaming", "torch"),
+    *("boto3", "botocore", "typing_extensions"),
+}
 
 MOST_LINES = 250
-
-
-@dataclass(frozen=True)
-class Import:
-    """A module that is imported, and whether inside a function only."""
-
-    module: str
-    lazy: bool = False
-
-
-def lazy_names() -> dict[str, str]:
-    """Where the names come from that the top package imports when they are first used."""
-    tree = ast.parse((ROOT / "ted_stream/__init__.py").read_text())
-    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    return {alias.name: str(node.module) for node in froms for alias in node.names}
-
-
-NAMES = lazy_names()
-
-
-def absolute(module: str, level: int, package: str) -> str:
-    """The absolute name of ``module`` imported with ``level`` dots from within ``package``."""
-    if not level:
-        return module
-    base = package.split(".")[: len(package.split(".")) - level + 1]
-    return ".".join([*base, module] if module else base)
-
-
-def imports_of(source: str, package: str) -> set[Import]:
-    """What a module of ``package`` imports, by every form of import, inside functions and TYPE_CHECKING too."""
-    found: set[Import] = set()
-    tops: set[str] = set()  # names that the top package goes by
-
-    def from_module(module: str, names: list[str], lazy: bool) -> None:
-        if module != "ted_stream":
-            found.add(Import(module, lazy))
-            return
-        for name in names:  # a name that comes from somewhere, or a module of the package
-            found.add(Import(NAMES.get(name, f"ted_stream.{name}"), lazy))
-
-    def visit(node: ast.AST, lazy: bool) -> None:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name != "ted_stream":  # which imports what is asked of it
-                    found.add(Import(alias.name, lazy))
-                if alias.name == "ted_stream":
-                    tops.add(alias.asname or alias.name)
-                elif alias.name.startswith("ted_stream.") and alias.asname is None:
-                    tops.add("ted_stream")
-        elif isinstance(node, ast.ImportFrom):
-            from_module(absolute(node.module or "", node.level, package), [a.name for a in node.names], lazy)
-        elif isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ("import_module", "__import__"):
-                argument = node.args[0] if node.args else None
-                assert isinstance(argument, ast.Constant), f"{ast.unparse(node)} imports who knows what"
-                text = str(argument.value)
-                module = text.lstrip(".")
-                found.add(Import(absolute(module, len(text) - len(module), package), lazy))
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in tops:
-            from_module("ted_stream", [node.attr], lazy)
-        for child in ast.iter_child_nodes(node):
-            visit(child, lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
-
-    visit(ast.parse(source), lazy=False)
-    return found
 
 
 def floor_of(module: str) -> int:
@@ -113,10 +61,6 @@ def floor_of(module: str) -> int:
         return 0
     assert rest, "the top package itself is on no floor; import what is needed from it"
     return FLOOR[rest.partition(".")[0]]
-
-
-def is_in(module: str, packages: tuple[str, ...]) -> bool:
-    return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
 def faults(source: str, module: str, *, is_package: bool = False) -> list[str]:
@@ -150,6 +94,14 @@ def test_imports_point_down(package: str) -> None:
     assert modules
     for name, path in modules:
         assert not faults(path.read_text(), name, is_package=path.stem == "__init__")
+
+
+def test_what_is_imported_is_installed_by_default_or_by_an_extra() -> None:
+    known = {"ted_stream", *sys.stdlib_module_names, *DEFAULT, *(module for of in EXTRAS.values() for module in of)}
+    for name, path in sources():
+        package = name if path.stem == "__init__" else name.rpartition(".")[0]
+        unknown = {found.module.partition(".")[0] for found in imports_of(path.read_text(), package)} - known
+        assert not unknown, name
 
 
 def test_every_package_has_a_floor() -> None:
@@ -262,6 +214,34 @@ FRESH = {
         "sampler = ted_stream.PrunedSampler([3, 1, 4, 1, 5], shuffle=True)\n"
         "assert sorted(sampler) == [0, 1, 2, 3, 4]\n",
         {"composer", "streaming", "webdataset"},
+    ),
+    "a run of a plain loop": (
+        "import sys, torch\n"
+        "from torch.nn.functional import cross_entropy\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "from ted_stream import TED, PrunedSampler, Pruner, read_skip_list\n"
+        "torch.manual_seed(0)\n"
+        "y = torch.arange(200) % 10\n"
+        "dataset = TensorDataset(torch.eye(10)[y].repeat_interleave(6, 1) + torch.randn(200, 60), y)\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(60, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))\n"
+        "optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)\n"
+        "loader = DataLoader(dataset, batch_size=16, sampler=PrunedSampler(dataset))\n"
+        "with Pruner(TED(0.7), model, loader, epochs=6, folder=sys.argv[1]) as pruner:\n"
+        "    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6 * pruner.full_length)\n"
+        "    scheduler = pruner.stretch(cosine)\n"
+        "    for epoch in pruner:\n"
+        "        for x, y in pruner.batches():\n"
+        "            pruner.loss(cross_entropy(model(x), y)).backward()\n"
+        "            optimizer.step()\n"
+        "            optimizer.zero_grad()\n"
+        "            scheduler.step()\n"
+        "torch.save(pruner.state_dict(), sys.argv[1] + '/state.pt')\n"
+        "kept = min(record.kept for record in pruner.records)\n"
+        "epoch = [record.kept for record in pruner.records].index(kept)\n"
+        "path = f'{sys.argv[1]}/skip_lists/ep{epoch:04d}.parquet'\n"
+        "assert len(list(PrunedSampler(dataset, skip_list=read_skip_list(path)))) == kept < 200\n",
+        {"composer", "streaming", "transformers", "accelerate", "torchvision", "sklearn", "typer", "webdataset"}
+        | {"omegaconf", "rich", "boto3"},
     ),
     "the top package": ("import ted_stream\nassert 'TED' in dir(ted_stream)\n", {"torch", "numpy", "pyarrow"}),
     "local files": (

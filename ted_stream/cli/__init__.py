@@ -1,29 +1,17 @@
-"""The ``ted-stream`` command. Heavy imports happen inside the commands, so that ``--help`` is immediate."""
+"""The ``ted-stream`` command."""
 
-import typer
+import sys
 
-from ted_stream.cli import bench, compare, index, prepare, train
-from ted_stream.cli.errors import Commands
+from ted_stream.extras import MissingExtraError, optional_imports
 
-__all__ = ["app"]
-
-app = typer.Typer(
-    name="ted-stream",
-    cls=Commands,
-    help="Train on the samples that still teach the model, read only those, and keep the accuracy.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(prepare.app, name="prepare")
-app.command("train")(train.train)
-app.command("compare")(compare.compare)
-app.command("index")(index.index)
-app.add_typer(bench.app, name="bench")
+__all__ = ["main"]
 
 
-@app.callback()
-def main(
-    traceback: bool = typer.Option(False, "--traceback", help="Show where an error arose, for bug reports."),
-) -> None:
-    """Train on the samples that still teach the model, read only those, and keep the accuracy."""
+def main() -> None:
+    """Run the command, or say in one line what must be installed for it."""
+    try:
+        with optional_imports():
+            from ted_stream.cli.commands import app
+    except MissingExtraError as error:
+        sys.exit(f"Error: {error}")
+    app()

@@ -1,5 +1,5 @@
 """``python -m ted_stream.cli``: the same as ``ted-stream``, for launchers that start modules."""
 
-from ted_stream.cli import app
+from ted_stream.cli import main
 
-app()
+main()

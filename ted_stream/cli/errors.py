@@ -5,9 +5,11 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from ted_stream.extras import MissingExtraError, optional_imports
+
 __all__ = ["Commands"]
 
-MENDABLE = (ValueError, OSError)
+MENDABLE = (ValueError, OSError, MissingExtraError)
 
 
 class Commands(TyperGroup):
@@ -16,7 +18,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         try:
-            return super().invoke(ctx)
+            with optional_imports():
+                return super().invoke(ctx)
         except MENDABLE as error:
             if ctx.params.get("traceback"):
                 raise

@@ -4,15 +4,13 @@ import contextlib
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from itertools import chain
 from typing import Any
 from urllib.parse import urlparse
 
 from pyroaring import AbstractBitMap
-from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys
 
-from ted_stream.reading.tar_shards import members, sample_member
 from ted_stream.skip_list import SkipList, unweighted
 
 __all__ = ["drop_pruned"]
@@ -46,7 +44,9 @@ def drop_pruned(skip_list: SkipList | str | os.PathLike[str]) -> Stage:
     Raises:
         ValueError: while iterating, if a shard is not of the list or has fewer or more samples than there; before, if
             the list has two shards of one name.
+        MissingExtraError: without webdataset.
     """
+    import_module("ted_stream.reading.tar_members")
     return _DropPruned(unweighted(skip_list, reader="drop_pruned"))
 
 
@@ -112,6 +112,8 @@ class _DropPruned:
         if isinstance(first, dict) and "__key__" in first and isinstance(first.get("__url__"), str):
             yield from self._filter(everything)
         elif isinstance(first, dict) and "url" in first:
+            from webdataset.tariterators import group_by_keys
+
             yield from group_by_keys(self._read(everything))
         else:
             raise ValueError(
@@ -150,6 +152,10 @@ class _DropPruned:
 
     def _read(self, shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The files of kept samples as webdataset groups them, of shards that are dicts of url and maybe stream."""
+        from webdataset.gopen import gopen
+
+        from ted_stream.reading.tar_members import members, sample_member
+
         for source in shards:
             url = source["url"]
             shard = self._shard(url)

@@ -14,12 +14,16 @@ from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
-from braceexpand import braceexpand
 from numpy.typing import NDArray
 from streaming.base.storage.download import CloudDownloader
 
+from ted_stream.extras import optional_imports
 from ted_stream.files import is_remote, join, read_bytes, write_bytes
-from ted_stream.reading.tar_shards import META, members, offsets_file, sample_member
+from ted_stream.reading.tar_members import META, members, sample_member
+from ted_stream.reading.tar_shards import offsets_file
+
+with optional_imports():
+    from braceexpand import braceexpand
 
 __all__ = ["Indexed", "index_tars"]
 

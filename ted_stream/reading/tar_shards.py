@@ -1,51 +1,31 @@
 """WebDataset tars as shards of a streaming dataset: every sample can be read alone, by its byte range."""
 
-import io
 import os
-import re
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from streaming.base import format as streaming_format
 from streaming.base.format.base.reader import FileInfo, Reader
 from typing_extensions import Self
-from webdataset.autodecode import Decoder, DecodingError, ImageHandler
-from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
 
-__all__ = ["Handler", "TarReader", "members", "offsets_file", "sample_member", "set_decoders"]
+if TYPE_CHECKING:
+    from ted_stream.reading.tar_members import Handler
 
-Handler = str | Callable[[str, bytes], Any]
-"""What WebDataset.decode takes: the name of an image format ("pil", "rgb8", "torchrgb", …), or a function."""
+__all__ = ["TarReader", "offsets_file", "set_decoders"]
 
 UNSAFE = frozenset({"pickle", "pkl", "pth", "pyd"})
 """Extensions that webdataset unpickles; its npy and npz refuse pickled objects."""
 
-META = re.compile(r"__[^/]*__($|/)")  # names that webdataset skips
 MAGIC = b"tedtar"
 VERSION = 1
 HEADER = struct.Struct("<6sHQI")  # magic, version, samples, crc32 of the offsets
 MEND = "Delete it where it is a cached copy; else restore it, or run `ted-stream index` again."
-
-
-def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar in their order, without tarfile's memory of all of them."""
-    while (member := tar.next()) is not None:
-        tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
-        yield member
-
-
-def sample_member(member: tarfile.TarInfo) -> tuple[str, str] | None:
-    """(key, extension) of a tar member by webdataset's rules, ``None`` if it is no part of a sample."""
-    if not member.isreg() or META.match(member.name):
-        return None
-    key, extension = base_plus_ext(member.name)
-    return None if key is None or extension is None else (key, extension.lower())
 
 
 def offsets_file(offsets: NDArray[np.uint64]) -> bytes:
@@ -61,24 +41,17 @@ def offsets_file(offsets: NDArray[np.uint64]) -> bytes:
     return HEADER.pack(MAGIC, VERSION, len(offsets) - 1, zlib.crc32(table)) + table
 
 
-@lru_cache(maxsize=8)
-def _decoder(handlers: tuple[Handler, ...]) -> Decoder:
-    """Webdataset's decoder, made in the process that decodes and shared by its readers.
-
-    Raises:
-        ValueError: if a name is no image format of webdataset.
-    """
-    return Decoder([ImageHandler(handler) if isinstance(handler, str) else handler for handler in handlers])
-
-
-def set_decoders(shards: Iterable[Reader], decoders: Iterable[Handler]) -> None:
+def set_decoders(shards: Iterable[Reader], decoders: Iterable["Handler"]) -> None:
     """Choose how tars are decoded, as the arguments of WebDataset.decode do; shards of other formats are left alone.
 
     Raises:
         ValueError: if a name is no image format of webdataset.
     """
     decoders = tuple(decoders)
-    _decoder(decoders)
+    if decoders != TarReader.decoders:  # datasets of other formats have the default, and perhaps no webdataset
+        from ted_stream.reading.tar_members import decoder
+
+        decoder(decoders)
     for shard in shards:
         if isinstance(shard, TarReader):
             shard.decoders = decoders
@@ -99,7 +72,7 @@ class TarReader(Reader):
         extensions: extensions that every sample has.
     """
 
-    decoders: tuple[Handler, ...] = ("pil",)
+    decoders: "tuple[Handler, ...]" = ("pil",)
     """What decodes beside webdataset's basic decoders (txt, cls, json, npy, …); see :func:`set_decoders`."""
 
     def __init__(
@@ -125,7 +98,9 @@ class TarReader(Reader):
 
         Raises:
             ValueError: if the shard is of another format or version.
+            MissingExtraError: without webdataset.
         """
+        import_module("ted_stream.reading.tar_members")  # now, rather than in every worker, and at its first sample
         if (obj["format"], obj["version"]) != ("tar", 2):
             raise ValueError(
                 f"A shard has format {obj['format']!r}, version {obj['version']}, not 'tar', version 2; make the index "
@@ -244,10 +219,13 @@ class TarReader(Reader):
         Raises:
             ValueError: if they are not a sample of this shard, or a member cannot be decoded.
         """
+        from webdataset.autodecode import DecodingError
+
+        from ted_stream.reading.tar_members import META, decoder, samples_in
+
         name = self.raw_data.basename
         try:
-            files = tar_file_iterator(io.BytesIO(data))  # pyright: ignore[reportArgumentType]
-            samples = list(group_by_keys({**file, "__url__": name} for file in files))
+            samples = samples_in(data, name)
         except (tarfile.TarError, ValueError) as error:
             raise ValueError(f"{name} is damaged: {error}") from error
         found = [samples[0].keys() - {"__key__", "__url__"}] if len(samples) == 1 else []
@@ -259,7 +237,7 @@ class TarReader(Reader):
             )
         del samples[0]["__url__"]
         try:
-            return _decoder(self.decoders)(samples[0])
+            return decoder(self.decoders)(samples[0])
         except DecodingError as error:
             cause = error.__cause__
             raise ValueError(

@@ -17,21 +17,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from composer import Callback, Event, State, Trainer
-from composer.models import ComposerClassifier
-from composer.optim import CosineAnnealingScheduler
-from composer.utils import dist
-from composer.utils.parallelism import FSDP2Config
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader, Dataset
 
+from ted_stream.extras import optional_imports
 from ted_stream.methods import Chosen, Method
 from ted_stream.pruning import Owned
 from ted_stream.reading import PrunedStreamingDataset
 from ted_stream.sampler import PrunedSampler
 from ted_stream.testing.runs import Run
 from ted_stream.trainers.composer import DataPruning
+
+with optional_imports():
+    from composer import Callback, Event, State, Trainer
+    from composer.models import ComposerClassifier
+    from composer.optim import CosineAnnealingScheduler
+    from composer.utils import dist
+    from composer.utils.parallelism import FSDP2Config
 
 __all__ = ["main"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ted_stream.cli import app
+from ted_stream.cli.commands import app
 from ted_stream.pipelines.benches.step import VARIANTS
 from ted_stream.pruning.measures import MEASURES, SITES
 

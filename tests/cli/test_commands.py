@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ted_stream.cli import app
+from ted_stream.cli.commands import app
 
 runner = CliRunner()
 QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
@@ -26,7 +26,7 @@ def test_help_needs_no_heavy_import():
     code = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from ted_stream.cli import app\n"
+        "from ted_stream.cli.commands import app\n"
         "assert CliRunner().invoke(app, ['prepare', 'cifar10', '--help']).exit_code == 0\n"
         "heavy = {'torch', 'composer', 'streaming', 'transformers', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -90,3 +90,24 @@ def test_compare_refuses_progress_that_one_method_cannot_foretell_before_it_trai
     assert "progress is 'samples', but InfoBatch" in told
     assert "progress='epochs'" in told
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "without", "extra"),
+    [
+        (("index", "x-{0..1}.tar"), "webdataset", "webdataset"),
+        (("prepare", "digits"), "sklearn", "pipelines"),
+        (("train", QUICKSTART), "omegaconf", "pipelines"),
+        (("train", QUICKSTART), "composer", "composer"),
+        (("bench", "boundary"), "composer", "composer"),
+    ],
+)
+def test_a_command_without_its_extra_says_what_to_install(arguments, without, extra, tmp_path):
+    code = f"import sys; sys.modules[{without!r}] = None; from ted_stream.cli import main; main()"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = " ".join(done.stderr.split())
+    assert told.startswith(f"Error: {without} is not installed")
+    assert f'pip install "ted-stream[{extra}]"' in told

@@ -13,7 +13,7 @@ from streaming import StreamingDataset
 from typer.testing import CliRunner
 
 from ted_stream import PrunedStreamingDataset
-from ted_stream.cli import app
+from ted_stream.cli.commands import app
 from ted_stream.reading import tar_index
 from ted_stream.reading.tar_index import index_tars
 

@@ -61,12 +61,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.composer
 @pytest.mark.parametrize("check", RUN_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", RUN)
 def test_keeps_in_runs(name: str, check: Callable[[Method, Path, str], None], runs: Path) -> None:
     check(RUN[name], runs, name)
 
 
+@pytest.mark.composer
 def test_epochs_of_infobatch_end_with_what_is_left(runs: Path) -> None:
     """Every kept sample once, in full batches and a partial last one; the official sampler never ends an epoch."""
     records, steps = load_result(runs, "infobatch-one")["records"], steps_of(runs, "infobatch-one", 0)
@@ -87,6 +89,7 @@ def long_runs(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., 
 
 
 @pytest.mark.long
+@pytest.mark.composer
 @pytest.mark.parametrize("check", LONG_RUN_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", RUN)
 def test_keeps_in_long_runs(name: str, check: Callable[[Method, Path, str], None], long_runs: Path) -> None:
@@ -120,6 +123,7 @@ TAMPERED: dict[str, tuple[str, Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.composer
 @pytest.mark.parametrize("name", TAMPERED)
 def test_what_is_wrong_in_a_run_is_found(name: str, runs: Path, tmp_path: Path) -> None:
     """The comparisons, of results that something was done to."""

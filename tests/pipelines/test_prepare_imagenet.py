@@ -17,7 +17,7 @@ from PIL import Image
 from streaming import MDSWriter, StreamingDataset
 from typer.testing import CliRunner
 
-from ted_stream.cli import app
+from ted_stream.cli.commands import app
 from ted_stream.pipelines.corpora.imagenet import prepare_imagenet
 from ted_stream.pipelines.corpora.prepared import DESCRIPTION_FILE, read_description
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ted_stream.cli import app
+from ted_stream.cli.commands import app
 from ted_stream.pipelines.corpora.instructions import prepare_instructions
 from ted_stream.pipelines.training.settings import ConfigError, load_settings
 from ted_stream.pipelines.training.train import train
@@ -212,7 +212,7 @@ def test_the_loop_needs_no_composer(overrides: Overrides) -> None:
     code = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('composer', 'torchmetrics')))\n"  # as if they were not installed
-        "from ted_stream.cli import app\n"
+        "from ted_stream.cli.commands import app\n"
         "app(sys.argv[1:], standalone_mode=False)\n"
         "assert not [name for name in sys.modules if name.startswith('composer.')]\n"
     )

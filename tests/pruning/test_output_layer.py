@@ -379,8 +379,9 @@ def test_a_compiled_block_beside_a_plain_head():
     plain.load_state_dict(model.state_dict())
     model.head.compile(backend="aot_eager")
     expected = _step(plain, _attached(plain, MaskGradient()))
-    # The compiled head hides, and the walk comes to the body; what cannot be told is not guessed.
-    with pytest.raises(ValueError, match=r"compiled model .*'body'"):
+    # The compiled head hides, and the walk comes to the body, or to no layer where torch compiles a lone nn.Linear too
+    # (2.15 does, 2.7 does not); what cannot be told is not guessed.
+    with pytest.raises(ValueError, match=r"compiled model .*'body'.*output_layer=|that can be seen.*output_layer="):
         _step(model, _attached(model, MaskGradient()))
     probe = _attached(model, MaskGradient(), output_layer="head")
     torch.testing.assert_close(_step(model, probe), expected)

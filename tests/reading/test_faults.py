@@ -126,7 +126,7 @@ def test_a_worker_killed_in_the_middle_of_a_download(
 
 def test_ranks_share_what_is_fetched(endpoint: str, tmp_path: Path, launch: Callable[..., None]) -> None:
     with FaultyS3(endpoint, seed=4, unavailable=0.2) as front:
-        launch(Path(__file__).with_name("two_ranks_s3.py"), tmp_path, front.url, ranks=2)
+        launch(Path(__file__).with_name("two_ranks_s3.py"), tmp_path, front.url, ranks=2, launcher="torch")
         asked = [(request.key, request.range) for request in front.requests if request.fault is None]
     read = [np.load(tmp_path / f"rank{rank}.npy").tolist() for rank in range(2)]
     _, kept = dataset_of(tmp_path / "other")

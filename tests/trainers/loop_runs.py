@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from ted_stream import TED, ImportanceSampling, InfoBatch, PrunedSampler, PrunedStreamingDataset, Pruner, RandomPruning
+from ted_stream import TED, ImportanceSampling, InfoBatch, PrunedSampler, Pruner, RandomPruning
 from ted_stream.methods import Method
 
 NUM_SAMPLES, EPOCHS, GLOBAL_BATCH_SIZE = 101, 5, 8
@@ -56,18 +56,12 @@ def features() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x), torch.from_numpy(y)
 
 
-class Streamed(PrunedStreamingDataset):
-    """(x, y) samples of float64."""
-
-    def __getitem__(self, at: Any) -> Any:
-        sample = super().__getitem__(at)
-        return torch.from_numpy(sample["x"].copy()).double(), sample["y"]
-
-
 def make_loader(data: str | None = None, ranks: int = 1, **options: Any) -> DataLoader:
     """Over map-style samples, or a folder of streaming ones."""
     size = GLOBAL_BATCH_SIZE // ranks
     if data is not None:
+        from streamed import Streamed  # which takes seconds to import, and most of these processes do without
+
         return DataLoader(Streamed(local=data, shuffle=True, batch_size=size), batch_size=size, **options)
     dataset = TensorDataset(*features())
     return DataLoader(dataset, batch_size=size, sampler=PrunedSampler(dataset, seed=3), **options)
@@ -189,6 +183,7 @@ def main_killed(out: str, name: str, die_at: str) -> None:
     )
     Path(f"{out}/{name}-rank{rank}.json").write_text(json.dumps(result))
     dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

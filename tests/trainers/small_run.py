@@ -1,11 +1,13 @@
 """A small model and dataset that the tests of this folder share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from composer import Callback, State
+from composer import Algorithm, Callback, State, Trainer
 from composer.models import ComposerClassifier
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ted_stream import TED, DataPruning, PrunedStreamingDataset, RandomPruning
 
@@ -28,6 +30,41 @@ class TupleDataset(PrunedStreamingDataset):
 def make_model(seed: int = 0) -> ComposerClassifier:
     torch.manual_seed(seed)
     return ComposerClassifier(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), num_classes=3)
+
+
+def make_trainer(
+    folder: str,
+    algorithms: Sequence[Algorithm] = (),
+    *,
+    callbacks: Sequence[Callback] = (),
+    workers: int = 0,
+    model: ComposerClassifier | None = None,
+    dataset: Any = None,
+    dataloader: Any = None,
+    learning_rate: float = 0.1,
+    **arguments: Any,
+) -> Trainer:
+    """A Trainer over a folder of samples; keyword arguments go to it."""
+    model = model or make_model()
+    dataset = dataset or TupleDataset(local=folder, shuffle=True, batch_size=BATCH_SIZE)
+    dataloader = dataloader or DataLoader(
+        dataset, batch_size=BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0
+    )
+    settings: dict[str, Any] = {
+        "max_duration": "6ep",
+        "optimizers": torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9),
+        "device": "cpu",
+        "seed": 17,
+        "progress_bar": False,
+        "auto_log_hparams": False,
+    }
+    return Trainer(
+        model=model,
+        train_dataloader=dataloader,
+        algorithms=list(algorithms),
+        callbacks=list(callbacks),
+        **(settings | arguments),
+    )
 
 
 class ReadPerEpoch(Callback):

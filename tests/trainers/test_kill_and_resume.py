@@ -11,6 +11,8 @@ import pytest
 from ted_stream import TED, read_skip_list
 from ted_stream.testing.runs import Run, described, load_result, sample_order, start_runs
 
+pytestmark = pytest.mark.composer
+
 NUM_SAMPLES = 131
 EPOCHS = 5
 RANKS = 2

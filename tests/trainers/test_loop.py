@@ -1,4 +1,4 @@
-"""Pruning around a plain loop: it makes what Composer makes, goes on where it was, and refuses what it cannot serve."""
+"""Pruning around a plain loop: it goes on where it was, and refuses what it cannot serve."""
 
 import copy
 import math
@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from composer import Trainer
-from composer.models import ComposerClassifier
 from loop_runs import EPOCHS, GLOBAL_BATCH_SIZE, METHODS, NUM_SAMPLES, features, make_loader, make_net, outcome, train
 from torch import nn
 from torch.optim.lr_scheduler import (
@@ -23,49 +21,10 @@ from torch.optim.lr_scheduler import (
 )
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
-from ted_stream import TED, DataPruning, ImportanceSampling, InfoBatch, PrunedSampler, Pruner, read_skip_list
+from ted_stream import TED, ImportanceSampling, InfoBatch, PrunedSampler, Pruner, read_skip_list
 from ted_stream.methods import Method
 
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-
-
-def composer_run(method: Method, folder: str, loader: DataLoader) -> dict[str, Any]:
-    """The same run in Composer."""
-    model = ComposerClassifier(make_net(dropout=0.0), num_classes=3)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    pruning = DataPruning(method, folder=folder)
-    trainer = Trainer(
-        model=model,
-        train_dataloader=loader,
-        algorithms=[pruning],
-        max_duration=f"{EPOCHS}ep",
-        optimizers=optimizer,
-        schedulers=CosineAnnealingLR(optimizer, EPOCHS * len(loader)),  # Composer's own lags by a batch
-        step_schedulers_every_batch=True,
-        device="cpu",
-        seed=17,
-        progress_bar=False,
-        auto_log_hparams=False,
-    )
-    trainer.fit()
-    trainer.close()
-    return outcome(pruning, model)
-
-
-# What Composer makes
-
-
-@each_method
-@pytest.mark.parametrize("kind", ["map-style", "streaming"])
-def test_makes_the_lists_and_weights_that_composer_makes(
-    method: Method, kind: str, make_mds: Callable[..., str], tmp_path: Path
-) -> None:
-    data = make_mds(NUM_SAMPLES) if kind == "streaming" else None
-    expected = composer_run(method, str(tmp_path / "composer"), make_loader(data))
-    found = train(method, str(tmp_path / "loop"), loader=make_loader(data), dropout=0.0)
-    assert min(found["kept"]) < NUM_SAMPLES
-    assert found.pop("rate") == pytest.approx(0, abs=1e-12)
-    assert found == expected
 
 
 def test_the_run_folder_is_that_of_any_run(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from ted_stream import read_skip_list
 
+pytestmark = pytest.mark.composer
+
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 

@@ -10,6 +10,8 @@ import pytest
 from ted_stream import TED, read_skip_list
 from ted_stream.testing.runs import Run, described, load_result, sample_order, start_runs
 
+pytestmark = pytest.mark.composer
+
 EPOCHS = 5
 # Every epoch keeps an even number of these, so two ranks train on what one does, without padding repeats.
 NUM_SAMPLES = 164
