@@ -29,7 +29,11 @@ KNOWN_TO = {
     "composer": ("ted_stream.trainers.composer", "ted_stream.testing.composer_contract", "ted_stream.pipelines"),
     "streaming": ("ted_stream.reading", "ted_stream.files", "ted_stream.pipelines"),
     "webdataset": ("ted_stream.reading", "ted_stream.export"),
-    "transformers": ("ted_stream.trainers.huggingface", "ted_stream.pipelines"),
+    "transformers": (
+        "ted_stream.trainers.huggingface",
+        "ted_stream.testing.huggingface_contract",
+        "ted_stream.pipelines",
+    ),
     "typer": ("ted_stream.cli",),
     "rich": ("ted_stream.cli",),
     "omegaconf": ("ted_stream.cli", "ted_stream.pipelines"),
