@@ -6,6 +6,7 @@ from typing import Any
 
 from composer import Callback, Event, State, Trainer
 from composer.models import ComposerClassifier
+from composer.utils.collect_env import get_cpu_model
 from composer.utils.parallelism import FSDP2Config
 
 from ted_stream.testing.contract_parts import (
@@ -22,6 +23,8 @@ from ted_stream.testing.runs import Run
 from ted_stream.trainers.composer import DataPruning
 
 __all__ = ["train"]
+
+get_cpu_model()  # which takes a second, and every Trainer asks for: remembered here, ranks that are forked know it
 
 
 class Watch(Callback):

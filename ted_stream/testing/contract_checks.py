@@ -163,12 +163,12 @@ _IN_OTHER_WAYS: dict[str, Check] = {
 HOST_CHECKS: tuple[Callable[[Method, Path, str, Sequence[str]], None], ...] = (trains_as_in_other_hosts,)
 
 
-def run_checks(host: str, *, brief: bool = False) -> tuple[Check, ...]:
-    """What is checked of :func:`~ted_stream.testing.contract_runs.contract_runs` of the same arguments."""
+def run_checks(host: str) -> tuple[Check, ...]:
+    """What is checked of :func:`~ted_stream.testing.contract_runs.contract_runs` in a host."""
     always = (prunes, trains_on_two_ranks_as_on_one, _resumes(DEATHS), lists_follow_from_measurements)
-    return always if brief else (*always, *(_IN_OTHER_WAYS[way] for way in other_ways(host)))
+    return (*always, *(_IN_OTHER_WAYS[way] for way in other_ways(host)))
 
 
 def long_run_checks(host: str) -> tuple[Check, ...]:
-    """What is checked of :func:`~ted_stream.testing.contract_runs.long_contract_runs`."""
+    """What is checked of :func:`~ted_stream.testing.contract_runs.long_contract_runs` in a host."""
     return (_resumes(long_deaths(host)),)

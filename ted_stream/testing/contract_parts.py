@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset
@@ -124,7 +124,7 @@ def seed_of(rank: int) -> int:
 
 def save_result(out: Path, rank: int, network: nn.Module, engine: PruningEngine) -> None:
     """Write what :func:`~ted_stream.testing.runs.load_result` loads; collective."""
-    weights: dict[str, Tensor] = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True))
+    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True))
     records = [asdict(record) for record in engine.records]
     for record in records:
         del record["boundary_seconds"]

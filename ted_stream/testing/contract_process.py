@@ -4,6 +4,7 @@ The ranks of every run are forked from a process that has imported everything, s
 seconds. A run that is killed dies by SIGKILL on one rank, and its other ranks with it, as a launcher would have it.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -80,6 +81,7 @@ def main() -> None:
     out = Path(sys.argv[1])
     runs = [Run(**description) for description in json.loads((out / "runs.json").read_text())]
     train_in = {host: _train_in(host) for host in {run.host for run in runs}}
+    gc.freeze()  # what was imported: Trainers collect garbage, and would look through, and so copy, all of it
     for number, run in enumerate(runs):
         folder = out / run.name
         if run.start_from:

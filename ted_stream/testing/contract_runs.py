@@ -103,14 +103,13 @@ def run_name(name: str, host: str) -> str:
     return f"{name}-{host}"
 
 
-def contract_runs(name: str, method: Method, host: str = "composer", *, brief: bool = False) -> list[Run]:
+def contract_runs(name: str, method: Method, host: str) -> list[Run]:
     """The runs that :func:`~ted_stream.testing.contract_checks.run_checks` compares.
 
     Args:
         name: what their names begin with, before the host.
         method: with settings that prune from the second epoch on at the latest.
         host: that trains.
-        brief: without the :func:`other_ways`.
     """
     lived = _lived(name, method, host)
     ddp = replace(lived, name=f"{run_name(name, host)}-ddp", num_samples=EVEN, dropout=0.0, double=True)
@@ -119,17 +118,16 @@ def contract_runs(name: str, method: Method, host: str = "composer", *, brief: b
         "workers": {"workers": 2},
         "fsdp": {"parallelism": "full"},
     }
-    ways = () if brief else other_ways(host)
     return [
         replace(ddp, name=f"{run_name(name, host)}-one", ranks=1),
         ddp,
-        *(replace(ddp, name=f"{run_name(name, host)}-{way}", **settings[way]) for way in ways),
+        *(replace(ddp, name=f"{run_name(name, host)}-{way}", **settings[way]) for way in other_ways(host)),
         lived,
         *_killed(name, host, [lived], DEATHS),
     ]
 
 
-def long_contract_runs(name: str, method: Method, data: str, host: str = "composer") -> list[Run]:
+def long_contract_runs(name: str, method: Method, data: str, host: str) -> list[Run]:
     """More of them, for :func:`~ted_stream.testing.contract_checks.long_run_checks`.
 
     Args:

@@ -44,29 +44,29 @@ def watch(engine: PruningEngine, run: Run, out: Path, rank: int) -> None:
 
 def _record_steps(engine: PruningEngine, path: Path) -> None:
     """A line for every batch that counts: epoch, batch in it, sample ids, measurements; killed runs leave theirs."""
-    step, commit = engine.step, engine.step.commit
+    recorder, commit = engine.step, engine.step.commit
 
-    def commit_and_record(batch: int) -> None:
-        commit(batch)
-        ids = step.ids.tolist()
-        values = step.measurements().importance[-len(ids) :].tolist()
+    def commit_and_record(step: int) -> None:
+        commit(step)
+        ids = recorder.ids.tolist()
+        values = recorder.measurements().importance[-len(ids) :].tolist()
         with path.open("a") as file:
-            file.write(json.dumps([engine.records[-1].epoch, batch, ids, values]) + "\n")
+            file.write(json.dumps([engine.records[-1].epoch, step, ids, values]) + "\n")
 
-    step.commit = commit_and_record
+    recorder.commit = commit_and_record
 
 
 def _die_in_step(engine: PruningEngine, out: Path, epoch: int, batch: int) -> None:
     """With gradients, before they have changed the weights."""
-    step, after_backward = engine.step, engine.step.after_backward
+    recorder, after_backward = engine.step, engine.step.after_backward
 
     def dying_after_backward() -> None:
         after_backward()
-        done = step.measurements().steps.max(initial=-1) + 1  # of a resumed epoch's first part too
+        done = recorder.measurements().steps.max(initial=-1) + 1  # of a resumed epoch's first part too
         if (engine.records[-1].epoch, done) == (epoch, batch):
             die(out)
 
-    step.after_backward = dying_after_backward
+    recorder.after_backward = dying_after_backward
 
 
 def _die_having_chosen(method: Method, out: Path, epoch: int) -> None:

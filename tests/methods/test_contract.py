@@ -37,7 +37,7 @@ EVERY = [method for name in sorted(EXAMPLES) for method in EXAMPLES[name]]
 SAMPLED = {"ted_sampled": TED(0.6, choice="sampled", relative=True)}
 RUN = {name: examples[0] for name, examples in EXAMPLES.items()} | SAMPLED
 HOSTS = installed_hosts()
-FIRST, *OTHERS = HOSTS  # the other ways to train are quick in the first alone, and long in the others
+FIRST, *OTHERS = HOSTS
 
 
 def test_every_method_has_examples() -> None:
@@ -66,18 +66,13 @@ def test_keeps(method: Method, check: Callable[[Method], None]) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     start_runs(
-        [
-            run
-            for name, method in RUN.items()
-            for host in HOSTS
-            for run in contract_runs(name, method, host, brief=host != FIRST)
-        ],
+        [run for name, method in RUN.items() for host in HOSTS for run in contract_runs(name, method, host)],
         out,
     )
     return out
 
 
-QUICK = [(host, check) for host in HOSTS for check in run_checks(host, brief=host != FIRST)]
+QUICK = [(host, check) for host in HOSTS for check in run_checks(host)]
 
 
 @pytest.mark.parametrize(("host", "check"), QUICK, ids=lambda value: getattr(value, "__name__", value))
@@ -110,19 +105,15 @@ def test_epochs_of_infobatch_end_with_what_is_left(host: str, runs: Path) -> Non
 @pytest.fixture(scope="module")
 def long_runs(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]) -> Path:
     out, data = tmp_path_factory.mktemp("long_runs"), make_mds(61)
-    runs = []
-    for name, method in RUN.items():
-        for host in HOSTS:
-            runs += long_contract_runs(name, method, data, host)
-        for host in OTHERS:
-            names = {run.name for run in runs}
-            runs += [run for run in contract_runs(name, method, host) if run.name not in names]
-    start_runs(runs, out, timeout=3600)
+    start_runs(
+        [run for name, method in RUN.items() for host in HOSTS for run in long_contract_runs(name, method, data, host)],
+        out,
+        timeout=1800,
+    )
     return out
 
 
 LONG = [(host, check) for host in HOSTS for check in long_run_checks(host)]
-LONG += [(host, check) for host in OTHERS for check in run_checks(host)]
 
 
 @pytest.mark.long
