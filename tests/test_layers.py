@@ -268,6 +268,10 @@ FRESH = {
         {"composer", "streaming", "webdataset"},
     ),
     "the top package": ("import ted_stream\nassert 'TED' in dir(ted_stream)\n", {"torch", "numpy", "pyarrow"}),
+    "checking a method": (
+        "import ted_stream.testing, ted_stream.testing.contract_process\n",
+        {"composer", "transformers", "accelerate"},
+    ),
     "local files": (
         "import sys\n"
         "from ted_stream.files import read_bytes, write_bytes\n"

@@ -17,7 +17,7 @@ __all__ = ["check_method", "checked_hosts"]
 def check_method(method: Method, *, hosts: Sequence[str] | None = None, folder: Path | None = None) -> None:
     """Check all that is asked of a method: its value, its choices, and whole runs in every host.
 
-    The runs take about a minute a host. The method's class must be one that another process can import.
+    The runs take about half a minute in all. The method's class must be one that another process can import.
 
     Args:
         method: with settings that prune from the second epoch on at the latest.

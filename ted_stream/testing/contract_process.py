@@ -35,6 +35,12 @@ def _train_in(host: str) -> Train:
     return train
 
 
+def _add(path: Path, error: str) -> None:
+    """Beside those of earlier attempts at the run, which say more."""
+    with path.open("a") as file:
+        file.write(error)
+
+
 def _fork_rank(train: Train, run: Run, rank: int, out: Path, store: Path) -> int:
     """Train one rank of the run in a child process; its process id."""
     pid = os.fork()
@@ -48,7 +54,7 @@ def _fork_rank(train: Train, run: Run, rank: int, out: Path, store: Path) -> int
         train(run, out, rank)
         status = 0
     except BaseException:
-        (out / f"error{rank}.txt").write_text(traceback.format_exc())
+        _add(out / f"error{rank}.txt", traceback.format_exc())
     finally:
         os._exit(status)
 
@@ -73,7 +79,7 @@ def _train_ranks(train: Train, run: Run, out: Path, store: Path) -> None:
         for path in set(out.glob("error*.txt")) - before:
             path.unlink()
     if died != (run.kill is not None) or (any(codes.values()) and not died):
-        (out / "error.txt").write_text(f"{run} ended with these exit statuses of its ranks: {codes}.")
+        _add(out / "error.txt", f"{run} ended with these exit statuses of its ranks: {codes}.\n")
 
 
 def main() -> None:

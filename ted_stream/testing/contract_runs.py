@@ -40,6 +40,12 @@ class Death:
     parallelism: str | None = None
 
 
+_OTHER_WAYS: dict[str, tuple[str, ...]] = {
+    "composer": ("microbatches", "workers", "fsdp"),
+    "loop": ("workers", "fsdp"),
+    "huggingface": ("workers",),
+}
+
 # In every host: half of a list is written, in the middle of a step, and at the boundary after the choice.
 DEATHS: dict[str, Death] = {
     "killed": Death(
@@ -93,9 +99,7 @@ def other_ways(host: str) -> tuple[str, ...]:
     Accumulating gradients over several batches of the loader, as a loop and Hugging Face do, is no such way: an epoch's
     last step may have fewer.
     """
-    return {"composer": ("microbatches", "workers", "fsdp"), "loop": ("workers", "fsdp"), "huggingface": ("workers",)}[
-        host
-    ]
+    return _OTHER_WAYS[host]
 
 
 def run_name(name: str, host: str) -> str:

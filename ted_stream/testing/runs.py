@@ -34,15 +34,13 @@ HOSTS: dict[str, tuple[str, ...]] = {
     "loop": (),
     "huggingface": ("transformers", "accelerate"),
 }
+_IN_COMPOSER_ALONE = ("microbatch_size", "replication", "start_from", "stop_after")
+_DEATHS_IN_EVERY_HOST = ("after_backward", "selected", "writing")
 
 
 def installed_hosts() -> tuple[str, ...]:
     """Those of :data:`HOSTS` whose packages can be imported."""
     return tuple(host for host, packages in HOSTS.items() if all(find_spec(package) for package in packages))
-
-
-_IN_COMPOSER_ALONE = ("microbatch_size", "replication", "start_from", "stop_after")
-_DEATHS_IN_EVERY_HOST = ("after_backward", "selected", "writing")
 
 
 @dataclass(kw_only=True)
