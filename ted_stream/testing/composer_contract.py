@@ -19,7 +19,7 @@ from ted_stream.testing.contract_parts import (
     seed_of,
 )
 from ted_stream.testing.contract_watch import die, watch
-from ted_stream.testing.runs import Run
+from ted_stream.testing.runs import DEATHS_IN_EVERY_HOST, Run
 from ted_stream.trainers.composer import DataPruning
 
 __all__ = ["train"]
@@ -71,7 +71,7 @@ def train(run: Run, out: Path, rank: int) -> None:
     model = ComposerClassifier(network, num_classes=3)
     pruning = DataPruning(make_method(run), folder=str(out / "run"))
     callbacks: list[Callback] = [Watch(lambda: watch(pruning.engine, run, out, rank))]
-    if run.kill and run.kill["rank"] == rank and run.kill["event"] in set(Event) - {Event.AFTER_BACKWARD}:
+    if run.kill and run.kill["rank"] == rank and run.kill["event"] not in DEATHS_IN_EVERY_HOST:
         callbacks.append(Die(out, run.kill["event"], run.kill["epoch"], run.kill["batch"]))
     if run.stop_after:
         callbacks.append(Stop(run.stop_after))

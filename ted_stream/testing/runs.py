@@ -18,6 +18,7 @@ from ted_stream.methods import Method
 from ted_stream.testing.processes import run_to_the_end
 
 __all__ = [
+    "DEATHS_IN_EVERY_HOST",
     "HOSTS",
     "Run",
     "described",
@@ -35,7 +36,7 @@ HOSTS: dict[str, tuple[str, ...]] = {
     "huggingface": ("transformers", "accelerate"),
 }
 _IN_COMPOSER_ALONE = ("microbatch_size", "replication", "start_from", "stop_after")
-_DEATHS_IN_EVERY_HOST = ("after_backward", "selected", "writing")
+DEATHS_IN_EVERY_HOST = ("after_backward", "selected", "writing")  # events at which any run can be killed
 
 
 def installed_hosts() -> tuple[str, ...]:
@@ -106,7 +107,7 @@ class Run:
         beyond = [name for name in _IN_COMPOSER_ALONE if getattr(self, name) != defaults[name]]
         if self.parallelism not in ("ddp", "full" if self.host == "loop" else "ddp"):
             beyond.append("parallelism")
-        if self.kill is not None and self.kill["event"] not in _DEATHS_IN_EVERY_HOST:
+        if self.kill is not None and self.kill["event"] not in DEATHS_IN_EVERY_HOST:
             beyond.append("kill")
         if beyond:
             values = ", ".join(f"{name}={getattr(self, name)!r}" for name in beyond)
