@@ -32,7 +32,11 @@ KNOWN_TO = {
     "composer": ("ted_stream.trainers.composer", "ted_stream.testing.composer_contract", "ted_stream.pipelines"),
     "streaming": ("ted_stream.reading", "ted_stream.files", "ted_stream.pipelines"),
     "webdataset": ("ted_stream.reading", "ted_stream.export"),
-    "transformers": ("ted_stream.trainers.huggingface", "ted_stream.pipelines"),
+    "transformers": (
+        "ted_stream.trainers.huggingface",
+        "ted_stream.testing.huggingface_contract",
+        "ted_stream.pipelines",
+    ),
     "braceexpand": ("ted_stream.reading",),
     "typer": ("ted_stream.cli",),
     "rich": ("ted_stream.cli",),
@@ -244,6 +248,10 @@ FRESH = {
         | {"omegaconf", "rich", "boto3"},
     ),
     "the top package": ("import ted_stream\nassert 'TED' in dir(ted_stream)\n", {"torch", "numpy", "pyarrow"}),
+    "checking a method": (
+        "import ted_stream.testing, ted_stream.testing.contract_process\n",
+        {"composer", "transformers", "accelerate"},
+    ),
     "local files": (
         "import sys\n"
         "from ted_stream.files import read_bytes, write_bytes\n"

@@ -1,11 +1,9 @@
-"""What every method keeps: a check each, and all of them."""
+"""What every method keeps in its value and in its choices, a check each."""
 
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,35 +12,12 @@ from numpy.typing import NDArray
 from ted_stream.methods import Method
 from ted_stream.pruning import Communicator, Measurements, Owned, ScoreStore, num_kept
 from ted_stream.pruning.measures import Measure
-from ted_stream.testing.contract_runs import RUN_CHECKS, contract_runs
-from ted_stream.testing.runs import start_runs
 from ted_stream.testing.threads import run_ranks
 
-__all__ = ["CHOICE_CHECKS", "METHOD_CHECKS", "POPULATIONS", "VALUE_CHECKS", "Population", "check_method"]
+__all__ = ["CHOICE_CHECKS", "METHOD_CHECKS", "POPULATIONS", "VALUE_CHECKS", "Population"]
 
 _EPOCHS = 5
 _SEED = 11
-
-
-def check_method(method: Method, *, folder: Path | None = None) -> None:
-    """Check all that is asked of a method: its value, its choices, and whole runs in Composer, which take a minute.
-
-    Its class must be one that another process can import.
-
-    Args:
-        method: with settings that prune from the second epoch on at the latest.
-        folder: an empty one for the files of the runs; a temporary one where it is ``None``.
-
-    Raises:
-        AssertionError: saying what it does not keep.
-    """
-    for check in METHOD_CHECKS:
-        check(method)
-    with tempfile.TemporaryDirectory() as temporary:
-        out = folder or Path(temporary)
-        start_runs(contract_runs("run", method), out)
-        for check in RUN_CHECKS:
-            check(method, out, "run")
 
 
 # Its value

@@ -1,16 +1,20 @@
-"""Every registered method keeps the contract, in choices and in whole runs."""
+"""Every registered method keeps the contract, in choices and in whole runs in every host."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ted_stream.methods import METHODS, TED, ImportanceSampling, InfoBatch, Method, RandomPruning
-from ted_stream.testing import METHOD_CHECKS, check_covered
-from ted_stream.testing.contract_runs import LONG_RUN_CHECKS, RUN_CHECKS, contract_runs, long_contract_runs
-from ted_stream.testing.runs import load_result, start_runs, steps_of
+from ted_stream.testing import METHOD_CHECKS, check_covered, check_method
+from ted_stream.testing import runs as runs_module
+from ted_stream.testing.contract import checked_hosts
+from ted_stream.testing.contract_checks import HOST_CHECKS, long_run_checks, run_checks
+from ted_stream.testing.contract_runs import contract_runs, long_contract_runs, run_name
+from ted_stream.testing.runs import Run, installed_hosts, load_result, start_runs, steps_of
 
 # Settings of every registered method that take its ways between them; whole runs are made of the first ones.
 EXAMPLES: dict[str, tuple[Method, ...]] = {
@@ -30,6 +34,8 @@ EXAMPLES: dict[str, tuple[Method, ...]] = {
 EVERY = [method for name in sorted(EXAMPLES) for method in EXAMPLES[name]]
 SAMPLED = {"ted_sampled": TED(0.6, choice="sampled", relative=True)}
 RUN = {name: examples[0] for name, examples in EXAMPLES.items()} | SAMPLED
+HOSTS = installed_hosts()
+FIRST, *OTHERS = HOSTS
 
 
 def test_every_method_has_examples() -> None:
@@ -57,21 +63,36 @@ def test_keeps(method: Method, check: Callable[[Method], None]) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
-    start_runs([run for name, method in RUN.items() for run in contract_runs(name, method)], out)
+    start_runs(
+        [run for name, method in RUN.items() for host in HOSTS for run in contract_runs(name, method, host)],
+        out,
+    )
     return out
 
 
-@pytest.mark.composer
-@pytest.mark.parametrize("check", RUN_CHECKS, ids=lambda check: check.__name__)
+QUICK = [(host, check) for host in HOSTS for check in run_checks(host)]
+
+
+@pytest.mark.parametrize(("host", "check"), QUICK, ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.parametrize("name", RUN)
-def test_keeps_in_runs(name: str, check: Callable[[Method, Path, str], None], runs: Path) -> None:
-    check(RUN[name], runs, name)
+def test_keeps_in_runs(name: str, host: str, check: Callable[[Method, Path, str], None], runs: Path) -> None:
+    check(RUN[name], runs, run_name(name, host))
 
 
-@pytest.mark.composer
-def test_epochs_of_infobatch_end_with_what_is_left(runs: Path) -> None:
+@pytest.mark.parametrize("check", HOST_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("host", OTHERS)
+@pytest.mark.parametrize("name", RUN)
+def test_keeps_over_hosts(
+    name: str, host: str, check: Callable[[Method, Path, str, Sequence[str]], None], runs: Path
+) -> None:
+    check(RUN[name], runs, name, (FIRST, host))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_epochs_of_infobatch_end_with_what_is_left(host: str, runs: Path) -> None:
     """Every kept sample once, in full batches and a partial last one; the official sampler never ends an epoch."""
-    records, steps = load_result(runs, "infobatch-one")["records"], steps_of(runs, "infobatch-one", 0)
+    one = f"{run_name('infobatch', host)}-one"
+    records, steps = load_result(runs, one)["records"], steps_of(runs, one, 0)
     for epoch, record in enumerate(records):
         sizes = [len(ids) for (at, _), (ids, _) in sorted(steps.items()) if at == epoch]
         whole, rest = divmod(record["kept"], 8)
@@ -83,17 +104,21 @@ def test_epochs_of_infobatch_end_with_what_is_left(runs: Path) -> None:
 def long_runs(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]) -> Path:
     out, data = tmp_path_factory.mktemp("long_runs"), make_mds(61)
     start_runs(
-        [run for name, method in RUN.items() for run in long_contract_runs(name, method, data)], out, timeout=1800
+        [run for name, method in RUN.items() for host in HOSTS for run in long_contract_runs(name, method, data, host)],
+        out,
+        timeout=1800,
     )
     return out
 
 
+LONG = [(host, check) for host in HOSTS for check in long_run_checks(host)]
+
+
 @pytest.mark.long
-@pytest.mark.composer
-@pytest.mark.parametrize("check", LONG_RUN_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("host", "check"), LONG, ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.parametrize("name", RUN)
-def test_keeps_in_long_runs(name: str, check: Callable[[Method, Path, str], None], long_runs: Path) -> None:
-    check(RUN[name], long_runs, name)
+def test_keeps_in_long_runs(name: str, host: str, check: Callable[[Method, Path, str], None], long_runs: Path) -> None:
+    check(RUN[name], long_runs, run_name(name, host))
 
 
 def _add_to_scores(folder: Path) -> None:
@@ -121,17 +146,82 @@ TAMPERED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "lists_follow_from_measurements": ("lived", _add_to_scores, "scores of .* are others"),
     "lists_follow_from_measurements, batches": ("lived", _forget_a_batch, "did not train on what it kept"),
 }
+CHECKS = {check.__name__: check for check in run_checks(FIRST)}
 
 
-@pytest.mark.composer
-@pytest.mark.parametrize("name", TAMPERED)
+@pytest.mark.parametrize("name", [name for name in TAMPERED if name.partition(",")[0] in CHECKS])
 def test_what_is_wrong_in_a_run_is_found(name: str, runs: Path, tmp_path: Path) -> None:
     """The comparisons, of results that something was done to."""
     what, tamper, words = TAMPERED[name]
-    (check,) = [check for check in RUN_CHECKS if check.__name__ == name.partition(",")[0]]
+    check, begin = CHECKS[name.partition(",")[0]], run_name("ted", FIRST)
+    for folder in runs.glob(f"{begin}-*"):
+        shutil.copytree(folder, tmp_path / folder.name)
+    check(RUN["ted"], tmp_path, begin)
+    tamper(tmp_path / f"{begin}-{what}")
+    with pytest.raises(AssertionError, match=words):
+        check(RUN["ted"], tmp_path, begin)
+
+
+def _keep_another(folder: Path) -> None:
+    result = torch.load(folder / "rank0.pt", weights_only=False)
+    result["records"][-1]["digest"] = "0"
+    torch.save(result, folder / "rank0.pt")
+
+
+OVER_HOSTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "a weight": ("one", _nudge_a_weight, "differs from that of"),
+    "a score": ("ddp", _add_to_scores, "the scores of .* differ"),
+    "a list": ("one", _keep_another, "the records of .* are not those"),
+    "a batch": ("ddp", _forget_a_batch, "in another order"),
+}
+
+
+@pytest.mark.parametrize("what", OVER_HOSTS)
+@pytest.mark.parametrize("host", OTHERS)
+def test_what_differs_over_hosts_is_found(host: str, what: str, runs: Path, tmp_path: Path) -> None:
+    (check,) = HOST_CHECKS
     for folder in runs.glob("ted-*"):
         shutil.copytree(folder, tmp_path / folder.name)
-    check(RUN["ted"], tmp_path, "ted")
-    tamper(tmp_path / f"ted-{what}")
+    run, tamper, words = OVER_HOSTS[what]
+    tamper(tmp_path / f"{run_name('ted', host)}-{run}")
     with pytest.raises(AssertionError, match=words):
-        check(RUN["ted"], tmp_path, "ted")
+        check(RUN["ted"], tmp_path, "ted", HOSTS)
+
+
+# Which hosts
+
+
+def test_hosts_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And named. The loop needs nothing."""
+    monkeypatch.setattr(runs_module, "find_spec", lambda package: None)
+    assert installed_hosts() == ("loop",)
+    with pytest.warns(UserWarning, match="goes unchecked") as found:
+        assert checked_hosts(None) == ("loop",)
+    words = [str(warning.message) for warning in found]
+    assert len(words) == 2
+    assert all(f"no runs in {host}" in text for host, text in zip(("composer", "huggingface"), words, strict=True))
+    with pytest.raises(ValueError, match=r"'huggingface', which is not installed \(transformers, accelerate\)"):
+        check_method(RandomPruning(0.5), hosts=["loop", "huggingface"])
+
+
+def test_hosts_that_are_not_known_are_refused() -> None:
+    with pytest.raises(ValueError, match="'lightning', which is none of composer, loop, huggingface"):
+        check_method(RandomPruning(0.5), hosts=["lightning"])
+    with pytest.raises(ValueError, match="at least one"):
+        check_method(RandomPruning(0.5), hosts=[])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"host": "lightning"},
+        {"host": "loop", "microbatch_size": 3},
+        {"host": "loop", "parallelism": "sharded"},
+        {"host": "huggingface", "parallelism": "full"},
+        {"host": "huggingface", "kill": {"rank": 0, "event": "batch_end", "epoch": 0, "batch": 1}},
+    ],
+    ids=str,
+)
+def test_runs_that_a_host_does_not_have_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"host|no (microbatch_size|parallelism|kill)="):
+        Run(name="run", method="TED(0.5)", **settings)
