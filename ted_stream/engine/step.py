@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ted_stream.pruning import Measurements, batch_size
 from ted_stream.pruning.batches import tensors_of
+from ted_stream.pruning.loss_kinds import Counted
 from ted_stream.pruning.probe import StepProbe
 
 __all__ = ["StepRecorder"]
@@ -90,16 +91,16 @@ class StepRecorder:
             weights = self._weights[self.ids[rows]].to(device, non_blocking=True)
         return self._probe.before_forward(batch, weights)
 
-    def before_backward(self, batch: Any, outputs: Any, loss: Tensor, divisor: Tensor | None = None) -> None:
+    def before_backward(self, batch: Any, outputs: Any, loss: Tensor, counted: Counted | None = None) -> None:
         """See the microbatch's outputs and its loss, before the host scales it.
 
         Args:
             batch: the microbatch.
             outputs: of the model.
             loss: the tensor that holds all of the loss.
-            divisor: () by what the sum over targets was divided, if maybe by another number than the microbatch's own.
+            counted: what the host would have the loss be, where it counts targets over more than the microbatch.
         """
-        self._probe.before_backward(batch, outputs, loss, divisor)
+        self._probe.before_backward(batch, outputs, loss, counted)
 
     def after_backward(self) -> None:
         """Read what the backward pass left."""
@@ -142,6 +143,6 @@ class StepRecorder:
             return self._resumed
         sizes = [len(ids) for ids in self._ids]
         ids = torch.cat(self._ids).cpu().numpy()
-        values = torch.cat(self._values).double().cpu().numpy() if self._values else np.zeros(len(ids))
+        values = torch.cat(self._values).cpu().double().numpy() if self._values else np.zeros(len(ids))
         steps = np.repeat(np.array(self._steps, np.int64), sizes)
         return Measurements.concatenate([self._resumed, Measurements(ids=ids, importance=values, steps=steps)])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ted_stream.pruning.batches import IGNORE_INDEX, class_targets, logits_of, targets_of, within_classes
-from ted_stream.pruning.loss_kinds import LossFunction, LossReading, Rows, holds_loss, read_rows, read_value
+from ted_stream.pruning.loss_kinds import Counted, LossFunction, LossReading, Rows, holds_loss, read_rows, read_value
 from ted_stream.pruning.loss_trials import is_uneven, refuse_other_predictions
 from ted_stream.pruning.measures import Measure
 
@@ -26,7 +26,7 @@ class FirstLook:
         loss: what is about to be differentiated.
         size: B.
         shifted: whether labels are shifted.
-        divisor: () by what the trainer would have the loss divide the sum over targets, where it counts them itself.
+        counted: what the trainer would have the loss be, where it counts targets itself.
 
     Attributes:
         reading: how the loss is made of the samples', where that matters.
@@ -44,7 +44,7 @@ class FirstLook:
         size: int,
         *,
         shifted: bool,
-        divisor: Tensor | None = None,
+        counted: Counted | None = None,
     ) -> None:
         logits = logits_of(outputs)
         if holds_loss(outputs) or (logits is not None and len(logits) != size):
@@ -66,7 +66,7 @@ class FirstLook:
         self._rows = None if function is None else Rows.of(outputs, batch, size, shifted=shifted)
         self.reading: LossReading | None = None
         if function is None and (self._takes_classes or (measure.needs_loss and not self._is_vector)):
-            self.reading = read_value(outputs, batch, loss, shifted=shifted, divisor=divisor)
+            self.reading = read_value(outputs, batch, loss, shifted=shifted, counted=counted)
         elif function is not None and self._rows is not None and measure.needs_loss and not self._is_vector:
             try:
                 self.reading = read_rows(function, self._rows)
@@ -80,7 +80,7 @@ class FirstLook:
                 )
                 self._function = self._rows = None
                 self._takes_classes = measure.site is None
-                self.reading = read_value(outputs, batch, loss, shifted=shifted, divisor=divisor)
+                self.reading = read_value(outputs, batch, loss, shifted=shifted, counted=counted)
 
     def check(self) -> None:
         """Look at the values; waits for the device.

@@ -22,6 +22,7 @@ from ted_stream.pruning.batches import (
 
 __all__ = [
     "FEW",
+    "Counted",
     "LossFunction",
     "LossReading",
     "Rows",
@@ -37,8 +38,22 @@ __all__ = [
 LossFunction = Callable[[Any, Any], Any]
 _ROWS = 8
 FEW = 1 << 24  # values, that may be widened
+_SAME = 1e-3  # relatively; rounding comes to less, another count of targets to more
 _FAR = 0.1  # relatively; auxiliary terms of a loss come to less
 _HALVES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a trainer that counts targets itself, over several microbatches and ranks, does to the loss or asks of it.
+
+    Args:
+        divisor: () float, by what the loss is to divide the sum over the microbatch's targets, all told.
+        multiplier: by what the trainer multiplies the loss afterwards, whether or not it has divided by that.
+    """
+
+    divisor: Tensor
+    multiplier: int = 1
 
 
 @dataclass
@@ -54,6 +69,8 @@ class LossReading:
         is_sum: () whether it is a sum.
         divided: () what it would be as a sum divided by what the trainer counted, where it counts targets itself.
         is_divided: () whether it is that.
+        multiplied: () what it would be as a mean that the trainer has multiplied, where it does.
+        is_multiplied: () whether it is that.
         is_comparable: whether there is a mean and a total to compare it with.
         is_cross_entropy: () whether the samples' losses are the cross-entropies of the logits.
         refusal: why the samples' own losses cannot be had, in case they are not cross-entropies.
@@ -67,26 +84,31 @@ class LossReading:
     is_cross_entropy: Tensor | bool
     divided: Tensor | None = None
     is_divided: Tensor | bool = False
+    multiplied: Tensor | None = None
+    is_multiplied: Tensor | bool = False
     is_comparable: bool = True
     refusal: ValueError | None = None
 
-    def divisor_of(self, own: Tensor | int, counted: Tensor | None) -> Tensor | int:
+    def divisor_of(self, own: Tensor | int, counted: Counted | None) -> Tensor | int:
         """By what the loss of a microbatch divides the sum over its targets; does not wait for the device.
 
         Args:
             own: the microbatch's count, by which a mean divides.
             counted: the trainer's.
         """
+        kinds: list[tuple[Tensor | bool, Tensor | int]] = [(self.is_sum, 1)]
+        if counted is not None:
+            kinds += [(self.is_divided, counted.divisor), (self.is_multiplied, own / counted.multiplier)]
         divisor = own
-        for holds, other in ((self.is_sum, 1), (self.is_divided, counted)):
-            if holds is not False and other is not None:
+        for holds, other in kinds:
+            if holds is not False:
                 divisor = torch.where(holds, other, divisor) if isinstance(holds, Tensor) else other
         return divisor
 
     @property
     def _fitting(self) -> list[float]:
         """What the value may be."""
-        kinds = (self.mean, self.total, self.divided)
+        kinds = (self.mean, self.total, self.divided, self.multiplied)
         return [float(number) for number in kinds if number is not None]
 
     def settle(self) -> None:
@@ -96,8 +118,8 @@ class LossReading:
             ValueError: if the loss function's value of several samples is neither the mean nor the sum of theirs, or
                 their own losses were asked for and cannot be had.
         """
-        self.is_sum, self.is_divided = bool(self.is_sum), bool(self.is_divided)
-        self.is_cross_entropy = bool(self.is_cross_entropy)
+        self.is_sum, self.is_cross_entropy = bool(self.is_sum), bool(self.is_cross_entropy)
+        self.is_divided, self.is_multiplied = bool(self.is_divided), bool(self.is_multiplied)
         if self.refusal is not None and not self.is_cross_entropy:
             raise self.refusal
         value, mean, total = (float(number) for number in (self.value, self.mean, self.total))
@@ -264,7 +286,7 @@ def read_rows(function: LossFunction, rows: Rows) -> LossReading:
 
 
 @torch.no_grad()
-def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool, divisor: Tensor | None = None) -> LossReading:
+def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool, counted: Counted | None = None) -> LossReading:
     """Compare a loss with the mean and the sum of the cross-entropies of the logits, where there is no more to go by.
 
     Nothing here looks at values, so nothing waits for the device.
@@ -274,7 +296,7 @@ def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool, divisor
         batch: the first microbatch.
         loss: () or (B,), what is about to be differentiated.
         shifted: whether labels are shifted.
-        divisor: () by what the trainer would have the loss divide the sum over targets.
+        counted: what the trainer would have the loss be, where it counts targets itself.
     """
     value, losses = loss.detach(), _cross_entropies(outputs, batch, shifted=shifted)
     if losses is None:
@@ -285,14 +307,16 @@ def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool, divisor
         return LossReading(value.sum(), losses.sum(), total, False, False, True)
     if targets_of(batch).is_floating_point():  # maybe probabilities, maybe something else
         return LossReading(value, total / all_, total, False, False, True, is_comparable=False)
-    mean, divided = total / all_, None if divisor is None else total / divisor
-    # Half-way between two, as factors go: smoothed labels make a loss larger, but not as much as a sum is.
-    is_sum, is_divided = value * value > mean * total, False
-    if divided is not None:
-        is_sum = is_sum & (value * value > divided * total)
-        is_nearer = (value * value < mean * divided) == (divided < mean)
-        is_divided = ~is_sum & (is_nearer | (divided == mean))  # which may differ in the next microbatch
-    return LossReading(value, mean, total, False, is_sum, True, divided, is_divided)
+    mean = total / all_
+    if counted is None:
+        # Half-way between the two, as factors go: smoothed labels make a loss larger, but not as much as a sum is.
+        return LossReading(value, mean, total, False, value * value > mean * total, True)
+    divided, multiplied = total / counted.divisor.to(total.dtype), mean * counted.multiplier
+    # The nearest as factors go. Of equal ones the first: in the next microbatch the trainer's count may be another.
+    kinds = torch.stack([divided, mean, multiplied, total])
+    kind = (value.to(total.dtype).log() - kinds.log()).abs().argmin()
+    kind = torch.where((divided / kinds.index_select(0, kind[None]) - 1).abs() < _SAME, 0, kind)[0]
+    return LossReading(value, mean, total, False, kind == 3, True, divided, kind == 0, multiplied, kind == 2)
 
 
 def are_cross_entropies(rows: Rows, losses: Tensor) -> Tensor | bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ted_stream.pruning.batches import batch_size, logits_of, loss_shares, tensors_of
 from ted_stream.pruning.first_look import FirstLook
 from ted_stream.pruning.layer_watch import LayerWatch
-from ted_stream.pruning.loss_kinds import LossFunction
+from ted_stream.pruning.loss_kinds import Counted, LossFunction
 from ted_stream.pruning.masks import InputMask
 from ted_stream.pruning.measures import Measure, Microbatch
 from ted_stream.pruning.output_layer import is_compiled, shifts_labels
@@ -140,15 +140,15 @@ class StepProbe:
             return self._input.open(batch, self._mask)
         return batch
 
-    def before_backward(self, batch: Any, outputs: Any, loss: Tensor, divisor: Tensor | None = None) -> None:
+    def before_backward(self, batch: Any, outputs: Any, loss: Tensor, counted: Counted | None = None) -> None:
         """See the outputs and the loss.
 
         Args:
             batch: the microbatch, with as many samples as before the forward pass.
             outputs: of the model.
             loss: () or (B,), unscaled, that is about to be differentiated, times any factor.
-            divisor: () where the trainer counts targets over more than this microbatch (gradient accumulation, ranks):
-                what it divides their sum by. Whether the loss obeys is told by its value in the first microbatch.
+            counted: where the trainer counts targets over more than this microbatch (gradient accumulation, ranks).
+                Whether the loss goes by that is told by its value in the first microbatch.
 
         Raises:
             ValueError: if the output layer cannot be found, does not fit the samples or did not make the loss; if the
@@ -157,7 +157,8 @@ class StepProbe:
         if self._size is None:
             return
         logits = logits_of(outputs)
-        self._refuse_other_sizes(batch, logits)
+        # A mask at the input asks nothing of the outputs.
+        _refuse_other_sizes(self._size, batch, logits if self._input is None else None)
         if not loss.requires_grad:
             raise ValueError(
                 "The loss requires no gradient, so it hangs on none of the model's layers: nothing can be measured "
@@ -172,32 +173,21 @@ class StepProbe:
                 "Choose another site."
             )
         if self.measure is not None:
-            self._measure(self.measure, batch, outputs, loss, self._size, divisor)
-
-    def _refuse_other_sizes(self, batch: Any, logits: Tensor | None) -> None:
-        found = {"the batch before the backward pass": batch_size(batch)}
-        if logits is not None and self._input is None:  # a mask at the input asks nothing of the outputs
-            found["the model's output"] = len(logits)
-        for name, size in found.items():
-            if size != self._size:
-                raise ValueError(
-                    f"The microbatch had {self._size} samples before the forward pass, but {name} has {size} rows, so "
-                    "measurements would go to the wrong samples. Keep one row per sample, in the samples' order."
-                )
+            self._measure(self.measure, batch, outputs, loss, self._size, counted)
 
     def _measure(
-        self, measure: Measure, batch: Any, outputs: Any, loss: Tensor, size: int, divisor: Tensor | None
+        self, measure: Measure, batch: Any, outputs: Any, loss: Tensor, size: int, counted: Counted | None
     ) -> None:
         if self._first is None:
             self._first = FirstLook(
-                measure, self._loss_function, outputs, batch, loss, size, shifted=self._shifted, divisor=divisor
+                measure, self._loss_function, outputs, batch, loss, size, shifted=self._shifted, counted=counted
             )
             batch = self._first.batch
             if self._watch is not None and measure.needs_features:
                 self._first.layer = self._watch.is_affine(logits_of(outputs))
         if self._mask is not None:
             self._own, self._all = (1, 1) if loss.shape == (size,) else loss_shares(batch, shifted=self._shifted)
-            self._divisor = divisor
+            self._counted = counted
             self._factor = None
             loss.register_hook(self._note_factor)
             return
@@ -252,7 +242,7 @@ class StepProbe:
                 f"The backward pass of the loss did not come to {place}, so no mask gradient exists. Name the layer "
                 "that makes the logits with output_layer='…', or choose another measure."
             )
-        all_ = self._all if first.reading is None else first.reading.divisor_of(self._all, self._divisor)
+        all_ = self._all if first.reading is None else first.reading.divisor_of(self._all, self._counted)
         values = mask.grad.detach().abs() * (all_ / factor.abs())
         if isinstance(self._own, Tensor):
             values = values / self._own
@@ -268,6 +258,18 @@ class StepProbe:
         was_checked, self.is_checked = self.is_checked, True
         if self._first is not None and not was_checked:
             self._first.check()
+
+
+def _refuse_other_sizes(size: int, batch: Any, logits: Tensor | None) -> None:
+    found = {"the batch before the backward pass": batch_size(batch)}
+    if logits is not None:
+        found["the model's output"] = len(logits)
+    for name, rows in found.items():
+        if rows != size:
+            raise ValueError(
+                f"The microbatch had {size} samples before the forward pass, but {name} has {rows} rows, so "
+                "measurements would go to the wrong samples. Keep one row per sample, in the samples' order."
+            )
 
 
 def _refuse_other_shapes(loss: Tensor, size: int) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 
-__all__ = ["StretchedScheduler", "catch_up", "set_to", "takes"]
+from ted_stream.engine import PruningEngine
+
+__all__ = ["StretchedScheduler", "catch_up", "set_to", "steps_done", "takes"]
 
 # Beside those with a closed form, these compute the rate from how far they are, and not from the rate before.
 _CLOSED = (CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR)
@@ -48,6 +50,25 @@ def catch_up(scheduler: LRScheduler, position: float) -> None:
         scheduler.step()
 
 
+def steps_done(
+    engine: PruningEngine, at: tuple[int, int], lengths: tuple[int, int], *, accumulation: int, progress: str
+) -> float:
+    """The optimizer steps of a full-data run that stand for those that were made, a fraction included.
+
+    Args:
+        engine: of the run.
+        at: the epoch, and how many of its batches have been trained on.
+        lengths: batches of that epoch, and of a full one.
+        accumulation: batches to an optimizer step; the last ones of an epoch make a step too.
+        progress: by what the run comes on, full ``epochs`` or ``samples`` forwarded.
+    """
+    kept, (epoch, done), (length, full_length) = None, at, lengths
+    if progress == "samples":
+        kept = engine.plan.forecast({record.epoch: record.kept for record in engine.records})
+    position = engine.plan.positions(-(-full_length // accumulation), kept)
+    return position(epoch, -(-done // accumulation), -(-length // accumulation))
+
+
 class StretchedScheduler:
     """A scheduler that a loop steps after its optimizer's steps, and that goes as far as in a full-data run.
 
@@ -65,6 +86,8 @@ class StretchedScheduler:
         self._position = position
 
     def __getattr__(self, name: str) -> Any:
+        if name == "scheduler":  # while it is copied
+            raise AttributeError(name)
         return getattr(self.scheduler, name)
 
     def step(self) -> None:

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ted_stream.engine.step import StepRecorder
 from ted_stream.pruning.batches import batch_size, map_tensors, split_rows, targets_of, tensors_of, with_targets
+from ted_stream.pruning.loss_kinds import Counted
 
 __all__ = ["LoopSteps"]
 
@@ -147,12 +148,12 @@ class LoopSteps:
         """Whether the batch went through the model, with gradients, and its loss has not been seen."""
         return self._is_open and not self._is_forwarding and not self.has_loss
 
-    def loss(self, loss: Tensor, divisor: Tensor | None = None) -> Tensor:
+    def loss(self, loss: Tensor, counted: Counted | None = None) -> Tensor:
         """See the loss, and give the one to differentiate: of the same value, but its gradient times the factor.
 
         Args:
             loss: () or (B,).
-            divisor: () by what the sum over targets was divided, if maybe by another number than the batch's own.
+            counted: what the host would have the loss be, where it counts targets over more than the batch.
 
         Raises:
             TypeError: if it is no tensor.
@@ -170,7 +171,7 @@ class LoopSteps:
             )
         if loss.requires_grad and (factor := self._recorder.loss_factor) != 1:
             loss.register_hook(lambda gradient: gradient * factor)  # before those that are to see it
-        self._recorder.before_backward(self._where_outputs_are(), self._outputs, loss, divisor)
+        self._recorder.before_backward(self._where_outputs_are(), self._outputs, loss, counted)
         self.has_loss = True
         if loss.ndim:
             loss = loss.mean()

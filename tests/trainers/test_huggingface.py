@@ -526,7 +526,7 @@ def test_a_loader_behind_our_back_is_refused(tmp_path: Path) -> None:
 
 def test_a_sampler_of_ones_own_is_refused(tmp_path: Path) -> None:
     class Own(PrunedTrainer):
-        def _get_train_sampler(self, *args: Any) -> Any:
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return torch.utils.data.RandomSampler(Dicts())
 
     with pytest.raises(ValueError, match="PrunedSampler"):

@@ -32,7 +32,8 @@ def launch(launcher: str, *arguments: object) -> None:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     command = [part.format(port=port) for part in LAUNCHERS[launcher]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # Accelerate calls the device of one CPU rank among several cpu:0, which torch knows no way to load a checkpoint to.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_TORCH_DEVICE": "cpu"}
     run_to_the_end([sys.executable, *command, str(SCRIPT), *map(str, arguments)], environment, 300)
 
 

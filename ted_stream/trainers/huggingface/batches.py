@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import Trainer
 
 from ted_stream.engine.step import StepRecorder
 from ted_stream.pruning import batch_size
+from ted_stream.pruning.loss_kinds import Counted
 from ted_stream.trainers.huggingface.plain_head import PlainHead
 from ted_stream.trainers.reading import EpochReader
 from ted_stream.trainers.steps import LoopSteps
@@ -49,11 +51,12 @@ class TrainedBatches:
             self._head.detach()
 
     def read(self) -> Iterator[Any]:
-        """What is left of the epoch, without ids."""
+        """What is left of the epoch, on the device and without ids."""
         self._ids.clear()
+        args: Any = self._trainer.args
         for batch, ids in self._reader.read():
             self._ids.append(ids)
-            yield batch
+            yield send_to_device(batch, args.device, non_blocking=args.accelerator_config.non_blocking)
 
     def begin(self, batch: Any) -> None:
         """The next of the batches that were read is about to be trained on.
@@ -70,30 +73,37 @@ class TrainedBatches:
     def seen(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
         """The Trainer's computation of the loss, seen where it is that of a training batch."""
 
-        def compute_and_see(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            result = compute_loss(model, inputs, *args, **kwargs)
+        def compute_and_see(
+            model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **others: Any
+        ) -> Any:
+            if return_outputs:
+                others["return_outputs"] = True
+            if num_items_in_batch is not None:
+                others["num_items_in_batch"] = num_items_in_batch
+            result = compute_loss(model, inputs, **others)
             steps = self._steps
             if steps is None or not steps.has_batch or not torch.is_grad_enabled():
                 return result
             loss, *outputs = result if isinstance(result, tuple) else (result,)
             if not steps.awaits_loss:
                 raise ValueError(
-                    "The loss of a training batch came without one forward pass of all its rows through the model, in "
-                    "their order. A Trainer whose loss takes pairs of rows, or several passes, cannot be pruned."
+                    "The loss of a training batch came without a forward pass of all its rows through the model, in "
+                    "their order. A Trainer whose loss takes pairs of rows, or parts of the batch, cannot be pruned."
                 )
-            loss = steps.loss(loss, self._divisor(kwargs.get("num_items_in_batch")))
+            loss = steps.loss(loss, self._counted(num_items_in_batch))
             return (loss, *outputs) if isinstance(result, tuple) else loss
 
         return compute_and_see
 
-    def _divisor(self, num_items: Tensor | int | None) -> Tensor | None:
-        """What the Trainer would have the loss divide the sum over this rank's targets by."""
+    def _counted(self, num_items: Tensor | int | None) -> Counted | None:
+        """What the Trainer would have the loss be: it counts the targets of a whole step."""
         if num_items is None:
             return None
-        divisor = torch.as_tensor(num_items, dtype=torch.float64)
-        if self._trainer.args.average_tokens_across_devices:  # then it counts those of all ranks, and multiplies again
-            divisor = divisor / self._trainer.accelerator.num_processes
-        return divisor
+        trainer, divisor = self._trainer, torch.as_tensor(num_items, dtype=torch.float32)
+        if not trainer.args.average_tokens_across_devices:
+            return Counted(divisor)
+        ranks = trainer.accelerator.num_processes  # whose targets it has counted too
+        return Counted(divisor / ranks, multiplier=ranks)
 
     def end(self) -> None:
         """The batch has been trained on.

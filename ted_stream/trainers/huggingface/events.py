@@ -1,9 +1,11 @@
 """What no method of Hugging Face's Trainer tells."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from ted_stream.trainers.huggingface.checkpoints import state_path
 from ted_stream.trainers.huggingface.run import EpochsLoader, HuggingFaceRun
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ class RunEvents(TrainerCallback):
 
     @property
     def _run(self) -> HuggingFaceRun:
-        run = self._trainer.pruned_run
+        run = self._trainer._pruned_run
         assert run is not None, "on_train_begin comes before"
         return run
 
@@ -34,7 +36,7 @@ class RunEvents(TrainerCallback):
         Raises:
             ValueError: if the dataloader is another than the mixin's.
         """
-        trainer, run = self._trainer, self._trainer.pruned_run
+        trainer, run = self._trainer, self._trainer._pruned_run
         if run is None or not isinstance(kwargs.get("train_dataloader"), EpochsLoader):
             raise ValueError(
                 "The training dataloader is not that of PruningMixin, so samples would not be pruned, or be shared out "
@@ -59,3 +61,19 @@ class RunEvents(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Training is over."""
         self._run.finish()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint has been written.
+
+        Raises:
+            RuntimeError: if it is without the state of the pruning.
+        """
+        if args.save_only_model or not args.should_save:
+            return
+        trial = getattr(self._trainer, "_trial", None)
+        folder = os.path.join(str(self._trainer._get_output_dir(trial)), f"checkpoint-{state.global_step}")
+        if os.path.isdir(folder) and not os.path.isfile(state_path(folder)):
+            raise RuntimeError(
+                f"{folder} was written without the state of the pruning, so the run could not go on from it. A "
+                "_save_checkpoint() of your own must call super()._save_checkpoint(…)."
+            )

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 from ted_stream.engine import PruningEngine
 from ted_stream.engine.plan import RunPlan
 from ted_stream.trainers.reading import EpochReader
+from ted_stream.trainers.schedules import steps_done
 
 __all__ = ["Lengths", "StepsPerEpoch"]
 
@@ -86,11 +87,8 @@ class Lengths:
 
     def position(self) -> float:
         """How far the run has come, in steps of the one without pruning."""
-        engine, reader, kept = self._engine, self._reader, None
-        if self._progress == "samples":
-            kept = engine.plan.forecast({record.epoch: record.kept for record in engine.records})
-        position = engine.plan.positions(self._steps(self._full_length), kept)
-        return position(reader.epoch, self._steps(reader.done), self._steps(len(self._loader)))
+        at, lengths = (self._reader.epoch, self._reader.done), (len(self._loader), self._full_length)
+        return steps_done(self._engine, at, lengths, accumulation=self._accumulation, progress=self._progress)
 
 
 class StepsPerEpoch(int):

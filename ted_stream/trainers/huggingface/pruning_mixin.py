@@ -54,9 +54,6 @@ class PruningMixin(_Base):
             progress.
         **kwargs: of the Trainer.
 
-    Attributes:
-        pruned_run: of the last training; see :attr:`pruning_engine`.
-
     Raises:
         TypeError: for an argument of another type, or a class that has the mixin behind the Trainer.
         ValueError: for a value out of range.
@@ -70,6 +67,12 @@ class PruningMixin(_Base):
                 f"{cls.__name__} has PruningMixin behind the Trainer, which would not see it. Put it in front: "
                 f"class {cls.__name__}(PruningMixin, Trainer)."
             )
+        for behind in order[order.index(PruningMixin) + 1 :]:
+            if behind is not Trainer and "_get_train_sampler" in vars(behind):
+                raise TypeError(
+                    f"{behind.__name__} chooses samples by a _get_train_sampler() of its own, which {cls.__name__} "
+                    "would not call: pruning chooses the samples of an epoch. Drop that method."
+                )
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class PruningMixin(_Base):
             output_layer=requirements.checked_output_layer(pruning_output_layer, pruning),
             allow_other_settings=pruning_allow_other_settings,
         )
-        self.pruned_run: HuggingFaceRun | None = None
+        self._pruned_run: HuggingFaceRun | None = None
         self._is_pruning = False
         self._goes_on_from: str | None = None
         super().__init__(*args, **kwargs)
@@ -104,19 +107,19 @@ class PruningMixin(_Base):
         Raises:
             RuntimeError: before training.
         """
-        if self.pruned_run is None:
+        if self._pruned_run is None:
             raise RuntimeError("Pruning has not started: the engine exists once train() has been called.")
-        return self.pruned_run.engine
+        return self._pruned_run.engine
 
     @property
     def pruning_records(self) -> list[EpochRecord]:
         """Of the epochs so far."""
-        return [] if self.pruned_run is None else self.pruned_run.engine.records
+        return [] if self._pruned_run is None else self._pruned_run.engine.records
 
     @property
-    def save_ratio(self) -> float:
+    def pruning_save_ratio(self) -> float:
         """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24)."""
-        return 0.0 if self.pruned_run is None else self.pruned_run.engine.save_ratio
+        return 0.0 if self._pruned_run is None else self._pruned_run.engine.save_ratio
 
     # What the Trainer's loop asks for --------------------------------------------------------------------------
 
@@ -129,7 +132,7 @@ class PruningMixin(_Base):
         ignore_keys_for_eval: Any = None,
     ) -> Any:
         refuse_wrong_use(self)
-        self._goes_on_from, self.pruned_run, self._is_pruning = resume_from_checkpoint, None, True
+        self._goes_on_from, self._pruned_run, self._is_pruning = resume_from_checkpoint, None, True
         own = vars(self).get("compute_loss")
         try:
             return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -138,16 +141,16 @@ class PruningMixin(_Base):
             vars(self).pop("compute_loss", None)
             if own is not None:
                 self.compute_loss = own
-            if self.pruned_run is not None:
-                self.pruned_run.release()
+            if self._pruned_run is not None:
+                self._pruned_run.release()
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
-        dataset = args[0] if args else kwargs.get("train_dataset") or self.train_dataset
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return PrunedSampler(dataset, num_replicas=self.args.world_size, rank=self.args.process_index, seed=seed)
 
     def get_train_dataloader(self) -> Any:
-        """The training batches; in training, those of one pruned epoch after the other."""
+        """The training batches, not prepared by accelerate; in training, those of one pruned epoch after the other."""
         with _unprepared(self.accelerator):
             loader: Any = super().get_train_dataloader()
         if isinstance(loader.dataset, IterableDataset):
@@ -155,13 +158,13 @@ class PruningMixin(_Base):
         if not self._is_pruning:
             return loader
         folder = str(self._get_output_dir(getattr(self, "_trial", None)))
-        self.pruned_run = HuggingFaceRun(self, self._pruning, loader, folder, self._goes_on_from)
-        return EpochsLoader(self.pruned_run)
+        self._pruned_run = HuggingFaceRun(self, self._pruning, loader, folder, self._goes_on_from)
+        return EpochsLoader(self._pruned_run)
 
     def set_initial_training_values(self, args: Any, dataloader: Any, total_train_batch_size: int) -> Any:
         """The length of the run: of steps and samples, what is planned."""
         values = super().set_initial_training_values(args, dataloader, total_train_batch_size)
-        run = self.pruned_run
+        run = self._pruned_run
         if run is None or not isinstance(dataloader, EpochsLoader):
             return values  # refused in a moment
         epochs, per_epoch, examples, _, by_epochs, length, _ = values
@@ -170,7 +173,7 @@ class PruningMixin(_Base):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The scheduler of a run without pruning, which every epoch takes as far as a full one would."""
-        run = self.pruned_run
+        run = self._pruned_run
         if not self._is_pruning or run is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if isinstance(self.lr_scheduler, StretchedScheduler):  # given by the user, in an earlier training
@@ -182,7 +185,7 @@ class PruningMixin(_Base):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """A batch's passes, in which its samples are measured."""
-        run = self.pruned_run
+        run = self._pruned_run
         if not self._is_pruning or run is None:
             return super().training_step(model, inputs, *args, **kwargs)
         run.batches.begin(inputs)
@@ -193,15 +196,18 @@ class PruningMixin(_Base):
     def _save_rng_state(self, output_dir: str) -> None:
         # Of what every rank calls, the last before older checkpoints are removed.
         super()._save_rng_state(output_dir)
-        if self.pruned_run is not None:
-            self.pruned_run.save(output_dir)
+        if self._pruned_run is not None:
+            self._pruned_run.save(output_dir)
 
 
 @contextmanager
 def _unprepared(accelerator: Any) -> Iterator[None]:
     """Let the Trainer make a dataloader, and not have it shard once more what every rank reads its own share of."""
-    accelerator.prepare = lambda loader: loader
+    own = vars(accelerator).get("prepare")
+    accelerator.prepare = lambda loader, **options: loader
     try:
         yield
     finally:
         del accelerator.prepare
+        if own is not None:
+            accelerator.prepare = own

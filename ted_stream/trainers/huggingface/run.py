@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from ted_stream.engine import PruningEngine, Ranks, prunable_data
+from ted_stream.engine import PruningEngine, Ranks
 from ted_stream.files import write_bytes
 from ted_stream.methods import Method
 from ted_stream.trainers import requirements
@@ -20,7 +20,7 @@ from ted_stream.trainers.huggingface.batches import TrainedBatches
 from ted_stream.trainers.huggingface.checkpoints import read_state, state_path
 from ted_stream.trainers.huggingface.lengths import Lengths
 from ted_stream.trainers.huggingface.requirements import refuse_shared_evaluation
-from ted_stream.trainers.reading import EpochReader
+from ted_stream.trainers.reading import EpochReader, checked_data
 from ted_stream.trainers.reporting import boundary_metrics, epoch_metrics
 
 __all__ = ["EpochsLoader", "HuggingFaceRun", "Settings"]
@@ -49,6 +49,8 @@ class EpochsLoader:
         self._run = run
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_run":  # while it is copied
+            raise AttributeError(name)
         return getattr(self._run.loader, name)
 
     def set_epoch(self, epoch: int) -> None:
@@ -86,8 +88,7 @@ class HuggingFaceRun:
     ) -> None:
         self._trainer, self._settings, self.loader = trainer, settings, loader
         ranks = Ranks()
-        data = ranks.on_every_rank(lambda: prunable_data(loader))
-        ranks.on_every_rank(lambda: data.check_loader(loader, rank=ranks.rank, world_size=ranks.world_size))
+        data = checked_data(loader, ranks)
         ranks.on_every_rank(lambda: refuse_shared_evaluation(trainer, data))
         self._reader = EpochReader(loader, data, ranks)
         ranks.on_every_rank(lambda: data.activate(None, sample_ids=False))
@@ -128,7 +129,7 @@ class HuggingFaceRun:
         requirements.refuse_too_few_samples(engine, self.loader)
         requirements.warn_of_single_rows(model, engine, self.loader, reader.epoch)
         if reader.is_over:  # saved after an epoch's last step, before its end
-            self._fold()
+            engine.end_epoch()
             reader.end_epoch()
 
     def begin_epoch(self, epoch: int) -> None:

@@ -19,9 +19,8 @@ from ted_stream.pruning import batch_size
 from ted_stream.pruning.settings import check_whole
 from ted_stream.trainers import requirements
 from ted_stream.trainers.loop.arguments import at_least_one, check_model
-from ted_stream.trainers.loop.positions import steps_done
 from ted_stream.trainers.reading import EpochReader, checked_data
-from ted_stream.trainers.schedules import StretchedScheduler
+from ted_stream.trainers.schedules import StretchedScheduler, steps_done
 from ted_stream.trainers.steps import LoopSteps
 
 __all__ = ["Pruner"]
@@ -84,21 +83,14 @@ class Pruner:
         seed, folder = check_whole("seed", seed, fix="it seeds ties and draws."), checked_folder(folder)
         output_layer = requirements.checked_output_layer(output_layer, method)
         self._ranks = ranks = Ranks()
-        data = checked_data(loader, ranks)
-        self._reader = EpochReader(loader, data, ranks)
+        self._reader = EpochReader(loader, data := checked_data(loader, ranks), ranks)
         ranks.on_every_rank(lambda: data.activate(None, sample_ids=False))
         self.full_length = len(loader)
         self.run_name = ranks.on_rank_zero(lambda: run_name or f"{datetime.now():%Y%m%d-%H%M%S}")
         self._keeps_folder = run_name is None and "{run_name}" in folder
+        folder, options = folder.format(run_name=self.run_name), {"output_layer": output_layer, "loss": loss_function}
         self.engine = PruningEngine(
-            method,
-            data,
-            folder=folder.format(run_name=self.run_name),
-            seed=seed,
-            ranks=ranks,
-            output_layer=output_layer,
-            loss=loss_function,
-            allow_other_settings=self.allow_other_settings,
+            method, data, folder=folder, seed=seed, ranks=ranks, allow_other_settings=allow_other_settings, **options
         )
         self._steps = LoopSteps(self.engine.step, model, moves_batches=loss_function is not None)
         self._state = "new"  # then "between" epochs, "open" (an epoch has begun), "reading" its batches, "over"
@@ -220,8 +212,17 @@ class Pruner:
             scheduler: made for the steps of a full-data run, ``full_length`` batches an epoch.
             accumulation: batches to an optimizer step; the last ones of an epoch make a step too.
         """
-        groups = at_least_one("accumulation", accumulation, fix="it is the number of batches to an optimizer step.")
-        return StretchedScheduler(scheduler, lambda: steps_done(self, self._reader, self._steps.has_batch, groups))
+        at_least_one("accumulation", accumulation, fix="it is the number of batches to an optimizer step.")
+
+        def position() -> float:
+            at, lengths = (
+                (self._reader.epoch, self._reader.done + self._steps.has_batch),
+                (len(loader), self.full_length),
+            )
+            return steps_done(self.engine, at, lengths, accumulation=accumulation, progress=self.progress)
+
+        loader = self.loader
+        return StretchedScheduler(scheduler, position)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run must know to go on; every rank must call it, after an optimizer step or between two epochs.
