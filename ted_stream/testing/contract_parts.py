@@ -14,14 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ted_stream.engine import PruningEngine
 from ted_stream.methods import Method
-from ted_stream.reading import PrunedStreamingDataset
 from ted_stream.sampler import PrunedSampler
 from ted_stream.testing.runs import Run
 
 __all__ = [
     "SAMPLER_SEED",
-    "InMemory",
-    "Streamed",
     "batch_size_of",
     "make_dataset",
     "make_loader",
@@ -37,30 +34,27 @@ SAMPLER_SEED = 3  # of the order of map-style samples
 
 
 class InMemory(Dataset):
-    """(x, y) samples around three centres."""
+    """(x, y) samples around three centres, or the same as a mapping.
 
-    def __init__(self, num_samples: int, dtype: torch.dtype) -> None:
+    Args:
+        num_samples: how many.
+        dtype: of x.
+        names: of x and y in a mapping; ``None``: none.
+    """
+
+    def __init__(self, num_samples: int, dtype: torch.dtype, names: tuple[str, str] | None) -> None:
         generator = torch.Generator().manual_seed(0)
         self.y = torch.randint(3, (num_samples,), generator=generator)
         centres = torch.randn(3, 6, generator=generator)
         self.x = (centres[self.y] + torch.randn(num_samples, 6, generator=generator)).to(dtype)
+        self.names = names
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, at: int) -> Any:
-        return self.x[at], self.y[at]
-
-
-class Streamed(PrunedStreamingDataset):
-    """(x, y) samples from the shards of a folder."""
-
-    double = False
-
-    def __getitem__(self, at: Any) -> Any:
-        """The sample, without what it is called."""
-        sample = super().__getitem__(at)
-        return sample["x"].astype(np.float64) if self.double else sample["x"], sample["y"]
+        pair = self.x[at], self.y[at]
+        return pair if self.names is None else dict(zip(self.names, pair, strict=True))
 
 
 def batch_size_of(run: Run) -> int:
@@ -68,12 +62,19 @@ def batch_size_of(run: Run) -> int:
     return run.global_batch_size * (run.replication or 1) // run.ranks
 
 
-def make_dataset(run: Run, in_memory: type[InMemory] = InMemory, streamed: type[Streamed] = Streamed) -> Any:
-    """Of the run's data, in whichever form the host takes samples."""
+def make_dataset(run: Run, names: tuple[str, str] | None = None) -> Any:
+    """Of the run's data.
+
+    Args:
+        run: says which.
+        names: of x and y, where the host takes samples as mappings.
+    """
     if run.data is None:
-        return in_memory(run.num_samples, torch.float64 if run.double else torch.float32)
-    dataset = streamed(local=run.data, shuffle=True, batch_size=batch_size_of(run), replication=run.replication)
-    dataset.double = run.double
+        return InMemory(run.num_samples, torch.float64 if run.double else torch.float32, names)
+    from ted_stream.testing.contract_streams import Streamed  # which samples in memory do without
+
+    dataset = Streamed(local=run.data, shuffle=True, batch_size=batch_size_of(run), replication=run.replication)
+    dataset.names, dataset.double = names, run.double
     return dataset
 
 

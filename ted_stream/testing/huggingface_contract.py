@@ -13,8 +13,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ted_stream.testing.contract_parts import (
     SAMPLER_SEED,
-    InMemory,
-    Streamed,
     batch_size_of,
     make_dataset,
     make_method,
@@ -48,23 +46,6 @@ class WithLoss(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
-class NamedInMemory(InMemory):
-    """The samples by the names of the model's arguments."""
-
-    def __getitem__(self, at: int) -> Any:
-        x, y = super().__getitem__(at)
-        return {"x": x, "labels": y}
-
-
-class NamedStreamed(Streamed):
-    """The same from shards."""
-
-    def __getitem__(self, at: Any) -> Any:
-        """The sample."""
-        x, y = super().__getitem__(at)
-        return {"x": x, "labels": y}
-
-
 class Watch(TrainerCallback):
     """Watches the run's engine from where there is one."""
 
@@ -93,7 +74,7 @@ def train(run: Run, out: Path, rank: int) -> None:
     # Accelerate calls the device of one CPU rank among several cpu:0, which torch.load knows no way to load to, so the
     # Trainer could not read its own checkpoints.
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    network, dataset = make_network(run), make_dataset(run, NamedInMemory, NamedStreamed)
+    network, dataset = make_network(run), make_dataset(run, names=("x", "labels"))
     model, optimizer = WithLoss(network), make_optimizer(network)
     checkpoints = out / "checkpoints"
     arguments = TrainingArguments(
