@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ted_stream.engine import Ranks
-from ted_stream.files import is_remote, join, write_bytes
+from ted_stream.files import is_remote, join, read_bytes, write_bytes
 from ted_stream.trainers.requirements import check_settings
 
 from ..corpora.prepared import Description, read_description
@@ -147,9 +147,11 @@ def _claim(settings: Settings) -> None:
 
 def _refuse_other_trainer(settings: Settings) -> None:
     """Refuse to go on with a run of another trainer, whose checkpoints are of another kind."""
-    if is_remote(settings.folder) or not (Path(settings.folder) / CONFIG_FILE).exists():
+    try:
+        text = read_bytes(join(settings.folder, CONFIG_FILE)).decode()
+    except FileNotFoundError:
         return
-    before = OmegaConf.select(OmegaConf.load(Path(settings.folder) / CONFIG_FILE), "trainer", default="composer")
+    before = OmegaConf.select(OmegaConf.create(text), "trainer", default="composer")
     if before != settings.trainer:
         raise ConfigError(
             f"trainer is {settings.trainer}, but the run in {settings.folder} was begun with {before}, and neither "

@@ -34,6 +34,9 @@ class WholeEpochs(nullcontext):
         self._activate(sample_ids=True)  # by which the reader goes on
         self._share = 1.0
 
+    def __exit__(self, *error: Any) -> None:
+        self._data.activate(self._data.fixed_skip_list, sample_ids=False)
+
     def _activate(self, *, sample_ids: bool) -> None:
         Ranks().on_every_rank(lambda: self._data.activate(self._data.fixed_skip_list, sample_ids=sample_ids))
 
@@ -42,7 +45,6 @@ class WholeEpochs(nullcontext):
         self._reader.begin()
         while self._reader.epoch < self.epochs:
             yield self._reader.epoch
-        self._activate(sample_ids=False)
 
     def batches(self) -> Iterator[Any]:
         """The batches of this epoch that are left."""

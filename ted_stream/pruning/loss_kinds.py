@@ -50,10 +50,12 @@ class Counted:
     Args:
         divisor: () float, by what the loss is to divide the sum over the microbatch's targets, all told.
         multiplier: by what the trainer multiplies the loss afterwards, whether or not it has divided by that.
+        is_likely: whether the loss is taken to divide by it where its value does not tell, and for a mean otherwise.
     """
 
     divisor: Tensor
     multiplier: int = 1
+    is_likely: bool = True
 
 
 @dataclass
@@ -312,10 +314,12 @@ def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool, counted
         # Half-way between the two, as factors go: smoothed labels make a loss larger, but not as much as a sum is.
         return LossReading(value, mean, total, False, value * value > mean * total, True)
     divided, multiplied = total / counted.divisor.to(total.dtype), mean * counted.multiplier
-    # The nearest as factors go. Of equal ones the first: in the next microbatch the trainer's count may be another.
     kinds = torch.stack([divided, mean, multiplied, total])
-    kind = (value.to(total.dtype).log() - kinds.log()).abs().argmin()
-    kind = torch.where((divided / kinds.index_select(0, kind[None]) - 1).abs() < _SAME, 0, kind)[0]
+    kind = (value.to(total.dtype).log() - kinds.log()).abs().argmin()  # the nearest as factors go
+    # Of equal ones, that which it is likely to be in the next microbatch too, where they may differ.
+    likely = 0 if counted.is_likely else 1
+    is_equal = (kinds[likely] / kinds.index_select(0, kind[None]) - 1).abs() < _SAME
+    kind = torch.where(is_equal, likely, kind)[0]
     return LossReading(value, mean, total, False, kind == 3, True, divided, kind == 0, multiplied, kind == 2)
 
 

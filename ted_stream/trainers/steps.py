@@ -72,6 +72,7 @@ class LoopSteps:
         self._outputs: Any = None
         self._is_open = self._is_forwarding = False
         self.has_loss = self.is_measured = False
+        self._passes = 0
 
     def microbatches(self, batch: Any, size: int) -> Iterator[Any]:
         """The batch in parts, each of which is forwarded and differentiated before the next is taken.
@@ -125,15 +126,18 @@ class LoopSteps:
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         del model
-        if self._batch is None or not torch.is_grad_enabled() or (self._is_open and not self._is_forwarding):
+        if self._batch is None or not torch.is_grad_enabled():
             return None
         given = [args, kwargs]
         has_rows = any(tensor.ndim for tensor in tensors_of(given))
         if has_rows and batch_size(given) != self._rows.stop - self._rows.start:
             return None  # something else than the batch
+        if self._is_open and not self._is_forwarding:
+            self._passes += 1  # of whose rows nothing is known
+            return None
         # Also where a forward pass has failed, for want of memory say, and is tried again.
         self.has_loss = self.is_measured = False
-        self._is_open = self._is_forwarding = True
+        self._is_open, self._is_forwarding, self._passes = True, True, 1
         self._recorder.rewind(self._rows.start)
         masked = self._recorder.before_forward(given if has_rows else self._batch)
         return tuple(masked) if has_rows else None
@@ -158,6 +162,7 @@ class LoopSteps:
         Raises:
             TypeError: if it is no tensor.
             RuntimeError: if there is no batch, or no forward pass of it, that it could be the loss of.
+            ValueError: if there are several, or what is seen cannot be measured right.
         """
         if not isinstance(loss, Tensor):
             raise TypeError(f"The loss is a {type(loss).__name__}, but must be a tensor: () or one number per sample.")
@@ -168,6 +173,13 @@ class LoopSteps:
                 "pruner.loss() came without a forward pass of the whole batch, with gradients, through the model that "
                 "Pruner was given, or for the second time after one. Give Pruner the model as the loop calls it, and "
                 "each forward pass one loss. Batches that go through the model in parts come from microbatches()."
+            )
+        if self._passes > 1:
+            raise ValueError(
+                f"{self._passes} forward passes of as many rows as the batch, with gradients, came before its loss, "
+                "and which rows are the samples' is not known: those of another batch (replay, unlabelled data) would "
+                "be taken for them. Let the others go through the model under torch.no_grad(), or together with the "
+                "batch through a model that splits them."
             )
         if loss.requires_grad and (factor := self._recorder.loss_factor) != 1:
             loss.register_hook(lambda gradient: gradient * factor)  # before those that are to see it

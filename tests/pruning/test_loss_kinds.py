@@ -1,6 +1,7 @@
 """Means, sums, vectors and what is none of them: what scores make of the loss."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from trainer import (
     tokens,
 )
 
+from ted_stream.pruning.loss_kinds import Counted, read_value
 from ted_stream.pruning.measures import ErrorNorm, LastLayerGradient, Loss, Margin, MaskGradient, Measure
 from ted_stream.pruning.probe import StepProbe
 
@@ -646,3 +648,38 @@ def test_a_loss_that_cannot_be_tried_elsewhere_gets_no_labels_that_it_has_not_se
     assert max(seen) == 3
     family = FAMILIES[-1]
     _measured(family.model(), _tokens(B), MaskGradient(), _of_masked, True)  # it has seen nothing left out
+
+
+# Of a trainer that counts the targets of several microbatches and ranks
+
+
+def _told(loss: float, counted: Counted) -> float:
+    """By what a loss of two samples with 3 and 1 targets is taken to divide their sum, 4 times 2.0 of each target."""
+    labels = torch.tensor([[0, 1, 0], [1, -100, -100]])
+    logits = torch.zeros(2, 3, 2)
+    reading = read_value(
+        logits, {"labels": labels}, torch.tensor(loss, requires_grad=True), shifted=False, counted=counted
+    )
+    return float(reading.divisor_of(torch.tensor(4), counted))
+
+
+@pytest.mark.parametrize("count", [4, 6, 12, 40])
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_what_the_trainer_divides_by_is_told_by_the_value(count: int, ranks: int) -> None:
+    """``count`` targets in the step on all ranks, of which the microbatch has 4."""
+    total, counted = 4 * math.log(2), Counted(torch.tensor(count / ranks), multiplier=ranks)
+    assert _told(total / (count / ranks), counted) == pytest.approx(count / ranks)
+    if count not in (4, 4 * ranks, 4 * ranks**2):
+        assert _told(total / 4, counted) == 4, "a loss of ones own, a plain mean"
+        assert _told(ranks * total / 4, counted) == pytest.approx(4 / ranks), "which the trainer has multiplied"
+
+
+def test_equal_counts_are_the_trainers() -> None:
+    """Which may differ in the next microbatch; rounding is not to decide."""
+    for seed in range(50):
+        torch.manual_seed(seed)
+        logits, labels = torch.randn(4, 5, 7), torch.randint(7, (4, 5))
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / 20
+        counted = Counted(torch.tensor(20.0))
+        reading = read_value(logits, {"labels": labels}, loss.requires_grad_(), shifted=False, counted=counted)
+        assert bool(reading.is_divided)

@@ -34,7 +34,7 @@ from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback
 
-from ted_stream import TED, PruningMixin, read_skip_list
+from ted_stream import TED, PrunedSampler, PruningMixin, read_skip_list
 from ted_stream.methods import Method
 
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -329,6 +329,19 @@ def test_losses_of_ones_own(tmp_path: Path) -> None:
     expected = train(METHODS["ted"], str(tmp_path / "a"), dropout=0.0)
     assert train(METHODS["ted"], str(tmp_path / "b"), cls=Own, dropout=0.0) == expected
 
+    class Positional(PrunedTrainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+            compute_loss = self.compute_loss
+            vars(self)["compute_loss"] = lambda model, inputs, **given: compute_loss(
+                model, inputs, False, given.get("num_items_in_batch")
+            )
+            try:
+                return super().training_step(model, inputs, num_items_in_batch)
+            finally:
+                vars(self)["compute_loss"] = compute_loss
+
+    assert train(METHODS["ted"], str(tmp_path / "d"), cls=Positional, dropout=0.0) == expected
+
     class Logits(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -533,6 +546,28 @@ def test_a_sampler_of_ones_own_is_refused(tmp_path: Path) -> None:
         train(METHODS["ted"], str(tmp_path), cls=Own)
 
 
+def test_a_trainer_that_samples_by_itself_is_refused() -> None:
+    """Behind the mixin, where its sampler would not be asked for."""
+
+    class Balanced(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return torch.utils.data.WeightedRandomSampler([1.0], 1)
+
+    with pytest.raises(TypeError, match=r"Balanced chooses samples by a _get_train_sampler\(\) of its own"):
+
+        class Pruned(PruningMixin, Balanced):
+            pass
+
+
+def test_checkpoints_without_our_state_are_refused_when_they_are_written(tmp_path: Path) -> None:
+    class Own(PrunedTrainer):
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            (tmp_path / f"checkpoint-{self.state.global_step}").mkdir()
+
+    with pytest.raises(RuntimeError, match="checkpoint-3 was written without the state of the pruning"):
+        train(METHODS["ted"], str(tmp_path), cls=Own, save_strategy="steps", save_steps=3)
+
+
 def test_a_step_of_ones_own_is_refused(tmp_path: Path) -> None:
     class Own(PrunedTrainer):
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -564,8 +599,117 @@ def test_evaluating_on_streamed_training_data_is_refused(make_mds: Callable[...,
     def evaluating(**arguments: Any) -> Any:
         return PrunedTrainer(eval_dataset=dataset, **arguments)
 
-    with pytest.raises(ValueError, match="eval_dataset is the training dataset"):
+    with pytest.raises(ValueError, match="evaluate on is the training dataset"):
         train(METHODS["ted"], str(tmp_path), cls=evaluating, dataset=dataset)
+
+
+@pytest.mark.parametrize("where", ["before", "after", "backward"])
+def test_a_pass_over_other_rows_is_refused(where: str, tmp_path: Path) -> None:
+    """Which would be taken for the samples."""
+
+    class Replay(PrunedTrainer):
+        def compute_loss(self, model: Any, inputs: Any, **kwargs: Any) -> Any:
+            other = {"x": torch.ones_like(inputs["x"]), "labels": inputs["labels"]}
+            loss = model(**inputs)["loss"] if where == "after" else 0
+            replayed = model(**other)["loss"]
+            if where == "backward":
+                replayed.backward()
+                replayed = 0
+            return replayed + (loss if where == "after" else model(**inputs)["loss"])
+
+    with pytest.raises(ValueError, match="2 forward passes of as many rows as the batch"):
+        train(METHODS["ted"], str(tmp_path), cls=Replay)
+
+
+@pytest.mark.parametrize("event", ["on_train_begin", "on_epoch_begin"])
+def test_a_look_at_a_batch_is_refused(event: str, tmp_path: Path) -> None:
+    """Which would be missing from the epoch."""
+
+    def look(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        next(iter(kwargs["train_dataloader"]))
+
+    callback = type("Look", (TrainerCallback,), {event: look})()
+    with pytest.raises(RuntimeError, match="iterated outside of an epoch, or twice in one"):
+        train(METHODS["ted"], str(tmp_path), callbacks=[callback])
+
+
+def test_another_loader_of_the_run_is_refused(tmp_path: Path) -> None:
+    class Look(TrainerCallback):
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.get_train_dataloader()
+
+    trainer = make_trainer(METHODS["ted"], str(tmp_path), callbacks=[Look()])
+    with pytest.raises(RuntimeError, match=r"get_train_dataloader\(\) was called while training"):
+        trainer.train()
+
+
+def test_predicting_on_streamed_training_data_is_refused(make_mds: Callable[..., str], tmp_path: Path) -> None:
+    class Predict(TrainerCallback):
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.predict(trainer.train_dataset)
+
+    trainer = make_trainer(METHODS["ted"], str(tmp_path), data=make_mds(NUM_SAMPLES), callbacks=[Predict()])
+    with pytest.raises(ValueError, match="evaluate on is the training dataset"):
+        trainer.train()
+
+
+def test_schedulers_that_are_made_elsewhere(tmp_path: Path) -> None:
+    """Behind the mixin they are of the full run; in front of it, without super(), they are refused."""
+    made: list[int] = []
+
+    def create(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
+        made.append(num_training_steps)
+        self.lr_scheduler = LambdaLR(self.optimizer, lambda at: 1 - at / num_training_steps)
+        return self.lr_scheduler
+
+    for name in ("create_scheduler", "create_optimizer_and_scheduler"):
+        behind = type("Behind", (Trainer,), {name: create})
+        model = WithLoss(make_net())
+        optimizers = torch.optim.SGD(model.parameters(), 0.1), None
+        arguments: dict[str, Any] = {"model": model, "optimizers": optimizers}
+        trainer = make_trainer(
+            METHODS["infobatch"], str(tmp_path), cls=type("Pruned", (PruningMixin, behind), {}), **arguments
+        )
+        trainer.train()
+        assert made.pop() == EPOCHS * FULL
+        assert trainer.lr_scheduler.get_last_lr() == [pytest.approx(0, abs=1e-12)]
+        front = type("Front", (PrunedTrainer,), {name: create})
+        with pytest.raises(ValueError, match="learning-rate scheduler is not that of PruningMixin"):
+            make_trainer(METHODS["infobatch"], str(tmp_path), cls=front, **arguments).train()
+        made.clear()
+
+
+def test_a_mean_of_ones_own_where_the_count_does_not_tell(tmp_path: Path) -> None:
+    """In the first step the other batch has no targets, so that the mean is the sum by the Trainer's count as well."""
+
+    class Mean(PrunedTrainer):
+        def compute_loss(self, model: Any, inputs: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Tensor:
+            return model(**inputs).loss
+
+    class Sparse(Texts):
+        def __getitem__(self, at: int) -> dict[str, Tensor]:
+            row = super().__getitem__(at)
+            silent = at in order[2:4]
+            return row | {"labels": torch.full_like(row["labels"], -100)} if silent else row
+
+    order = list(PrunedSampler(Texts(), seed=3))
+    model, data = tiny_lm(), Sparse()
+    trainer = make_trainer(
+        TED(0.6),
+        str(tmp_path),
+        cls=Mean,
+        model=model,
+        dataset=data,
+        optimizers=(torch.optim.SGD(model.parameters(), 0.0), None),
+        num_train_epochs=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+    )
+    trainer.data_collator = stack
+    trainer.train()
+    scores, expected = trainer.pruning_engine.scores(), mask_gradients(tiny_lm(), Texts())
+    ratios = [scores[at] / expected[at] for at in order if at not in order[2:4]]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-6)
 
 
 def test_the_mixin_comes_first() -> None:

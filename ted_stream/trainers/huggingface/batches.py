@@ -34,6 +34,10 @@ class TrainedBatches:
         self._ids: deque[Tensor] = deque()  # of batches that were read and not yet trained on
         self._steps: LoopSteps | None = None
         self._head = PlainHead() if needs_logits else None
+        # A loss of one's own often takes no notice of the count, and smoothed labels never do.
+        owner = next(cls for cls in type(trainer).__mro__ if "compute_loss" in vars(cls))
+        is_theirs = owner.__module__.startswith(("transformers.", "trl.")) and "compute_loss" not in vars(trainer)
+        self._goes_by_count = trainer.compute_loss_func is not None or (is_theirs and trainer.label_smoother is None)
 
     def attach(self, model: nn.Module) -> None:
         """Hook the model."""
@@ -100,10 +104,8 @@ class TrainedBatches:
         if num_items is None:
             return None
         trainer, divisor = self._trainer, torch.as_tensor(num_items, dtype=torch.float32)
-        if not trainer.args.average_tokens_across_devices:
-            return Counted(divisor)
-        ranks = trainer.accelerator.num_processes  # whose targets it has counted too
-        return Counted(divisor / ranks, multiplier=ranks)
+        ranks = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
+        return Counted(divisor / ranks, multiplier=ranks, is_likely=self._goes_by_count)  # of all ranks' targets
 
     def end(self) -> None:
         """The batch has been trained on.

@@ -3,10 +3,12 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import TrainerCallback
 
 from ted_stream.trainers.huggingface.checkpoints import state_path
 from ted_stream.trainers.huggingface.run import EpochsLoader, HuggingFaceRun
+from ted_stream.trainers.schedules import StretchedScheduler
 
 if TYPE_CHECKING:
     from ted_stream.trainers.huggingface.pruning_mixin import PruningMixin
@@ -34,7 +36,7 @@ class RunEvents(TrainerCallback):
         """All is made, and the first epoch is to come.
 
         Raises:
-            ValueError: if the dataloader is another than the mixin's.
+            ValueError: if the dataloader or the scheduler is another than the mixin's.
         """
         trainer, run = self._trainer, self._trainer._pruned_run
         if run is None or not isinstance(kwargs.get("train_dataloader"), EpochsLoader):
@@ -42,6 +44,12 @@ class RunEvents(TrainerCallback):
                 "The training dataloader is not that of PruningMixin, so samples would not be pruned, or be shared out "
                 "twice. Drop your get_train_dataloader(), or let it return super().get_train_dataloader() as it is, "
                 "neither prepared nor wrapped."
+            )
+        if not isinstance(trainer.lr_scheduler, (StretchedScheduler, ReduceLROnPlateau)):
+            raise ValueError(
+                "The learning-rate scheduler is not that of PruningMixin, so it would go by the steps of the pruned "
+                "run, and end too early or too late. Let your create_scheduler() or create_optimizer_and_scheduler() "
+                "call super()'s, or hand the Trainer a scheduler of the full run by optimizers=(…)."
             )
         run.begin()
         trainer.compute_loss = run.batches.seen(trainer.compute_loss)

@@ -68,6 +68,12 @@ class PlainHead:
     def _after(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
         del model, args, kwargs
         if self._labels is None:
+            if torch.is_grad_enabled() and getattr(outputs, "log_probs", None) is not None:
+                raise ValueError(
+                    "The model gives log-probabilities and no logits, by a fused head of another kind than that of TRL "
+                    "1.16, so samples cannot be measured. Use that version of TRL, or hand the Trainer a "
+                    "compute_loss_func, for which the model makes logits."
+                )
             return
         logits, labels = outputs.logits, self._labels.to(outputs.logits.device)
         if logits.shape[:2] != labels.shape:

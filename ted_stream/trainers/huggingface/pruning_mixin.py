@@ -19,7 +19,7 @@ from ted_stream.trainers import requirements
 from ted_stream.trainers.huggingface.collating import CollateBesideIds
 from ted_stream.trainers.huggingface.events import RunEvents
 from ted_stream.trainers.huggingface.lengths import StepsPerEpoch
-from ted_stream.trainers.huggingface.requirements import refuse_wrong_use
+from ted_stream.trainers.huggingface.requirements import refuse_pruned, refuse_wrong_use
 from ted_stream.trainers.huggingface.run import EpochsLoader, HuggingFaceRun, Settings
 from ted_stream.trainers.schedules import StretchedScheduler
 
@@ -150,7 +150,16 @@ class PruningMixin(_Base):
         return PrunedSampler(dataset, num_replicas=self.args.world_size, rank=self.args.process_index, seed=seed)
 
     def get_train_dataloader(self) -> Any:
-        """The training batches, not prepared by accelerate; in training, those of one pruned epoch after the other."""
+        """The training batches, not prepared by accelerate; in training, those of one pruned epoch after the other.
+
+        Raises:
+            RuntimeError: if it is called while training.
+        """
+        if self._pruned_run is not None and self._is_pruning:
+            raise RuntimeError(
+                "get_train_dataloader() was called while training, perhaps by a callback: another reader of the same "
+                "data would disturb the run. Look at samples of the dataset instead."
+            )
         with _unprepared(self.accelerator):
             loader: Any = super().get_train_dataloader()
         if isinstance(loader.dataset, IterableDataset):
@@ -171,6 +180,32 @@ class PruningMixin(_Base):
         per_epoch = StepsPerEpoch(per_epoch).going_on_at(run.lengths.coming_epoch)
         return epochs, per_epoch, examples, run.lengths.planned_samples, by_epochs, length, run.lengths.planned_steps
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Of another dataset than the one that is being pruned."""
+        self._refuse_pruned(eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Of another dataset than the one that is being pruned."""
+        self._refuse_pruned(test_dataset)
+        return super().get_test_dataloader(test_dataset)
+
+    def _refuse_pruned(self, dataset: Any) -> None:
+        if self._is_pruning and self._pruned_run is not None:
+            refuse_pruned(dataset, self._pruned_run.engine.data)
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """An optimizer, and a scheduler of a run without pruning: see :meth:`create_scheduler`."""
+        run = self._pruned_run if self._is_pruning else None
+        super().create_optimizer_and_scheduler(num_training_steps if run is None else run.lengths.full_steps)
+        if run is not None:
+            self._stretch(run)
+
+    def _stretch(self, run: HuggingFaceRun) -> None:
+        scheduler: Any = self.lr_scheduler
+        if not isinstance(scheduler, (StretchedScheduler, ReduceLROnPlateau)):  # the latter counts evaluations
+            self.lr_scheduler = StretchedScheduler(scheduler, run.lengths.position)
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The scheduler of a run without pruning, which every epoch takes as far as a full one would."""
         run = self._pruned_run
@@ -178,9 +213,8 @@ class PruningMixin(_Base):
             return super().create_scheduler(num_training_steps, optimizer)
         if isinstance(self.lr_scheduler, StretchedScheduler):  # given by the user, in an earlier training
             self.lr_scheduler = self.lr_scheduler.scheduler
-        scheduler: Any = super().create_scheduler(run.lengths.full_steps, optimizer)
-        if not isinstance(scheduler, ReduceLROnPlateau):  # which counts evaluations
-            self.lr_scheduler = StretchedScheduler(scheduler, run.lengths.position)
+        super().create_scheduler(run.lengths.full_steps, optimizer)
+        self._stretch(run)
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ from warnings import warn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
-__all__ = ["refuse_shared_evaluation", "refuse_wrong_use"]
+__all__ = ["refuse_pruned", "refuse_wrong_use"]
 
 
 def refuse_wrong_use(trainer: Trainer) -> None:
@@ -87,16 +87,19 @@ def _refuse_other_parallelism(trainer: Any) -> None:
         )
 
 
-def refuse_shared_evaluation(trainer: Trainer, data: Any) -> None:
+def refuse_pruned(dataset: Any, data: Any) -> None:
     """Refuse to evaluate on a dataset that is pruned itself; one with a sampler is read without it.
 
+    Args:
+        dataset: to evaluate on, or several by name.
+        data: what is pruned.
+
     Raises:
-        ValueError: if an evaluation would read the training dataset.
+        ValueError: if it is the same.
     """
-    given = trainer.eval_dataset
-    for dataset in given.values() if isinstance(given, dict) else [given]:
-        if dataset is data:
+    for each in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        if each is data:
             raise ValueError(
-                "eval_dataset is the training dataset, so evaluations would see pruned epochs and samples with ids. "
-                "Give it a dataset of its own."
+                "The dataset to evaluate on is the training dataset, so evaluations would see pruned epochs and "
+                "samples with ids, and disturb them. Make a dataset of its own for that."
             )

@@ -19,7 +19,7 @@ from ted_stream.trainers import requirements
 from ted_stream.trainers.huggingface.batches import TrainedBatches
 from ted_stream.trainers.huggingface.checkpoints import read_state, state_path
 from ted_stream.trainers.huggingface.lengths import Lengths
-from ted_stream.trainers.huggingface.requirements import refuse_shared_evaluation
+from ted_stream.trainers.huggingface.requirements import refuse_pruned
 from ted_stream.trainers.reading import EpochReader, checked_data
 from ted_stream.trainers.reporting import boundary_metrics, epoch_metrics
 
@@ -46,7 +46,7 @@ class EpochsLoader:
     """
 
     def __init__(self, run: HuggingFaceRun) -> None:
-        self._run = run
+        self._run, self._is_taken = run, True
 
     def __getattr__(self, name: str) -> Any:
         if name == "_run":  # while it is copied
@@ -56,11 +56,18 @@ class EpochsLoader:
     def set_epoch(self, epoch: int) -> None:
         """The Trainer is about to ask for this epoch's length, and then for its batches."""
         self._run.begin_epoch(epoch)
+        self._is_taken = False
 
     def __len__(self) -> int:
         return self._run.lengths.batches_left
 
     def __iter__(self) -> Iterator[Any]:
+        if self._is_taken:
+            raise RuntimeError(
+                "The training dataloader was iterated outside of an epoch, or twice in one, perhaps by a callback that "
+                "looks at a batch: the Trainer would miss what that has taken. Look at samples of the dataset instead."
+            )
+        self._is_taken = True
         return self._run.batches.read()
 
 
@@ -89,7 +96,7 @@ class HuggingFaceRun:
         self._trainer, self._settings, self.loader = trainer, settings, loader
         ranks = Ranks()
         data = checked_data(loader, ranks)
-        ranks.on_every_rank(lambda: refuse_shared_evaluation(trainer, data))
+        ranks.on_every_rank(lambda: refuse_pruned(trainer.eval_dataset, data))
         self._reader = EpochReader(loader, data, ranks)
         ranks.on_every_rank(lambda: data.activate(None, sample_ids=False))
         self.engine = PruningEngine(

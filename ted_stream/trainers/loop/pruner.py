@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import EpochRecord, PruningEngine, Ranks, checked_folder
-from ted_stream.engine.run_folder import RunFolder
+from ted_stream.engine import EpochRecord, PruningEngine, Ranks, RunFolder, checked_folder
 from ted_stream.methods import Method
 from ted_stream.pruning import batch_size
 from ted_stream.pruning.settings import check_whole
@@ -78,8 +77,8 @@ class Pruner:
         requirements.check_settings(method, progress, allow_other_settings)
         check_model(model)
         self.epochs = at_least_one("epochs", epochs, fix="it is the number of passes over the training set.")
-        self.model, self.loader = model, loader
-        self.progress, self.allow_other_settings = progress, allow_other_settings
+        self.model, self.loader, self.progress = model, loader, progress
+        self.allow_other_settings = allow_other_settings
         seed, folder = check_whole("seed", seed, fix="it seeds ties and draws."), checked_folder(folder)
         output_layer = requirements.checked_output_layer(output_layer, method)
         self._ranks = ranks = Ranks()
@@ -231,8 +230,8 @@ class Pruner:
             RuntimeError: between a batch's loss and the end of its backward pass.
         """
         self._settle()
-        own = {"engine": self.engine.state_dict(), "run": self.run_name, "progress": self.progress}
-        return self._reader.state_dict() | own
+        engine, run = self.engine.state_dict(), self.run_name
+        return {**self._reader.state_dict(), "engine": engine, "run": run, "progress": self.progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken, before the first epoch; every rank must call it.
