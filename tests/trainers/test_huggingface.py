@@ -654,7 +654,7 @@ def test_predicting_on_streamed_training_data_is_refused(make_mds: Callable[...,
 
 
 def test_schedulers_that_are_made_elsewhere(tmp_path: Path) -> None:
-    """Behind the mixin they are of the full run; in front of it, without super(), they are refused."""
+    """They are of the full run; or refused, where the mixin does not come to see them."""
     made: list[int] = []
 
     def create(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -662,21 +662,25 @@ def test_schedulers_that_are_made_elsewhere(tmp_path: Path) -> None:
         self.lr_scheduler = LambdaLR(self.optimizer, lambda at: 1 - at / num_training_steps)
         return self.lr_scheduler
 
-    for name in ("create_scheduler", "create_optimizer_and_scheduler"):
-        behind = type("Behind", (Trainer,), {name: create})
+    def trainer_of(*bases: type) -> Any:
         model = WithLoss(make_net())
         optimizers = torch.optim.SGD(model.parameters(), 0.1), None
-        arguments: dict[str, Any] = {"model": model, "optimizers": optimizers}
-        trainer = make_trainer(
-            METHODS["infobatch"], str(tmp_path), cls=type("Pruned", (PruningMixin, behind), {}), **arguments
-        )
+        cls = type("Own", bases, {})
+        return make_trainer(METHODS["infobatch"], str(tmp_path), cls=cls, model=model, optimizers=optimizers)
+
+    one = type("One", (Trainer,), {"create_scheduler": create})
+    both = type("Both", (Trainer,), {"create_optimizer_and_scheduler": create})
+    for bases in (
+        (PruningMixin, one),
+        (PruningMixin, both),
+        (type("Front", (PrunedTrainer,), {"create_scheduler": create}),),
+    ):
+        trainer = trainer_of(*bases)
         trainer.train()
         assert made.pop() == EPOCHS * FULL
         assert trainer.lr_scheduler.get_last_lr() == [pytest.approx(0, abs=1e-12)]
-        front = type("Front", (PrunedTrainer,), {name: create})
-        with pytest.raises(ValueError, match="learning-rate scheduler is not that of PruningMixin"):
-            make_trainer(METHODS["infobatch"], str(tmp_path), cls=front, **arguments).train()
-        made.clear()
+    with pytest.raises(ValueError, match="learning-rate scheduler is not that of PruningMixin"):
+        trainer_of(type("Front", (PrunedTrainer,), {"create_optimizer_and_scheduler": create})).train()
 
 
 def test_a_mean_of_ones_own_where_the_count_does_not_tell(tmp_path: Path) -> None:
