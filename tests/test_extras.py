@@ -55,6 +55,7 @@ READ = "from ted_stream import PrunedStreamingDataset; PrunedStreamingDataset(lo
 NEEDING = {
     "from ted_stream import DataPruning": "composer",
     "import ted_stream; ted_stream.DataPruning": "composer",
+    "from ted_stream import PruningMixin": "transformers",
     "from ted_stream.trainers.composer.durations import num_epochs": "composer",
     "import ted_stream.testing.composer_contract": "composer",
     "from ted_stream import drop_pruned; drop_pruned('list.parquet')": "webdataset",

@@ -4,11 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from composer import Callback, Event, State, Trainer
-from composer.models import ComposerClassifier
-from composer.utils.collect_env import get_cpu_model
-from composer.utils.parallelism import FSDP2Config
-
+from ted_stream.extras import optional_imports
 from ted_stream.testing.contract_parts import (
     make_loader,
     make_method,
@@ -21,6 +17,12 @@ from ted_stream.testing.contract_parts import (
 from ted_stream.testing.contract_watch import die, watch
 from ted_stream.testing.runs import DEATHS_IN_EVERY_HOST, Run
 from ted_stream.trainers.composer import DataPruning
+
+with optional_imports():
+    from composer import Callback, Event, State, Trainer
+    from composer.models import ComposerClassifier
+    from composer.utils.collect_env import get_cpu_model
+    from composer.utils.parallelism import FSDP2Config
 
 __all__ = ["train"]
 
