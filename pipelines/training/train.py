@@ -86,8 +86,8 @@ def _check_machine(settings: Settings) -> None:
         return
     if find_spec("composer") is None:
         raise ConfigError(
-            "trainer: composer is not installed (its package is called mosaicml); install it, or set trainer=loop, "
-            "which needs PyTorch alone."
+            "composer is not installed; it comes with the extra 'composer' of ted-stream. Install that: pip install "
+            '"ted-stream[composer]"; or set trainer=loop, which needs PyTorch alone.'
         )
     if settings.precision != "fp32" and not torch.cuda.is_available():
         raise ConfigError(
