@@ -9,7 +9,7 @@ LATEST := .venv-latest
 TESTS ?= # of test-latest; all, unless told
 # All that --lean leaves, but what takes long and hangs on no version.
 LEAN_TESTS ?= tests $(foreach name,fetching faults faulty_s3 forks sample_order,--ignore=tests/reading/test_$(name).py) \
-  --ignore=tests/trainers/test_huggingface_on_two_ranks.py \
+  --ignore=tests/trainers/test_huggingface_on_two_ranks.py --ignore=tests/methods/test_contract.py \
   --deselect=tests/trainers/test_loop_on_two_ranks.py::test_a_killed_run_goes_on_to_the_bit
 SHOWN := boto3|botocore|filelock|moto|mosaicml|mosaicml-streaming|numpy|pyarrow|torch|torchvision|transformers|webdataset
 

@@ -141,12 +141,14 @@ def on_two_ranks(digits: Path, tmp_path_factory: pytest.TempPathFactory, launch:
     return out
 
 
+@pytest.mark.long
 def test_two_ranks(on_two_ranks: Path) -> None:
     expected = outcome(on_two_ranks / "composer")
     assert min(len(expected["digests"]), len({*expected["digests"]})) == 3
     assert outcome(on_two_ranks / "loop") == expected
 
 
+@pytest.mark.long
 def test_sharded_over_two_ranks(on_two_ranks: Path) -> None:
     """But for rounding; test metrics differ by the statistics of BatchNorm, of which there is one set."""
     found, expected = outcome(on_two_ranks / "sharded"), outcome(on_two_ranks / "loop")
@@ -176,6 +178,7 @@ def test_goes_on_to_the_bit(method: str, overrides: Overrides, tmp_path: Path) -
         assert outcome(part) == expected, name
 
 
+@pytest.mark.long
 def test_a_killed_run_on_two_ranks_goes_on(overrides: Overrides, tmp_path: Path) -> None:
     common = ["trainer=loop", "data.augment=crop_flip", "save_interval=4ba", "autoresume=true", "optimizer.name=lars"]
     torchrun(2, KILLED, -1, QUICKSTART, *overrides("lived", *common))

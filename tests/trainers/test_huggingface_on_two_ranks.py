@@ -37,7 +37,7 @@ def launch(launcher: str, *arguments: object) -> None:
     run_to_the_end([sys.executable, *command, str(SCRIPT), *map(str, arguments)], environment, 300)
 
 
-@pytest.fixture(scope="module", params=LAUNCHERS)
+@pytest.fixture(scope="module", params=["torchrun", pytest.param("accelerate", marks=pytest.mark.long)])
 def results(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]
 ) -> list[dict[str, Any]]:
