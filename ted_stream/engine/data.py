@@ -85,9 +85,13 @@ def prunable_data(loader: Any) -> PrunableData:
 
 
 def start_streaming_at(dataset: Any, epoch: int, ranks: Ranks) -> None:
-    """Let a streaming dataset's next iteration be the whole of an epoch, however many were begun before; collective."""
+    """Let a streaming dataset's next iteration be the whole of an epoch; collective.
+
+    It saves the epoch that ended, and would replay its order after a resume, and lag for ever.
+    """
     if any(ranks.gather_objects(dataset.next_epoch != epoch)):
         # The ranks of a node share what is read here and written below, so none may write before all have read.
         state = ranks.on_every_rank(lambda: {**dataset.state_dict(0, True), "epoch": epoch})
         dataset.load_state_dict(state)
-        dataset.next_epoch = epoch
+        if not epoch:
+            dataset.next_epoch = 0  # a look at its samples has begun one

@@ -11,8 +11,7 @@ from composer.loggers import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import PrunableData, PruningEngine, Ranks, prunable_data, read_ids
-from ted_stream.engine.batch_ids import BatchIds
+from ted_stream.engine import BatchIds, PrunableData, PruningEngine, Ranks, prunable_data, read_ids
 from ted_stream.engine.data import start_streaming_at
 from ted_stream.engine.generators import get_generators, set_generators
 from ted_stream.pruning.batches import batch_size, tensors_of, total_loss
@@ -80,13 +79,8 @@ class ComposerRun:
         self._trained_on = loader
         epoch, batches_done = state.timestamp.epoch.value, state.timestamp.batch_in_epoch.value
         dataset: Any = engine.data
-        if hasattr(dataset, "next_epoch"):
-            # Streaming saves the epoch that ended, and would replay its order after a resume (and lag for ever); and
-            # a look at its samples before training begins one.
-            if batches_done:
-                dataset.next_epoch = epoch
-            else:
-                start_streaming_at(dataset, epoch, self._ranks)
+        if hasattr(dataset, "next_epoch") and not batches_done:
+            start_streaming_at(dataset, epoch, self._ranks)
         self._is_sharded = state.fsdp_sharded_state_dict_enabled
         self._ids = read_ids(loader, self._ranks, self.settings.batch_transform)
         self._ranks.on_every_rank(lambda: engine.data.activate(None, sample_ids=True))
