@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ted_stream import Pruner
 from ted_stream.engine import Ranks
+from ted_stream.engine.generators import seed_generators
 from ted_stream.files import join
 from ted_stream.pruning.batches import batch_size, map_tensors
 
@@ -25,7 +26,6 @@ from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .datasets import Loaders
 from .durations import parse_duration
 from .optimizers import build_optimizer, build_scheduler
-from .randomness import seed_all
 from .results import Trained
 from .settings import INTERVAL_UNITS, Settings, epochs
 from .tasks import Task
@@ -109,7 +109,7 @@ class Host:
     def fit(self) -> Trained:
         """Train, and test at the end."""
         started = time.perf_counter()
-        seed_all(self.settings.seed + self.ranks.rank)
+        seed_generators(self.settings.seed + self.ranks.rank)
         self._go_on()
         self.clock = time.perf_counter()
         with self.run:

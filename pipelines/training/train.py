@@ -13,12 +13,12 @@ import torch
 from omegaconf import OmegaConf
 
 from ted_stream.engine import Ranks
+from ted_stream.engine.generators import seed_generators
 from ted_stream.files import is_remote, join, read_bytes, write_bytes
 from ted_stream.trainers.requirements import check_settings
 
 from ..corpora.prepared import Description, read_description
 from .datasets import build_loaders
-from .randomness import seed_all
 from .results import RESULT_FILE, Result, result_of
 from .settings import AUGMENTATIONS, ConfigError, Settings
 from .tasks import build_task
@@ -55,7 +55,7 @@ def train(settings: Settings) -> Result:
     description = read_description(settings.data.path)
     _check(settings, description, ranks.world_size)
     check_method(settings)
-    seed_all(settings.seed)
+    seed_generators(settings.seed)
     task = build_task(settings.model, description)
     loaders = build_loaders(settings, description, ranks=ranks.world_size)
     run = host.Host(settings, task, loaders)

@@ -10,7 +10,7 @@ import torch
 
 from ted_stream.engine.ranks import Ranks
 
-__all__ = ["get_generators", "preserved_generators", "set_generators"]
+__all__ = ["get_generators", "preserved_generators", "seed_generators", "set_generators"]
 
 
 def _get() -> dict[str, Any]:
@@ -46,6 +46,13 @@ def set_generators(states: list[dict[str, Any]], ranks: Ranks) -> None:
     """Restore this rank's generators; on a rank that the states do not know they stay as they are."""
     if ranks.rank < len(states):
         _set(states[ranks.rank])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed those of this process, on all devices."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from composer.loggers import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import BatchIds, PrunableData, PruningEngine, Ranks, prunable_data, read_ids
+from ted_stream.engine import BatchIds, PrunableData, PruningEngine, Ranks, read_ids
 from ted_stream.engine.data import start_streaming_at
 from ted_stream.engine.generators import get_generators, set_generators
 from ted_stream.pruning.batches import batch_size, tensors_of, total_loss
@@ -22,6 +22,7 @@ from ted_stream.trainers.composer.microbatches import check_microbatch
 from ted_stream.trainers.composer.reporting import hyperparameters, show_progress
 from ted_stream.trainers.composer.requirements import refuse_shared_evaluation
 from ted_stream.trainers.composer.stretching import ScheduleStretcher
+from ted_stream.trainers.reading import checked_data
 from ted_stream.trainers.reporting import boundary_metrics, epoch_metrics
 
 if TYPE_CHECKING:
@@ -114,9 +115,7 @@ class ComposerRun:
         logger.log_hyperparameters(hyperparameters(self.settings, engine))
 
     def _data(self, state: State) -> PrunableData:
-        loader, ranks = _loader(state), self._ranks
-        data = ranks.on_every_rank(lambda: prunable_data(loader))
-        ranks.on_every_rank(lambda: data.check_loader(loader, rank=ranks.rank, world_size=ranks.world_size))
+        data = checked_data(_loader(state), self._ranks)
         refuse_shared_evaluation(state, data)
         return data
 

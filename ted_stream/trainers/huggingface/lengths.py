@@ -47,11 +47,12 @@ class Lengths:
     def _steps(self, batches: int) -> int:
         return -(-batches // self._accumulation)
 
-    def _kept(self, epoch: int) -> int:
+    def _kept(self) -> list[int]:
+        """Samples of every epoch: what those that have begun keep, and the others as planned."""
         begun = {record.epoch: record.kept for record in self._engine.records}
         num_samples = self._engine.store.num_samples
         plan = RunPlan(method=self._engine.method, num_samples=num_samples, epochs=self.epochs)
-        return begun.get(epoch, plan.kept(epoch)) or num_samples
+        return [begun.get(epoch, plan.kept(epoch)) or num_samples for epoch in range(self.epochs)]
 
     @property
     def full_steps(self) -> int:
@@ -72,8 +73,8 @@ class Lengths:
     def planned_steps(self) -> int:
         """Of the whole run; at most so many where the method decides in each epoch itself."""
         size, steps = self._loader.batch_size or 1, self.steps_before
-        for epoch in range(self.coming_epoch, self.epochs):
-            batches = min(self._full_length, -(-self._engine.data.samples_of_rank(self._kept(epoch)) // size))
+        for epoch, kept in list(enumerate(self._kept()))[self.coming_epoch :]:
+            batches = min(self._full_length, -(-self._engine.data.samples_of_rank(kept) // size))
             if epoch == self._reader.epoch:
                 batches = (len(self._loader) if self.in_epoch else batches) - self._reader.done
             steps += self._steps(batches)
@@ -83,7 +84,7 @@ class Lengths:
     def planned_samples(self) -> int:
         """That the whole run forwards, on all ranks; at most so many."""
         world_size, data = self._engine.ranks.world_size, self._engine.data
-        return sum(data.samples_of_rank(self._kept(epoch)) * world_size for epoch in range(self.epochs))
+        return sum(data.samples_of_rank(kept) * world_size for kept in self._kept())
 
     def position(self) -> float:
         """How far the run has come, in steps of the one without pruning."""
