@@ -20,6 +20,8 @@ from ted_stream.testing.processes import run_to_the_end
 NUM_FEATURES = 6
 NUM_CLASSES = 3
 LAUNCHERS = {
+    # Of accelerate's launchers the one that starts ranks by itself, on the CPU too.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--main_process_port=0", "--num_processes"],
     "composer": ["composer.cli.launcher", "-n"],
     "torch": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
 }

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_the_table_is_that_of_the_package() -> None:
 
 def test_other_errors_are_let_through() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module"), optional_imports():
-        import no_such_module  # pyright: ignore[reportMissingImports] # noqa: F401
+        import_module("no_such_module")
     with pytest.raises(MissingExtraError, match=re.escape(command("composer"))) as raised, optional_imports():
         raise ModuleNotFoundError("No module named 'composer.core'", name="composer.core")
     assert raised.value.name == "composer"

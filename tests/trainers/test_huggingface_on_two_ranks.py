@@ -1,9 +1,6 @@
 """Hugging Face's Trainer on two gloo ranks, by torchrun and by accelerate: DDP, steps of several batches, a SIGKILL."""
 
 import json
-import os
-import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,37 +9,20 @@ import pytest
 from hf_runs import language_scores, train
 from loop_runs import METHODS, NUM_SAMPLES
 
-from ted_stream.testing.processes import run_to_the_end
-
 SCRIPT = Path(__file__).with_name("hf_runs.py")
-LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port={port}"],
-    "accelerate": [
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes=2",
-        "--main_process_port={port}",
-    ],
-}
+# Accelerate calls the device of one CPU rank among several cpu:0, which torch knows no way to load a checkpoint to.
+VARIABLES = {"ACCELERATE_TORCH_DEVICE": "cpu"}
 
 
-def launch(launcher: str, *arguments: object) -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [part.format(port=port) for part in LAUNCHERS[launcher]]
-    # Accelerate calls the device of one CPU rank among several cpu:0, which torch knows no way to load a checkpoint to.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_TORCH_DEVICE": "cpu"}
-    run_to_the_end([sys.executable, *command, str(SCRIPT), *map(str, arguments)], environment, 300)
-
-
-@pytest.fixture(scope="module", params=["torchrun", pytest.param("accelerate", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=["torch", pytest.param("accelerate", marks=pytest.mark.long)])
 def results(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_mds: Callable[..., str],
+    launch: Callable[..., None],
 ) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("huggingface")
-    launch(request.param, out, make_mds(NUM_SAMPLES))
+    launch(SCRIPT, out, make_mds(NUM_SAMPLES), ranks=2, launcher=request.param, variables=VARIABLES)
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -83,11 +63,12 @@ def test_scores_do_not_hang_on_ranks_or_steps(results: list[dict[str, Any]], tmp
 
 
 @pytest.mark.parametrize("die_at", [5, 19])
-def test_a_killed_run_goes_on_to_the_bit(die_at: int, tmp_path: Path) -> None:
-    launch("torchrun", tmp_path, "lived", 0)
+def test_a_killed_run_goes_on_to_the_bit(die_at: int, launch: Callable[..., None], tmp_path: Path) -> None:
+    ranks = {"ranks": 2, "launcher": "torch", "variables": VARIABLES}
+    launch(SCRIPT, tmp_path, "lived", 0, **ranks)
     with pytest.raises(AssertionError, match="exit status"):
-        launch("torchrun", tmp_path, "killed", die_at)
-    launch("torchrun", tmp_path, "killed", 0)
+        launch(SCRIPT, tmp_path, "killed", die_at, **ranks)
+    launch(SCRIPT, tmp_path, "killed", 0, **ranks)
     for rank in range(2):
         found, expected = (
             json.loads((tmp_path / f"{name}-rank{rank}.json").read_text()) for name in ("killed", "lived")

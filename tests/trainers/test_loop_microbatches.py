@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from composer import Trainer
-from composer.models import ComposerClassifier
+from composer_runs import composer_run
 from loop_runs import EPOCHS, METHODS, make_loader, make_net, outcome
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ted_stream import DataPruning, Pruner
+from ted_stream import Pruner
 from ted_stream.methods import Method
 
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -54,33 +53,10 @@ def train(method: Method, folder: Path, size: int, *, stumbles: str | None = Non
     return outcome(pruner, model)
 
 
-def composer_run(method: Method, folder: Path, size: int) -> dict[str, Any]:
-    model = ComposerClassifier(make_net(dropout=0.0), num_classes=3)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    loader, pruning = make_loader(), DataPruning(method, folder=folder)
-    trainer = Trainer(
-        model=model,
-        train_dataloader=loader,
-        algorithms=[pruning],
-        max_duration=f"{EPOCHS}ep",
-        optimizers=optimizer,
-        schedulers=CosineAnnealingLR(optimizer, EPOCHS * len(loader)),
-        step_schedulers_every_batch=True,
-        device_train_microbatch_size=size,
-        device="cpu",
-        seed=17,
-        progress_bar=False,
-        auto_log_hparams=False,
-    )
-    trainer.fit()
-    trainer.close()
-    return outcome(pruning, model)
-
-
 @each_method
 def test_parts_are_composers_microbatches(method: Method, tmp_path: Path) -> None:
     """But for rounding: of a float64 model Composer keeps the loss, and a part's share of it, in float32."""
-    expected = composer_run(method, tmp_path / "composer", 3)
+    expected = composer_run(method, str(tmp_path / "composer"), make_loader(), 3)
     found = train(method, tmp_path / "loop", 3)
     for what in ("digests", "kept", "forwarded"):
         assert found[what] == expected[what]
