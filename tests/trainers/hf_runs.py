@@ -13,31 +13,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from loop_runs import EPOCHS, GLOBAL_BATCH_SIZE, METHODS, Net, features, make_net, outcome
+from loop_runs import EPOCHS, GLOBAL_BATCH_SIZE, METHODS, features, make_net, outcome
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
-from ted_stream import TED, PrunedStreamingDataset, PruningMixin
+from ted_stream import TED, PrunedStreamingDataset
 from ted_stream.methods import Method
-
-
-class PrunedTrainer(PruningMixin, Trainer):
-    pass
-
-
-class WithLoss(nn.Module):
-    """A network as Hugging Face has it: it computes its own loss."""
-
-    def __init__(self, net: Net) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = self.net(x)
-        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+from ted_stream.testing.huggingface_contract import PrunedTrainer, WithLoss
 
 
 class Dicts(Dataset):
