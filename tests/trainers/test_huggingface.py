@@ -133,8 +133,16 @@ class Kill(TrainerCallback):
             raise Stop
 
 
-@each_method
-@pytest.mark.parametrize("kind", ["map-style", "streaming", "workers", "accumulated"])
+KINDS = ["map-style", "streaming", "workers", "accumulated"]
+# One that measures, and one that weighs; the others go the same ways.
+WAYS = [
+    pytest.param(method, kind, id=f"{kind}-{name}", marks=[] if name in ("ted", "importance") else pytest.mark.long)
+    for name, method in METHODS.items()
+    for kind in KINDS
+]
+
+
+@pytest.mark.parametrize(("method", "kind"), WAYS)
 def test_goes_on_to_the_bit(method: Method, kind: str, make_mds: Callable[..., str], tmp_path: Path) -> None:
     """From within an epoch, its last step, and its end; by its checkpoints alone."""
     arguments: dict[str, Any] = {"data": make_mds(NUM_SAMPLES)} if kind == "streaming" else {}

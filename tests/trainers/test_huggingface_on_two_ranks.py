@@ -55,7 +55,7 @@ def test_scores_do_not_hang_on_ranks_or_steps(results: list[dict[str, Any]], tmp
     assert results[0]["texts"] == pytest.approx(language_scores(str(tmp_path)), rel=1e-6)
 
 
-@pytest.mark.parametrize("die_at", [5, 19])
+@pytest.mark.parametrize("die_at", [5, pytest.param(19, marks=pytest.mark.long)])
 def test_a_killed_run_goes_on_to_the_bit(die_at: int, launch: Callable[..., None], tmp_path: Path) -> None:
     ranks = {"ranks": 2, "launcher": "torch", "variables": VARIABLES}
     launch(SCRIPT, tmp_path, "lived", 0, **ranks)

@@ -49,26 +49,49 @@ def trials() -> list[dict[str, Any]]:
 
 
 TRIALS = trials()
+QUICK = TRIALS[:8]  # with workers and without, each kind of checkpoints
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]) -> Path:
-    out = tmp_path_factory.mktemp("killed")
+def _start(trials: list[dict[str, Any]], out: Path, data: str) -> Path:
     runs = [
         {"name": f"{parallelism}-{workers}", "parallelism": parallelism, "workers": workers}
         for parallelism in ("ddp", "full")
         for workers in (0, 2)
     ]
-    for trial in TRIALS:
+    for trial in trials:
         runs += [trial, trial | {"kill": None}]
     method = described(TED(0.6, relative=True))
-    common = {"data": make_mds(NUM_SAMPLES), "epochs": EPOCHS, "dropout": 0.2, "ranks": RANKS, **method}
+    common = {"data": data, "epochs": EPOCHS, "dropout": 0.2, "ranks": RANKS, **method}
     start_runs([Run(**(common | run)) for run in runs], out, timeout=900)
     return out
 
 
-@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: f"{trial['name']}-{trial['workers']}-{trial['kill']}")
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]) -> Path:
+    return _start(QUICK, tmp_path_factory.mktemp("killed"), make_mds(NUM_SAMPLES))
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]) -> Path:
+    return _start(TRIALS[len(QUICK) :], tmp_path_factory.mktemp("more"), make_mds(NUM_SAMPLES))
+
+
+def _id(trial: dict[str, Any]) -> str:
+    return f"{trial['name']}-{trial['workers']}-{trial['kill']}"
+
+
+@pytest.mark.parametrize("trial", QUICK, ids=_id)
 def test_a_killed_run_ends_as_the_one_that_lived(trial: dict[str, Any], out: Path) -> None:
+    _check(trial, out)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("trial", TRIALS[len(QUICK) :], ids=_id)
+def test_more_killed_runs(trial: dict[str, Any], more: Path) -> None:
+    _check(trial, more)
+
+
+def _check(trial: dict[str, Any], out: Path) -> None:
     parallelism = "ddp" if trial["parallelism"] == "ddp" else "full"
     lived, killed = f"{parallelism}-{trial['workers']}", trial["name"]
     for rank in range(RANKS):
