@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from ted_stream.engine.plan import RunPlan
 from ted_stream.methods import Chosen
-from ted_stream.pruning import Owned, ScoreStore
+from ted_stream.pruning import Owned
 from ted_stream.skip_list import DatasetLayout, SkipList
 
 __all__ = ["choose_skip_list", "num_returning"]
 
 
 def choose_skip_list(
-    plan: RunPlan, store: ScoreStore, layout: DatasetLayout, epoch: int, seed: int, run: str
-) -> tuple[SkipList, float]:
+    plan: RunPlan, owned: Owned, layout: DatasetLayout, run: str
+) -> tuple[SkipList, float, dict[str, NDArray[np.float32]]]:
     """Let the method choose and weigh the samples of an epoch; collective, the same on every rank.
 
     Raises:
@@ -25,35 +25,36 @@ def choose_skip_list(
             value than it must.
 
     Returns:
-        The skip-list, and the factor of every sample's loss beside the weights of single samples in the list.
+        The skip-list; the factor of every sample's loss beside the weights of single samples in the list; and the
+        columns of running scores that the choice changes.
     """
-    owned = Owned(store, epoch=epoch, seed=seed)
+    epoch = owned.epoch
     k, ratio = plan.kept(epoch), plan.keep_ratio(epoch)
     chosen = plan.method.choose(owned, epoch, k)
-    fault = _fault_of_choice(chosen, len(owned))
-    _refuse(plan, store, fault)
+    _refuse(plan, owned, _fault_of_choice(chosen, owned))
     kept = owned.count(chosen.keep)
     if kept < 1 or (k is not None and kept != k):
         raise _fault(plan, f"{kept} samples to keep in epoch {epoch}, not {'at least one' if k is None else k}")
     if ratio is None:
-        ratio = kept / store.num_samples
+        ratio = kept / owned.num_samples
     # Of a few samples ⌈r_t·N⌉ may be all: then nothing is pruned, whatever r_t is.
-    weights = plan.method.weigh(owned, chosen, 1.0 if kept == store.num_samples else ratio)
-    _refuse(plan, store, _fault_of_weights(plan, weights, int(np.count_nonzero(chosen.keep))))
-    loss_factor, sample_weights = _joined(plan, store, weights)
+    weights = plan.method.weigh(owned, chosen, 1.0 if kept == owned.num_samples else ratio)
+    _refuse(plan, owned, _fault_of_weights(plan, weights, int(np.count_nonzero(chosen.keep))))
+    loss_factor, sample_weights = _joined(plan, owned, weights)
     skip_list = SkipList.from_keep_bits(
         layout,
-        _gather_bits(store, chosen.keep),
+        _gather_bits(owned, chosen.keep),
         epoch=epoch,
         keep_ratio=ratio,
         method=type(plan.method).__name__,
         run=run,
         weights=sample_weights,
     )
-    return skip_list, loss_factor
+    return skip_list, loss_factor, dict(chosen.columns)
 
 
-def _fault_of_choice(chosen: Any, size: int) -> str | None:
+def _fault_of_choice(chosen: Any, owned: Owned) -> str | None:
+    size = len(owned)
     if not isinstance(chosen, Chosen):
         return f"a choice that is a {type(chosen).__name__}, not a Chosen"
     keep: Any = chosen.keep
@@ -61,6 +62,11 @@ def _fault_of_choice(chosen: Any, size: int) -> str | None:
         return f"keep as a {type(keep).__name__}, not a NumPy array of shape ({size},) and dtype bool"
     if keep.shape != (size,) or keep.dtype != np.bool_:
         return f"keep of shape {keep.shape} and dtype {keep.dtype}, not ({size},) bool"
+    for name, column in chosen.columns.items():
+        if name not in owned.columns:
+            return f"the column {name!r}, which its running() does not have: {', '.join(owned.columns)}"
+        if column.shape != (size,) or column.dtype != np.float32:
+            return f"the column {name!r} of shape {column.shape} and dtype {column.dtype}, not ({size},) float32"
     return None
 
 
@@ -79,7 +85,7 @@ def _fault_of_weights(plan: RunPlan, weights: Any, kept: int) -> str | None:
     return None
 
 
-def _joined(plan: RunPlan, store: ScoreStore, weights: float | NDArray[np.float32]) -> tuple[float, Any]:
+def _joined(plan: RunPlan, owned: Owned, weights: float | NDArray[np.float32]) -> tuple[float, Any]:
     """The factor of every sample's loss, and the weights of single samples, if they differ from 1, of all ranks.
 
     Raises:
@@ -87,23 +93,23 @@ def _joined(plan: RunPlan, store: ScoreStore, weights: float | NDArray[np.float3
     """
     is_array = isinstance(weights, np.ndarray)
     mine = [1.0 if is_array else float(weights), is_array, is_array and bool(np.any(weights != 1))]
-    ranks = np.stack(store.communicator.all_gather(np.array(mine, np.float64)))
+    ranks = np.stack(owned.communicator.all_gather(np.array(mine, np.float64)))
     if len({(factor, array) for factor, array, _ in ranks.tolist()}) > 1:
         given = ["an array" if array else f"{factor}" for factor, array, _ in ranks.tolist()]
         raise _fault(plan, f"the ranks different weights: {', '.join(given)}")
     differ = bool(ranks[:, 2].any())
     if not isinstance(weights, np.ndarray):
         return float(weights), None
-    return 1.0, np.concatenate(store.communicator.all_gather(weights)) if differ else None
+    return 1.0, np.concatenate(owned.communicator.all_gather(weights)) if differ else None
 
 
-def _refuse(plan: RunPlan, store: ScoreStore, fault: str | None) -> None:
+def _refuse(plan: RunPlan, owned: Owned, fault: str | None) -> None:
     """Refuse what the method gave on a rank, on all of them: one alone would leave the others waiting for it.
 
     Raises:
         ValueError: with the fault, or on ranks that have none, that another has one.
     """
-    faults = np.concatenate(store.communicator.all_gather(np.array([fault is not None], np.int64)))
+    faults = np.concatenate(owned.communicator.all_gather(np.array([fault is not None], np.int64)))
     if faults.any():
         others = f"something else on rank {int(np.flatnonzero(faults)[0])} than it must, and a fault is told there"
         raise _fault(plan, fault or others)
@@ -113,13 +119,13 @@ def _fault(plan: RunPlan, what: str) -> ValueError:
     return ValueError(f"{plan.method!r} gave {what}; the epoch would be another than planned. Mend the method.")
 
 
-def _gather_bits(store: ScoreStore, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _gather_bits(owned: Owned, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """(⌈N / 8⌉,) uint8 from the owners' masks: one bit per sample is all that every rank holds of all samples."""
-    bits = np.zeros(-(-store.num_samples // 8), np.uint8)
-    start, shift = divmod(store.first_id, 8)
+    bits = np.zeros(-(-owned.num_samples // 8), np.uint8)
+    start, shift = divmod(owned.first_id, 8)
     mine = np.packbits(np.concatenate([np.zeros(shift, np.bool_), mask]))
     bits[start : start + len(mine)] = mine
-    return store.communicator.all_reduce_sum(bits)  # the owners' bits are disjoint, in a shared byte too
+    return owned.communicator.all_reduce_sum(bits)  # the owners' bits are disjoint, in a shared byte too
 
 
 def num_returning(before: SkipList, now: SkipList) -> int:

@@ -12,6 +12,8 @@ from torch import nn
 
 from ted_stream.engine.choosing import choose_skip_list, num_returning
 from ted_stream.engine.data import PrunableData
+from ted_stream.engine.folding import fold_epoch
+from ted_stream.engine.given import Given
 from ted_stream.engine.plan import RunPlan
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord
@@ -28,7 +30,7 @@ from ted_stream.engine.state import (
 from ted_stream.engine.step import StepRecorder
 from ted_stream.export import write_manifest
 from ted_stream.methods import Method
-from ted_stream.pruning import ScoreStore
+from ted_stream.pruning import Owned, ScoreStore
 from ted_stream.pruning.probe import StepProbe
 from ted_stream.skip_list import SkipList, from_bytes, to_bytes
 
@@ -84,16 +86,16 @@ class PruningEngine:
         self.folder = RunFolder(folder, self.ranks)
         self.records: list[EpochRecord] = []
         self.active: SkipList | None = None
-        self.store = ScoreStore(data.layout.num_samples, method.running(), communicator=self.ranks.communicator)
-        self.plan = RunPlan(method=method, num_samples=data.layout.num_samples, epochs=0)
-        self._measures = method.measure()
-        self._probe = StepProbe(self._measures, weighted=method.weighs_samples, output_layer=output_layer, loss=loss)
-        self.step = StepRecorder(self._probe)
+        samples, communicator = data.layout.num_samples, self.ranks.communicator
+        self.store = ScoreStore(samples, method.running(), labelled=method.needs_labels, communicator=communicator)
+        self._given = self.ranks.on_every_rank(lambda: Given(method, data.layout, self.store))
+        self.plan = RunPlan(method=method, num_samples=samples, epochs=0)
+        self._probe = StepProbe(method.measure(), weighted=method.weighs_samples, output_layer=output_layer, loss=loss)
+        self.step = StepRecorder(self._probe, labelled=method.needs_labels)
         self.output_layer = output_layer
         self._stream_keys = list(data.layout.stream_keys)
         self._allow_other_settings = allow_other_settings
-        self._fold_seconds = 0.0
-        self._run = ""
+        self._fold_seconds, self._run = 0.0, ""
 
     def use(self, data: PrunableData) -> None:
         """Go on with this data object.
@@ -162,7 +164,8 @@ class PruningEngine:
         """Choose what an epoch (0-based) keeps, write its skip-list, and make it active."""
         start = time.perf_counter()
         self._probe.look_again()  # losses, and what is frozen, may change between epochs
-        skip_list, factor = choose_skip_list(self.plan, self.store, self.data.layout, epoch, self.seed, self._run)
+        owned = Owned(self.store, epoch=epoch, seed=self.seed, given=self._given.owned)
+        skip_list, factor, self.store.pending = choose_skip_list(self.plan, owned, self.data.layout, self._run)
         # An epoch that was interrupted in its first batch begins again, and counts once.
         before = [record for record in self.records if record.epoch < epoch]
         previous = self.active if not before or before[-1] is self.records[-1] else self._read_list(before[-1])
@@ -195,12 +198,7 @@ class PruningEngine:
         record = self.records[-1]
         measurements = self.step.measurements()
         self.step.clear()
-        if self._measures is None:
-            counts = np.array([len(measurements)], np.int64)
-            forwarded = int(self.store.communicator.all_reduce_sum(counts)[0])
-        else:
-            update = self.store.update(measurements)
-            forwarded, record.non_finite = update.measured, update.non_finite
+        forwarded, record.non_finite = fold_epoch(self.method, self.store, measurements, record.epoch)
         record.forwarded = forwarded // (self.data.replication or 1)
         self._fold_seconds = time.perf_counter() - start
         self.folder.write("run.json", lambda: json.dumps(self.summary(), indent=1).encode())
@@ -249,6 +247,7 @@ class PruningEngine:
             "version": STATE_VERSION,
             "method": repr(self.method),
             "seed": self.seed,
+            "given": self._given.digests,
             "stream_keys": self._stream_keys,
         }
 
@@ -266,7 +265,9 @@ class PruningEngine:
             "output_layer": self.output_layer or "",
             "records": [asdict(record) for record in self.records],
             "scores": self.store.state_dict(everywhere=everywhere),
-            "measurements": pack_measurements(self.step.measurements(), communicator, everywhere=everywhere),
+            "measurements": pack_measurements(
+                self.step.measurements(), communicator, labelled=self.method.needs_labels, everywhere=everywhere
+            ),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

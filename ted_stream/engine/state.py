@@ -18,7 +18,7 @@ __all__ = [
     "warn_of_missing_scores",
 ]
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 def refuse_other_streams(scored: list[str], found: list[str]) -> None:
@@ -40,7 +40,7 @@ def refuse_other_state(state: dict[str, Any], mine: dict[str, Any], *, allow_oth
 
     Args:
         state: of the checkpoint.
-        mine: ``version``, ``method``, ``seed`` and ``stream_keys`` of this run.
+        mine: ``version``, ``method``, ``seed``, ``given`` and ``stream_keys`` of this run.
         allow_other_settings: pass over another method or seed.
 
     Raises:
@@ -52,6 +52,13 @@ def refuse_other_state(state: dict[str, Any], mine: dict[str, Any], *, allow_oth
             f"{mine['version']}; resume with the version that wrote it."
         )
     refuse_other_streams(state["stream_keys"], mine["stream_keys"])
+    others = sorted(name for name, digest in mine["given"].items() if state["given"].get(name, digest) != digest)
+    if others and not allow_other_settings:
+        raise ValueError(
+            f"What {mine['method']} is given of the samples before the run ({', '.join(others)}) is another than when "
+            "the checkpoint was made. Give what the run started with, start a new run, or pass "
+            "allow_other_settings=True if you want the mixture."
+        )
     if not allow_other_settings and any(state[name] != mine[name] for name in ("method", "seed")):
         raise ValueError(
             f"The checkpoint was made by {state['method']} with seed={state['seed']}, but this run has "
@@ -88,18 +95,24 @@ def goes_on_at(asked: str | None, measured: str) -> str | None:
     return measured or asked
 
 
-def pack_measurements(mine: Measurements, communicator: Communicator, *, everywhere: bool) -> dict[str, torch.Tensor]:
+def pack_measurements(
+    mine: Measurements, communicator: Communicator, *, labelled: bool, everywhere: bool
+) -> dict[str, torch.Tensor]:
     """The measurements of all ranks, (m,) int64 each; of floats the bits, since NaN equals nothing.
 
     Args:
         mine: of this rank.
         communicator: the ranks.
+        labelled: whether classes are noted, on every rank alike.
         everywhere: all ranks get them; else rank 0 alone, and the others nothing.
     """
     gather = communicator.all_gather if everywhere else communicator.gather
     packed = {}
-    for name in ("ids", "importance", "steps"):
-        parts = gather(getattr(mine, name).view(np.int64))
+    columns = {"ids": mine.ids, "importance": mine.importance, "steps": mine.steps}
+    if labelled:
+        columns["labels"] = np.empty(0, np.int64) if mine.labels is None else mine.labels
+    for name, column in columns.items():
+        parts = gather(column.view(np.int64))
         if parts is not None:
             packed[name] = torch.from_numpy(np.concatenate(parts))
     return packed
@@ -109,4 +122,4 @@ def load_measurements(packed: dict[str, torch.Tensor], *, rank: int, world_size:
     """This rank's share of packed measurements. Any share will do: owners get theirs when the epoch is folded."""
     parts = {name: values.cpu().numpy()[rank::world_size] for name, values in packed.items()}
     importance = np.ascontiguousarray(parts["importance"]).view(np.float64)
-    return Measurements(ids=parts["ids"], importance=importance, steps=parts["steps"])
+    return Measurements(ids=parts["ids"], importance=importance, steps=parts["steps"], labels=parts.get("labels"))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ted_stream.pruning import Measurements, batch_size
-from ted_stream.pruning.batches import tensors_of
+from ted_stream.pruning.batches import class_labels, tensors_of
 from ted_stream.pruning.loss_kinds import Counted
 from ted_stream.pruning.probe import StepProbe
 
@@ -23,6 +23,7 @@ class StepRecorder:
 
     Args:
         probe: measures and weighs microbatches.
+        labelled: note the samples' classes too.
 
     Attributes:
         loss_factor: what the host must multiply the loss by, beside the weights of single samples.
@@ -31,8 +32,9 @@ class StepRecorder:
         suspects: what may change the number of a batch's rows, to name in errors.
     """
 
-    def __init__(self, probe: StepProbe) -> None:
+    def __init__(self, probe: StepProbe, *, labelled: bool = False) -> None:
         self._probe = probe
+        self._labelled = labelled
         self._weights: Tensor | None = None
         self.loss_factor = 1.0
         self.suspects: list[str] = []
@@ -43,6 +45,7 @@ class StepRecorder:
         """Forget the epoch's measurements; begin with those of a part of it that another process trained on."""
         self._ids: list[Tensor] = []
         self._values: list[Tensor] = []
+        self._labels: list[Tensor] = []
         self._steps: list[int] = []
         self._resumed = resumed or Measurements()
         self.begin(self.ids[:0])
@@ -65,12 +68,14 @@ class StepRecorder:
         """
         self.ids = ids
         self._pending: list[Tensor] = []
+        self._pending_labels: list[Tensor] = []
         self.rows_done = 0
 
     def rewind(self, row: int) -> None:
         """The batch is tried again from this row on, a microbatch's first: what was measured of it does not count."""
-        while self._pending and sum(map(len, self._pending)) > row:
-            self._pending.pop()
+        for pending in (self._pending, self._pending_labels):
+            while pending and sum(map(len, pending)) > row:
+                pending.pop()
         self.rows_done = row
 
     def before_forward(self, batch: Any) -> Any:
@@ -99,7 +104,12 @@ class StepRecorder:
             outputs: of the model.
             loss: the tensor that holds all of the loss.
             counted: what the host would have the loss be, where it counts targets over more than the microbatch.
+
+        Raises:
+            ValueError: if classes are asked for, and the targets are none.
         """
+        if self._labelled:
+            self._pending_labels.append(class_labels(batch))
         self._probe.before_backward(batch, outputs, loss, counted)
 
     def after_backward(self) -> None:
@@ -122,6 +132,8 @@ class StepRecorder:
         self._steps.append(step)
         if self._pending:
             self._values.append(torch.cat(self._pending))
+        if self._pending_labels:
+            self._labels.append(torch.cat(self._pending_labels))
 
     def check_rows(self, rows: int) -> None:
         """Refuse a batch, or what was forwarded of it, of another number of rows than it has ids.
@@ -145,4 +157,6 @@ class StepRecorder:
         ids = torch.cat(self._ids).cpu().numpy()
         values = torch.cat(self._values).cpu().double().numpy() if self._values else np.zeros(len(ids))
         steps = np.repeat(np.array(self._steps, np.int64), sizes)
-        return Measurements.concatenate([self._resumed, Measurements(ids=ids, importance=values, steps=steps)])
+        labels = torch.cat(self._labels).cpu().numpy() if self._labels else None
+        mine = Measurements(ids=ids, importance=values, steps=steps, labels=labels)
+        return Measurements.concatenate([self._resumed, mine])

@@ -1,7 +1,8 @@
 """What a pruning method is: what it measures, remembers, keeps and weighs."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from ted_stream.pruning import ExponentialMean, Owned, Running
 from ted_stream.pruning.measures import Measure
+from ted_stream.skip_list import DatasetLayout
 
 __all__ = ["Chosen", "Method"]
 
@@ -21,10 +23,13 @@ class Chosen:
         keep: (n,) bool, marks of the samples to train on.
         inclusion: (n,) float32 in (0, 1], the probability with which each of these samples would have been kept, where
             a method draws with probabilities that it knows; ``None`` elsewhere. Only those of kept samples count.
+        columns: (n,) float32 by name, columns of ``running()`` that the choice changes, which no measurement does. They
+            are taken over when the epoch has been trained on.
     """
 
     keep: NDArray[np.bool_]
     inclusion: NDArray[np.float32] | None = None
+    columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,12 @@ class Method(ABC):
 
     Attributes:
         weighs_samples: whether :meth:`weigh` may give single samples weights of their own.
+        needs_labels: whether :meth:`choose` looks at the classes of samples, which are taken from the targets of the
+            batches that are trained on: one whole number for each sample, the same in every epoch.
     """
 
     weighs_samples: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
 
     def measure(self) -> Measure | None:
         """What a batch yields per sample, made anew for each run, since it holds hooks; ``None`` measures nothing."""
@@ -51,6 +59,19 @@ class Method(ABC):
     def running(self) -> Running:
         """What is remembered of every sample, and the scores that it makes."""
         return ExponentialMean()
+
+    def given(self, layout: DatasetLayout) -> Mapping[str, NDArray[np.float32]]:
+        """What is known of every sample before the run, (N,) float32 by name, NaN where nothing is.
+
+        Args:
+            layout: of the dataset; what was made for another one is refused.
+
+        Raises:
+            ValueError: if it belongs to another dataset.
+            OSError: if it cannot be read.
+        """
+        del layout
+        return {}
 
     @abstractmethod
     def keep_ratio(self, epoch: int, num_epochs: int) -> float | None:

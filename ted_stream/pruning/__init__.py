@@ -7,7 +7,7 @@ from ted_stream.pruning.communicator import (
     TorchDistributed,
 )
 from ted_stream.pruning.owned import Owned
-from ted_stream.pruning.running import ExponentialMean, Measurements, Running, ScoreStore, ScoreUpdate
+from ted_stream.pruning.running import ExponentialMean, Running
 from ted_stream.pruning.schedules import (
     SCHEDULES,
     ConstantSchedule,
@@ -18,7 +18,16 @@ from ted_stream.pruning.schedules import (
     make_schedule,
     num_kept,
 )
-from ted_stream.pruning.selection import HighestScores, SampledScores, Selection, UniformSample, select, top_k_mask
+from ted_stream.pruning.score_store import Measurements, ScoreStore, ScoreUpdate
+from ted_stream.pruning.selection import (
+    HighestScores,
+    LowestScores,
+    SampledScores,
+    Selection,
+    UniformSample,
+    select,
+    top_k_mask,
+)
 
 __all__ = [
     "SCHEDULES",
@@ -29,6 +38,7 @@ __all__ = [
     "HighestScores",
     "KeepRatioSchedule",
     "LinearSchedule",
+    "LowestScores",
     "Measurements",
     "Owned",
     "RollerCoasterSchedule",

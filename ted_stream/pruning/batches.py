@@ -13,6 +13,7 @@ from ted_stream.pruning.predictions import IGNORE_INDEX, Predictions
 __all__ = [
     "IGNORE_INDEX",
     "batch_size",
+    "class_labels",
     "class_targets",
     "like_sequence",
     "logits_of",
@@ -204,6 +205,22 @@ def loss_shares(batch: Any, *, shifted: bool) -> tuple[Tensor | int, Tensor | in
         return 1, counted.sum()
     counts = counted.flatten(1).sum(1)
     return counts.clamp(min=1), counts.sum()
+
+
+def class_labels(batch: Any) -> Tensor:
+    """(B,) int64, the class of every sample, below zero where it has none.
+
+    Raises:
+        ValueError: if the targets are no whole numbers, one for each sample.
+    """
+    targets = targets_of(batch)
+    if targets.ndim != 1 or targets.is_floating_point():
+        raise ValueError(
+            f"The targets have shape {tuple(targets.shape)} and dtype {targets.dtype}, but samples are told apart by "
+            "class, which asks for one whole number for each. Leave out what mixes classes, or choose a method that "
+            "does not look at them."
+        )
+    return targets.detach().long().clamp(min=-1)
 
 
 def class_targets(outputs: Any, batch: Any) -> tuple[Tensor, int] | None:

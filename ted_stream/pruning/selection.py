@@ -13,6 +13,7 @@ from ted_stream.pruning.settings import check_number, check_whole
 
 __all__ = [
     "HighestScores",
+    "LowestScores",
     "SampledScores",
     "Selection",
     "UniformSample",
@@ -60,6 +61,16 @@ class HighestScores:
         keys = scores.copy()
         keys[np.isnan(keys)] = np.inf
         return keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowestScores:
+    """Keep the lowest scores ("TED-reverse": TED, Fig. 8)."""
+
+    def keys(self, scores: NDArray[np.float32], ids: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
+        """Minus the scores."""
+        del ids, epoch
+        return np.where(np.isnan(scores), np.float32(np.inf), -scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +177,15 @@ def _images(keys: NDArray[np.float32]) -> _Values:
     return split
 
 
-def _hashes_of_ties(keys: NDArray[np.float32], tie: np.float32, *, first_id: int, seed: int) -> _Values:
+_Ids = Callable[[NDArray[np.int64]], NDArray[np.int64]]  # of positions
+
+
+def _hashes_of_ties(keys: NDArray[np.float32], tie: np.float32, *, ids: _Ids, seed: int) -> _Values:
     """The hashes of the ids whose key is ``tie``, made anew in every pass: stored they would take 8 bytes each."""
 
     def split(low: int, high: int) -> Iterator[tuple[int, NDArray[Any]]]:
         for part in _chunks(len(keys)):
-            hashes = hash_ids(first_id + part.start + np.flatnonzero(keys[part] == tie), seed=seed)
+            hashes = hash_ids(ids(part.start + np.flatnonzero(keys[part] == tie)), seed=seed)
             yield _split(hashes, np.uint64(low), np.uint64(high))
 
     return split
@@ -297,7 +311,13 @@ def kth_largest(keys: NDArray[np.float32], ks: Sequence[int], communicator: Comm
 
 
 def top_k_mask(
-    keys: NDArray[np.float32], k: int, *, first_id: int, seed: int, communicator: Communicator
+    keys: NDArray[np.float32],
+    k: int,
+    *,
+    first_id: int = 0,
+    ids: NDArray[np.int64] | None = None,
+    seed: int,
+    communicator: Communicator,
 ) -> NDArray[np.bool_]:
     """Mark the k highest keys over all ranks; the same marks for every world size.
 
@@ -305,9 +325,10 @@ def top_k_mask(
     takes at most 2 bytes per key.
 
     Args:
-        keys: (n,) float32, the keys of the samples first_id … first_id + n - 1, which this rank owns.
+        keys: (n,) float32, of samples that this rank owns.
         k: how many to mark over all ranks, from 0 to their total.
-        first_id: this rank's first sample id.
+        first_id: the samples are first_id … first_id + n - 1, unless there are ``ids``.
+        ids: (n,) int64, theirs.
         seed: of the tie-breaking hash.
         communicator: the ranks.
 
@@ -334,12 +355,16 @@ def top_k_mask(
     threshold = np.float32(unsortable(low))
     if wanted == count:
         return keys >= threshold
-    ties = _hashes_of_ties(keys, threshold, first_id=first_id, seed=seed)
+
+    def ids_at(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return first_id + positions if ids is None else ids[positions]
+
+    ties = _hashes_of_ties(keys, threshold, ids=ids_at, seed=seed)
     lowest, _, _ = search(ties, wanted, communicator, domain=_ALL_HASHES, storable=storable)
     mask = keys > threshold
     for part in _chunks(len(keys)):
         tied = part.start + np.flatnonzero(keys[part] == threshold)
-        mask[tied] = hash_ids(first_id + tied, seed=seed) >= np.uint64(lowest)
+        mask[tied] = hash_ids(ids_at(tied), seed=seed) >= np.uint64(lowest)
     return mask
 
 

@@ -19,6 +19,7 @@ from ted_stream.testing.runs import Run
 
 __all__ = [
     "SAMPLER_SEED",
+    "InMemory",
     "batch_size_of",
     "make_dataset",
     "make_loader",

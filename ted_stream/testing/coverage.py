@@ -21,4 +21,4 @@ def check_covered(registry: Mapping[str, type], examples: Mapping[str, Sequence[
     for name, objects in examples.items():
         assert objects, f"no examples of {name}"
         for example in objects:
-            assert type(example) is registry[name], f"{name}: {example!r} is no {registry[name].__name__}"
+            assert isinstance(example, registry[name]), f"{name}: {example!r} is no {registry[name].__name__}"

@@ -1,7 +1,7 @@
 """What every method keeps in its value and in its choices, a check each."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass, replace
 from itertools import product
 from typing import Any
@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ted_stream.engine.given import Given
 from ted_stream.methods import Method
 from ted_stream.pruning import Communicator, Measurements, Owned, ScoreStore, num_kept
 from ted_stream.pruning.measures import Measure
+from ted_stream.skip_list import DatasetLayout, ShardLayout, StreamLayout
 from ted_stream.testing.threads import run_ranks
 
 __all__ = ["CHOICE_CHECKS", "METHOD_CHECKS", "POPULATIONS", "VALUE_CHECKS", "Population"]
@@ -90,7 +92,7 @@ def measures_anew(method: Method) -> None:
     names = running.columns
     assert all(isinstance(name, str) for name in names), f"columns are {names!r}"
     columns = {name: np.full(3, np.nan, np.float32) for name in names}
-    running.fold(columns, np.array([2], np.int64), np.array([0.5]))
+    running.fold(columns, np.array([2], np.int64), np.array([0.5]), 0)
     scores = running.scores(columns)
     assert scores.dtype == np.float32
     assert np.isnan(scores).tolist() == [True, True, False], "a sample never measured has the score NaN, no other"
@@ -113,13 +115,23 @@ class Population:
 
     def store(self, method: Method, communicator: Communicator, *, deal: int) -> ScoreStore:
         """The running scores, where ``deal`` says which rank measured what."""
-        store = ScoreStore(self.num_samples, method.running(), communicator=communicator)
+        store = ScoreStore(self.num_samples, method.running(), labelled=method.needs_labels, communicator=communicator)
         rng = np.random.default_rng(deal)
-        for ids, values in self.measured:
+        for epoch, (ids, values) in enumerate(self.measured):
             order = rng.permutation(len(ids))
             mine = order[rng.integers(communicator.world_size, size=len(ids)) == communicator.rank]
-            store.update(Measurements(ids=ids[mine], importance=values[mine], steps=ids[mine] % 7))
+            measured = Measurements(
+                ids=ids[mine], importance=values[mine], steps=ids[mine] % 7, labels=np.sqrt(ids[mine]).astype(int) % 3
+            )
+            store.update(measured, epoch=epoch)
+            if method.needs_labels:
+                store.label(measured)
         return store
+
+    def given(self, method: Method, store: ScoreStore) -> Mapping[str, NDArray[np.float32]]:
+        """A rank's share of what is known of the samples before the run."""
+        shard = ShardLayout(name="samples", size=0, samples=self.num_samples)
+        return Given(method, DatasetLayout(streams=(StreamLayout(shards=(shard,)),)), store).owned
 
 
 def _populations() -> Iterator[tuple[str, Population]]:
@@ -173,9 +185,10 @@ def choices_of(
     def work(communicator: Communicator) -> dict[int, tuple[Any, ...]]:
         store = population.store(method, communicator, deal=deal)
         columns = {name: column.copy() for name, column in store.columns.items()}
+        given = population.given(method, store)
         found = {}
         for epoch in epochs:
-            owned = Owned(store, epoch=epoch, seed=_SEED)
+            owned = Owned(store, epoch=epoch, seed=_SEED, given=given)
             ratio = method.keep_ratio(epoch, _EPOCHS)
             k = None if ratio is None else num_kept(ratio, population.num_samples)
             chosen = method.choose(owned, epoch, k)

@@ -13,7 +13,7 @@ from ted_stream.engine.choosing import choose_skip_list
 from ted_stream.engine.plan import RunPlan
 from ted_stream.methods import TED, Chosen, ImportanceSampling, InfoBatch, Method, RandomPruning, ScheduledMethod
 from ted_stream.pruning import Communicator, ExponentialMean, HighestScores, Owned, ScoreStore
-from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout
+from ted_stream.skip_list import DatasetLayout, ShardLayout, StreamLayout
 from ted_stream.testing import METHOD_CHECKS, check_method
 from ted_stream.testing.threads import run_ranks
 
@@ -155,15 +155,15 @@ def test_what_the_faulty_ones_are_made_of_is_sound(check: Callable[[Method], Non
 # What the engine refuses, on every rank, of methods that nobody has checked
 
 
-def chosen_by(method: Method, *, num_samples: int = 10, ranks: int = 1) -> list[tuple[SkipList, float] | str]:
+def chosen_by(method: Method, *, num_samples: int = 10, ranks: int = 1) -> list[tuple[Any, ...] | str]:
     """What every rank gets for epoch 1 of 4, or what it is told."""
     layout = DatasetLayout(streams=(StreamLayout(shards=(ShardLayout(name="a", size=1, samples=num_samples),)),))
 
-    def work(communicator: Communicator) -> tuple[SkipList, float] | str:
+    def work(communicator: Communicator) -> tuple[Any, ...] | str:
         store = ScoreStore(num_samples, method.running(), communicator=communicator)
         plan = RunPlan(method=method, num_samples=num_samples, epochs=4)
         try:
-            return choose_skip_list(plan, store, layout, 1, 0, "run")
+            return choose_skip_list(plan, Owned(store, epoch=1, seed=0), layout, "run")
         except ValueError as error:
             return str(error)
 

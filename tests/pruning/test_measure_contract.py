@@ -10,6 +10,7 @@ from ted_stream.pruning.measures import (
     Entropy,
     ErrorNorm,
     LastLayerGradient,
+    LogitMargin,
     Loss,
     Margin,
     MaskGradient,
@@ -27,6 +28,7 @@ def _margin(p: Tensor, y: Tensor, f: Tensor) -> Tensor:
 
 # Of the predicted p, the target's one-hot y, and the features f of one position.
 FORMULAS: dict[Measure, Formula | None] = {
+    LogitMargin(): lambda p, y, f: p.log()[y.argmax()] - p.log()[y == 0].max(),
     Correct(): lambda p, y, f: p.argmax() == y.argmax(),
     Entropy(): lambda p, y, f: -(p * p.log()).sum(),
     ErrorNorm(): lambda p, y, f: (p - y).norm(),

@@ -40,6 +40,7 @@ def _measure(model: nn.Module, batch: Any, measure: Measure, **options: Any) -> 
 
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]
 REFERENCES: dict[str, Reference] = {
+    "logit_margin": lambda p, y, f: (p[y.argmax()] / p[torch.arange(len(p)) != y.argmax()].max()).log(),
     "correct": lambda p, y, f: (p.argmax() == y.argmax()).double(),
     "entropy": lambda p, y, f: -(p * p.log()).sum(),
     "error_norm": lambda p, y, f: ((p - y) ** 2).sum().sqrt(),

@@ -4,7 +4,14 @@ from ted_stream.pruning.measures.last_layer_gradient import LastLayerGradient
 from ted_stream.pruning.measures.loss import Loss
 from ted_stream.pruning.measures.mask_gradient import SITES, MaskGradient
 from ted_stream.pruning.measures.measure import Measure, Microbatch
-from ted_stream.pruning.measures.of_predictions import Correct, Entropy, ErrorNorm, Margin, TrueProbability
+from ted_stream.pruning.measures.of_predictions import (
+    Correct,
+    Entropy,
+    ErrorNorm,
+    LogitMargin,
+    Margin,
+    TrueProbability,
+)
 from ted_stream.pruning.measures.registry import MEASURES, make_measure
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "Entropy",
     "ErrorNorm",
     "LastLayerGradient",
+    "LogitMargin",
     "Loss",
     "Margin",
     "MaskGradient",

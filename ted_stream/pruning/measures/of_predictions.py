@@ -1,4 +1,7 @@
-"""Measures of what the model predicts: ``error_norm``, ``margin``, ``entropy``, ``correct``, ``true_probability``."""
+"""Measures of what the model predicts.
+
+``error_norm``, ``margin``, ``logit_margin``, ``entropy``, ``correct``, ``true_probability``.
+"""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from ted_stream.pruning.measures.measure import Measure, Microbatch
 
-__all__ = ["Correct", "Entropy", "ErrorNorm", "Margin", "TrueProbability", "error_norms"]
+__all__ = ["Correct", "Entropy", "ErrorNorm", "LogitMargin", "Margin", "TrueProbability", "error_norms"]
 
 
 class PredictionMeasure(Measure):
@@ -62,6 +65,21 @@ class Margin(PredictionMeasure):
         del targets
         first, second = logits.softmax(1).topk(2, dim=1).values.unbind(1)
         return first - second
+
+
+@dataclass(frozen=True)
+class LogitMargin(PredictionMeasure):
+    """z_y − max over the other classes c of z_c (AUM: Pleiss et al. 2020): below 0 where the prediction is wrong.
+
+    Of class probabilities the target is the likeliest class.
+    """
+
+    @staticmethod
+    def of(logits: Tensor, targets: Tensor) -> Tensor:
+        """(M,) z_y − max z_c."""
+        places = (targets.argmax(1) if targets.is_floating_point() else targets).unsqueeze(1)
+        others = logits.scatter(1, places, -torch.inf)
+        return logits.gather(1, places).squeeze(1) - others.amax(1)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,14 @@ from ted_stream.pruning.measures.last_layer_gradient import LastLayerGradient
 from ted_stream.pruning.measures.loss import Loss
 from ted_stream.pruning.measures.mask_gradient import MaskGradient
 from ted_stream.pruning.measures.measure import Measure
-from ted_stream.pruning.measures.of_predictions import Correct, Entropy, ErrorNorm, Margin, TrueProbability
+from ted_stream.pruning.measures.of_predictions import (
+    Correct,
+    Entropy,
+    ErrorNorm,
+    LogitMargin,
+    Margin,
+    TrueProbability,
+)
 
 __all__ = ["MEASURES", "make_measure"]
 
@@ -16,6 +23,7 @@ MEASURES: dict[str, type[Measure]] = {
     "entropy": Entropy,
     "error_norm": ErrorNorm,
     "last_layer_gradient": LastLayerGradient,
+    "logit_margin": LogitMargin,
     "loss": Loss,
     "margin": Margin,
     "mask_gradient": MaskGradient,
