@@ -1,5 +1,6 @@
 """What a pruning run found, for other tools."""
 
 from ted_stream.export.manifest import write_manifest
+from ted_stream.export.scores import Scores, ScoresError, read_scores, write_scores
 
-__all__ = ["write_manifest"]
+__all__ = ["Scores", "ScoresError", "read_scores", "write_manifest", "write_scores"]

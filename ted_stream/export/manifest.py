@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ted_stream.export.places import place_columns
 from ted_stream.files import write_bytes
 from ted_stream.skip_list import SkipList
 
@@ -30,19 +31,11 @@ def write_manifest(path: str | os.PathLike[str], skip_list: SkipList, scores: ND
     """
     if len(scores) != skip_list.num_samples:
         raise ValueError(f"{len(scores)} scores do not fit a skip-list of {skip_list.num_samples} samples.")
-    layout = skip_list.layout
     kept = np.flatnonzero(skip_list.keep_mask())
-    shard = np.searchsorted(layout.shard_offsets, kept, side="right") - 1
-    streams = [key for key, stream in zip(layout.stream_keys, layout.streams, strict=True) for _ in stream.shards]
     kept_scores = scores[kept]
     table = pa.table(
         {
-            "sample_id": kept,
-            "stream": pa.DictionaryArray.from_arrays(pa.array(shard, pa.int32()), pa.array(streams, pa.string())),
-            "shard": pa.DictionaryArray.from_arrays(
-                pa.array(shard, pa.int32()), pa.array([shard.name for shard in layout.shards], pa.string())
-            ),
-            "position": kept - layout.shard_offsets[shard],
+            **place_columns(skip_list.layout, kept),
             "score": pa.array(kept_scores, pa.float32(), mask=np.isnan(kept_scores)),
         },
         metadata={"ted_stream.method": skip_list.method, "ted_stream.skip_list_digest": skip_list.digest},
