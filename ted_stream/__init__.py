@@ -7,7 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ted_stream.methods import TED, ImportanceSampling, InfoBatch, RandomPruning
+    from ted_stream.methods import (
+        RCAP,
+        TED,
+        UCB,
+        Composed,
+        DynamicDUAL,
+        EpsilonGreedy,
+        FixedSubset,
+        ImportanceSampling,
+        InfoBatch,
+        Learnability,
+        OrderDP,
+        RandomPruning,
+        RePB,
+        SeTa,
+    )
     from ted_stream.reading import Prunable, PrunedStreamingDataset, drop_pruned
     from ted_stream.sampler import PrunedSampler
     from ted_stream.skip_list import SkipList, SkipListError, read_skip_list, write_skip_list
@@ -16,16 +31,26 @@ if TYPE_CHECKING:
     from ted_stream.trainers.loop import Pruner
 
 __all__ = [
+    "RCAP",
     "TED",
+    "UCB",
+    "Composed",
     "DataPruning",
+    "DynamicDUAL",
+    "EpsilonGreedy",
+    "FixedSubset",
     "ImportanceSampling",
     "InfoBatch",
+    "Learnability",
+    "OrderDP",
     "Prunable",
     "PrunedSampler",
     "PrunedStreamingDataset",
     "Pruner",
     "PruningMixin",
     "RandomPruning",
+    "RePB",
+    "SeTa",
     "SkipList",
     "SkipListError",
     "drop_pruned",
@@ -34,7 +59,22 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ted_stream.methods": ("TED", "ImportanceSampling", "InfoBatch", "RandomPruning"),
+    "ted_stream.methods": (
+        "Composed",
+        "DynamicDUAL",
+        "EpsilonGreedy",
+        "FixedSubset",
+        "ImportanceSampling",
+        "InfoBatch",
+        "Learnability",
+        "OrderDP",
+        "RCAP",
+        "RandomPruning",
+        "RePB",
+        "SeTa",
+        "TED",
+        "UCB",
+    ),
     "ted_stream.reading": ("Prunable", "PrunedStreamingDataset", "drop_pruned"),
     "ted_stream.sampler": ("PrunedSampler",),
     "ted_stream.skip_list": ("SkipList", "SkipListError", "read_skip_list", "write_skip_list"),

@@ -6,11 +6,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ted_stream.methods.choices import choose_weighted, inverse_probabilities, sizes_of
 from ted_stream.methods.method import Chosen
 from ted_stream.methods.scheduled import ScheduledMethod
 from ted_stream.pruning import ExponentialMean, Owned
 from ted_stream.pruning.measures import Measure, make_measure
-from ted_stream.pruning.sampling import inclusion_probabilities, pareto_keys
 from ted_stream.pruning.settings import check_choice, check_number
 
 __all__ = ["ImportanceSampling"]
@@ -63,17 +63,9 @@ class ImportanceSampling(ScheduledMethod):
         """A Pareto sample of exactly k."""
         del epoch
         assert k is not None
-        scores = np.maximum(owned.scores.astype(np.float64), 0)
-        scores[np.isnan(scores)] = max(0.0, owned.largest(scores))
-        mean = owned.mean(scores)
-        sizes = scores + self.floor * mean if mean else np.ones(len(scores))
-        probabilities = inclusion_probabilities(sizes, k, owned)
-        keep = owned.top_k(pareto_keys(probabilities, owned.uniform()), k)
-        return Chosen(keep, probabilities.astype(np.float32))
+        return choose_weighted(owned, k, sizes_of(owned, owned.scores, self.floor))
 
     def weigh(self, owned: Owned, chosen: Chosen, ratio: float) -> NDArray[np.float32]:
         """1 / π, divided by its mean over the kept of all ranks."""
         del ratio
-        assert chosen.inclusion is not None
-        weights = 1 / chosen.inclusion[chosen.keep].astype(np.float64)
-        return (weights / owned.mean(weights)).astype(np.float32)
+        return inverse_probabilities(owned, chosen)

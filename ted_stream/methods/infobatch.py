@@ -1,13 +1,14 @@
 """InfoBatch: leave out some of the well-learnt samples, and weigh up those that stay in their place."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ted_stream.methods.method import Chosen, Method
-from ted_stream.pruning import ConstantSchedule, ExponentialMean, Owned
+from ted_stream.methods.method import Chosen
+from ted_stream.methods.scheduled import OwnCountMethod
+from ted_stream.pruning import ExponentialMean, Owned
 from ted_stream.pruning.measures import Loss, Measure
 
 __all__ = ["InfoBatch"]
@@ -16,7 +17,7 @@ _START = 3.0  # the score of a sample before its first measurement
 
 
 @dataclass(frozen=True)
-class InfoBatch(Method):
+class InfoBatch(OwnCountMethod):
     """Prune samples of a loss below the mean at random; divide the loss of their survivors by 1 - r (Qin et al., 2024).
 
     A sample's score is its latest loss. Of the M samples below the mean score, ⌊(1 - r)·M⌋ stay, drawn anew in every
@@ -34,19 +35,6 @@ class InfoBatch(Method):
 
     weighs_samples: ClassVar[bool] = True
 
-    prune_ratio: float
-    _: KW_ONLY
-    annealing: float = 0.125
-
-    def __post_init__(self) -> None:
-        checked = self._schedule
-        object.__setattr__(self, "prune_ratio", checked.prune_ratio)
-        object.__setattr__(self, "annealing", checked.annealing)
-
-    @property
-    def _schedule(self) -> ConstantSchedule:
-        return ConstantSchedule(prune_ratio=self.prune_ratio, annealing=self.annealing)
-
     def measure(self) -> Measure:
         """The loss."""
         return Loss()
@@ -55,15 +43,9 @@ class InfoBatch(Method):
         """The latest measurement."""
         return ExponentialMean(alpha=0.0)
 
-    def keep_ratio(self, epoch: int, num_epochs: int) -> float | None:
-        """The rule's own count, then all."""
-        return None if self._schedule.is_pruning(epoch, num_epochs) else 1.0
-
-    def choose(self, owned: Owned, epoch: int, k: int | None) -> Chosen:
+    def by_rule(self, owned: Owned, epoch: int) -> Chosen:
         """All above the mean, and a uniform sample of those below."""
         del epoch
-        if k is not None:
-            return Chosen(np.ones(len(owned), np.bool_))
         scores = np.where(np.isnan(owned.scores), np.float32(_START), owned.scores)
         below = scores < np.float32(owned.mean(scores))  # a float64 mean of equal scores may lie above them
         # Rounding first: (1 - 0.7) * 10 is 3.0000000000000004.

@@ -1,15 +1,18 @@
-"""Methods that keep what a schedule says."""
+"""Methods that keep what a schedule says, or decide on a count of their own until they anneal."""
 
 import inspect
+from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from warnings import warn
 
+import numpy as np
+
 from ted_stream.methods.method import Chosen, Method
-from ted_stream.pruning import KeepRatioSchedule, Owned, RollerCoasterSchedule, make_schedule
+from ted_stream.pruning import ConstantSchedule, KeepRatioSchedule, Owned, RollerCoasterSchedule, make_schedule
 from ted_stream.pruning.settings import check_flag
 
-__all__ = ["CorrectedMethod", "ScheduledMethod"]
+__all__ = ["CorrectedMethod", "OwnCountMethod", "ScheduledMethod"]
 
 _DEFAULT_BETA = 0.25
 
@@ -83,3 +86,42 @@ class CorrectedMethod(ScheduledMethod):
         """1 / r_t."""
         del owned, chosen
         return 1 / ratio if self.loss_correction else 1.0
+
+
+@dataclass(frozen=True)
+class OwnCountMethod(Method):
+    """A method whose rule decides how many samples an epoch keeps; the last epochs train on all data.
+
+    Args:
+        prune_ratio: in [0, 1), what the rule makes of it.
+        annealing: share of the epochs at the end on all data.
+
+    Raises:
+        ValueError: for a value out of range, at construction.
+        TypeError: for a value of another type.
+    """
+
+    prune_ratio: float
+    _: KW_ONLY
+    annealing: float = 0.125
+
+    def __post_init__(self) -> None:
+        checked = self._schedule
+        object.__setattr__(self, "prune_ratio", checked.prune_ratio)
+        object.__setattr__(self, "annealing", checked.annealing)
+
+    @property
+    def _schedule(self) -> ConstantSchedule:
+        return ConstantSchedule(prune_ratio=self.prune_ratio, annealing=self.annealing)
+
+    def keep_ratio(self, epoch: int, num_epochs: int) -> float | None:
+        """The rule's own count, then all."""
+        return None if self._schedule.is_pruning(epoch, num_epochs) else 1.0
+
+    def choose(self, owned: Owned, epoch: int, k: int | None) -> Chosen:
+        """By the rule, then all."""
+        return self.by_rule(owned, epoch) if k is None else Chosen(np.ones(len(owned), np.bool_))
+
+    @abstractmethod
+    def by_rule(self, owned: Owned, epoch: int) -> Chosen:
+        """What the rule keeps of the samples, at least one (see :meth:`Method.choose`)."""

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from ted_stream.methods.choices import choose_by
 from ted_stream.methods.method import Chosen
 from ted_stream.methods.scheduled import CorrectedMethod
-from ted_stream.pruning import ExponentialMean, HighestScores, Owned, SampledScores
+from ted_stream.pruning import ExponentialMean, Owned, SampledScores
 from ted_stream.pruning.measures import SITES, Loss, MaskGradient, Measure
 from ted_stream.pruning.settings import check_choice, check_number
 
@@ -23,8 +24,8 @@ class TED(CorrectedMethod):
         site: where the mask sits: ``input``, ``features`` (default) or ``output`` (see :class:`MaskGradient`).
         alpha: α in [0, 1), the weight of the past in the running score (eq. 19).
         relative: compare measurements of different epochs relative to the mean importance of their time.
-        choice: ``highest`` keeps the highest scores (eq. 20); ``sampled`` draws without replacement, in proportion to
-            score^(1 / temperature).
+        choice: ``highest`` keeps the highest scores (eq. 20); ``lowest`` the lowest ("TED-reverse", Fig. 8);
+            ``sampled`` draws without replacement, in proportion to score^(1 / temperature).
         temperature: of ``sampled``, 1.0 by default.
         floor: of ``sampled``: this share of the mean score is added to every score, so that none is drawn hardly ever.
         importance: ``mask_gradient``, or ``loss`` for the paper's ablation "TED base on Loss" (Table 6).
@@ -45,7 +46,7 @@ class TED(CorrectedMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._put("alpha", self.running().alpha)
-        check_choice("choice", self.choice, ("highest", "sampled"))
+        check_choice("choice", self.choice, ("highest", "lowest", "sampled"))
         check_choice("importance", self.importance, ("mask_gradient", "loss"))
         self._put("floor", check_number("floor", self.floor, "[0, inf)", fix="it is a share of the mean score."))
         if self.temperature is not None:
@@ -54,10 +55,10 @@ class TED(CorrectedMethod):
             check_choice("site", self.site, SITES)
             if self.importance == "loss":
                 self._warn_of("site", "importance='loss' has no mask")
-        if self.choice == "highest":
+        if self.choice != "sampled":
             for name in ("temperature", "floor"):
                 if getattr(self, name):
-                    self._warn_of(name, "choice='highest' draws nothing")
+                    self._warn_of(name, f"choice={self.choice!r} draws nothing")
 
     def measure(self) -> Measure:
         """(eqs. 12 and 18)."""
@@ -71,10 +72,5 @@ class TED(CorrectedMethod):
         """(eq. 20), or a draw."""
         del epoch
         assert k is not None
-        if self.choice == "highest":
-            return Chosen(owned.select(HighestScores(), k))
         temperature = 1.0 if self.temperature is None else self.temperature
-        scores = owned.scores
-        if self.floor:
-            scores = scores + self.floor * owned.mean(scores)
-        return Chosen(owned.select(SampledScores(temperature=temperature, seed=owned.seed), k, scores=scores))
+        return choose_by(owned, k, self.choice, temperature=temperature, floor=self.floor)

@@ -7,8 +7,24 @@ from typing import Any
 
 import pytest
 import torch
+from referenced import Listed, Referenced
 
-from ted_stream.methods import METHODS, TED, ImportanceSampling, InfoBatch, Method, RandomPruning
+from ted_stream.methods import (
+    METHODS,
+    RCAP,
+    TED,
+    UCB,
+    Composed,
+    DynamicDUAL,
+    EpsilonGreedy,
+    ImportanceSampling,
+    InfoBatch,
+    Method,
+    OrderDP,
+    RandomPruning,
+    RePB,
+    SeTa,
+)
 from ted_stream.testing import METHOD_CHECKS, check_covered, check_method
 from ted_stream.testing import runs as runs_module
 from ted_stream.testing.contract import checked_hosts
@@ -18,24 +34,70 @@ from ted_stream.testing.runs import Run, installed_hosts, load_result, start_run
 
 # Settings of every registered method that take its ways between them; whole runs are made of the first ones.
 EXAMPLES: dict[str, tuple[Method, ...]] = {
+    "composed": (
+        Composed(0.6, class_shares="sqrt", choice="even", weights="inverse_probability", floor=0.2),
+        Composed(0.6, clip_chance=True, floor=0.1, weights="inverse_probability", schedule="constant"),
+        Composed(0.5, importance="true_probability", score="uncertainty", choice="highest", class_shares="equal"),
+        Composed(0.5, importance="error_norm", score="deviation", choice="even", clip_quantile=0.9),
+        Composed(0.5, importance="mask_gradient", norm=1, site="output", relative=True, weights="keep_ratio"),
+        Composed(0.5, importance="margin", choice="lowest", class_shares="as_they_are", annealing=0.0),
+        Composed(0.5, class_shares="by_loss", temperature=2.0),
+    ),
+    "dynamic_dual": (DynamicDUAL(0.6), DynamicDUAL(0.5, choice="highest", alpha=0.0), DynamicDUAL(0.4, floor=0.3)),
+    "epsilon_greedy": (
+        EpsilonGreedy(0.6),
+        EpsilonGreedy(0.5, epsilon=0.4, alpha=0.0, schedule="constant", annealing=0.0),
+        EpsilonGreedy(0.3, epsilon=1.0),
+    ),
+    "fixed_subset": (Listed("none.parquet"), Listed("none.parquet", apply_weights=False)),
     "importance_sampling": (
         ImportanceSampling(0.6),
         ImportanceSampling(0.5, importance="loss", schedule="constant", alpha=0.0, floor=1e-3),
         ImportanceSampling(0.3, importance="mask_gradient", schedule="cosine", annealing=0.0, floor=2.0),
     ),
     "infobatch": (InfoBatch(0.5), InfoBatch(0.7, annealing=0.0), InfoBatch(0.0)),
-    "random": (RandomPruning(0.6), RandomPruning(0.5, schedule="constant", annealing=0.0, loss_correction=False)),
+    "learnability": (
+        Referenced(0.6, reference="none.parquet"),
+        Referenced(0.5, reference="none.parquet", choice="sampled", temperature=0.5, alpha=0.5),
+    ),
+    "order_dp": (
+        OrderDP(0.6),
+        OrderDP(0.3625, pool=0.75),
+        OrderDP(0.7, pool=0.3, schedule="roller-coaster", annealing=0.2),
+        OrderDP(0.5, pool=1.0),
+    ),
+    "random": (
+        RandomPruning(0.6),
+        RandomPruning(0.5, schedule="constant", annealing=0.0, loss_correction=False),
+        RandomPruning(0.5, coverage="even"),
+        RandomPruning(0.5, coverage="even", class_shares="equal"),
+        RandomPruning(0.5, class_shares="sqrt", schedule="constant"),
+        RandomPruning(0.5, class_shares="as_they_are"),
+    ),
+    "rcap": (RCAP(0.6), RCAP(0.5, temperature=0.2, schedule="constant", annealing=0.0)),
+    "repb": (RePB(0.5), RePB(0.9, window=2, annealing=0.0), RePB(0.0, window=1)),
+    "seta": (
+        SeTa(0.3),
+        SeTa(0.1, groups=5, window_share=0.9, annealing=0.0),
+        SeTa(0.0, groups=3, window_share=0.2),
+        SeTa(0.6, groups=1, window_share=1.0),
+    ),
     "ted": (
         TED(0.6),
         TED(0.6, choice="sampled", floor=0.1, relative=True, temperature=2.0, beta=0.3, site="output"),
         TED(0.9, importance="loss", schedule="linear", alpha=0.5, annealing=0.3),
+        TED(0.6, choice="lowest"),
     ),
+    "ucb": (UCB(0.6), UCB(0.5, c=4.0, alpha=0.0, schedule="constant", annealing=0.0), UCB(0.3, c=0, alpha=0.5)),
 }
 EVERY = [method for name in sorted(EXAMPLES) for method in EXAMPLES[name]]
 SAMPLED = {"ted_sampled": TED(0.6, choice="sampled", relative=True)}
 RUN = {name: examples[0] for name, examples in EXAMPLES.items()} | SAMPLED
 HOSTS = installed_hosts()
 FIRST, *OTHERS = HOSTS
+# What these need of the engine takes every way through it; whole runs of the others in every host are long trials.
+IN_EVERY_HOST = ("composed", "importance_sampling", "infobatch", "random", "rcap", "ted", "ted_sampled")
+LOOP_ALONE = [name for name in RUN if name not in IN_EVERY_HOST]
 
 
 def test_every_method_has_examples() -> None:
@@ -63,10 +125,8 @@ def test_keeps(method: Method, check: Callable[[Method], None]) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
-    start_runs(
-        [run for name, method in RUN.items() for host in HOSTS for run in contract_runs(name, method, host)],
-        out,
-    )
+    pairs = [(name, host) for name in IN_EVERY_HOST for host in HOSTS] + [(name, "loop") for name in LOOP_ALONE]
+    start_runs([run for name, host in pairs for run in contract_runs(name, RUN[name], host)], out)
     return out
 
 
@@ -74,14 +134,41 @@ QUICK = [(host, check) for host in HOSTS for check in run_checks(host)]
 
 
 @pytest.mark.parametrize(("host", "check"), QUICK, ids=lambda value: getattr(value, "__name__", value))
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", IN_EVERY_HOST)
 def test_keeps_in_runs(name: str, host: str, check: Callable[[Method, Path, str], None], runs: Path) -> None:
     check(RUN[name], runs, run_name(name, host))
 
 
+@pytest.mark.parametrize("check", run_checks("loop"), ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", LOOP_ALONE)
+def test_keeps_in_runs_of_the_loop(name: str, check: Callable[[Method, Path, str], None], runs: Path) -> None:
+    check(RUN[name], runs, run_name(name, "loop"))
+
+
+@pytest.fixture(scope="module")
+def other_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("other_runs")
+    start_runs(
+        [run for name in LOOP_ALONE for host in HOSTS for run in contract_runs(name, RUN[name], host)],
+        out,
+        timeout=1800,
+    )
+    return out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LOOP_ALONE)
+def test_keeps_in_runs_of_every_host(name: str, other_runs: Path) -> None:
+    for host in HOSTS:
+        for check in run_checks(host):
+            check(RUN[name], other_runs, run_name(name, host))
+    for check in HOST_CHECKS:
+        check(RUN[name], other_runs, name, HOSTS)
+
+
 @pytest.mark.parametrize("check", HOST_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("host", OTHERS)
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", IN_EVERY_HOST)
 def test_keeps_over_hosts(
     name: str, host: str, check: Callable[[Method, Path, str, Sequence[str]], None], runs: Path
 ) -> None:
@@ -104,7 +191,7 @@ def test_epochs_of_infobatch_end_with_what_is_left(host: str, runs: Path) -> Non
 def long_runs(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]) -> Path:
     out, data = tmp_path_factory.mktemp("long_runs"), make_mds(61)
     start_runs(
-        [run for name, method in RUN.items() for host in HOSTS for run in long_contract_runs(name, method, data, host)],
+        [run for name in IN_EVERY_HOST for host in HOSTS for run in long_contract_runs(name, RUN[name], data, host)],
         out,
         timeout=1800,
     )
@@ -116,7 +203,7 @@ LONG = [(host, check) for host in HOSTS for check in long_run_checks(host)]
 
 @pytest.mark.long
 @pytest.mark.parametrize(("host", "check"), LONG, ids=lambda value: getattr(value, "__name__", value))
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", IN_EVERY_HOST)
 def test_keeps_in_long_runs(name: str, host: str, check: Callable[[Method, Path, str], None], long_runs: Path) -> None:
     check(RUN[name], long_runs, run_name(name, host))
 

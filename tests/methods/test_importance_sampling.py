@@ -70,7 +70,7 @@ def draws_of(probabilities: NDArray[np.float64], seed: int) -> NDArray[np.bool_]
 def test_samples_are_kept_as_often_as_their_probability_says(name: str) -> None:
     scores, seed = POPULATIONS[name], 3
     method = ImportanceSampling(0.5)
-    probabilities = inclusion_probabilities(sizes_of(scores, method.floor), K, owned_with(scores))
+    probabilities = inclusion_probabilities(sizes_of(scores, method.floor), np.array([K]), owned_with(scores))
     kept = draws_of(probabilities, seed)
     for epoch in range(100):  # it is these that the method keeps
         chosen = method.choose(owned_with(scores, epoch=epoch, seed=seed), epoch, K)
@@ -87,7 +87,9 @@ def test_samples_are_kept_as_often_as_their_probability_says(name: str) -> None:
 @each_population
 def test_the_weighted_sum_is_that_of_all_samples(name: str) -> None:
     """The mean of Σ x / π over the kept is Σ x of all: the expected gradient is full data's."""
-    probabilities = inclusion_probabilities(sizes_of(POPULATIONS[name], 0.1), K, owned_with(POPULATIONS[name]))
+    probabilities = inclusion_probabilities(
+        sizes_of(POPULATIONS[name], 0.1), np.array([K]), owned_with(POPULATIONS[name])
+    )
     kept = draws_of(probabilities, seed=8)
     rng = np.random.default_rng(0)
     for values in (rng.normal(size=N), POPULATIONS[name] * rng.normal(1.0, 0.5, size=N), np.ones(N)):
