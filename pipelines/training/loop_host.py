@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,6 +21,7 @@ from ted_stream import Pruner
 from ted_stream.engine import Ranks
 from ted_stream.engine.generators import seed_generators
 from ted_stream.files import join
+from ted_stream.methods import Method
 from ted_stream.pruning.batches import batch_size, map_tensors
 
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -53,10 +55,23 @@ class Host:
         settings: of the run.
         task: what is trained.
         loaders: of this rank.
+        method: to prune or measure by; by default that of the settings, if they name one.
+        after_epoch: called with the number of epochs so far, on every rank, after each epoch's checkpoint, and where a
+            run goes on from the end of an epoch; its time is not counted as training.
     """
 
-    def __init__(self, settings: Settings, task: Task, loaders: Loaders) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        task: Task,
+        loaders: Loaders,
+        *,
+        method: Method | None = None,
+        after_epoch: Callable[[int], None] | None = None,
+    ) -> None:
         self.settings, self.task, self.loaders = settings, task, loaders
+        self.method = settings.pruning.value if method is None else method
+        self.after_epoch = after_epoch
         self.ranks = Ranks()
         self.epochs = epochs(settings)
         self.device = torch.device("cpu")
@@ -76,6 +91,7 @@ class Host:
         self.seconds = 0.0
         self.metrics: dict[str, float] = {}
         self.tested_at = self.saved_at = -1  # batches
+        self.between_epochs = True
 
     def _called(self) -> Any:
         """The network as the loop calls it."""
@@ -91,10 +107,10 @@ class Host:
 
     def _run(self) -> Pruner | WholeEpochs:
         settings, pruning = self.settings, self.settings.pruning
-        if pruning.value is None:
+        if self.method is None:
             return WholeEpochs(self.loaders.train, epochs=self.epochs)
         return Pruner(
-            pruning.value,
+            self.method,
             self.model,
             self.loaders.train,
             epochs=self.epochs,
@@ -112,6 +128,8 @@ class Host:
         seed_generators(self.settings.seed + self.ranks.rank)
         self._go_on()
         self.clock = time.perf_counter()
+        if self.epoch and self.between_epochs:
+            self._tell()
         with self.run:
             for epoch in self.run:
                 for batch in self.run.batches():
@@ -121,6 +139,7 @@ class Host:
                     self._pause(ba=self.batches)
                 self.epoch = epoch + 1
                 self._pause(ep=self.epoch)
+                self._tell()
         if not self.metrics:  # the run was over before
             self._test()
         return Trained(
@@ -137,12 +156,12 @@ class Host:
     def _train(self, batch: Any) -> None:
         self.network.train()
         self.optimizer.zero_grad()
-        batch, total, done = self._on_device(batch), batch_size(batch), 0
+        batch, total, done = self.on_device(batch), batch_size(batch), 0
         for part in self.run.microbatches(batch, self.settings.device_train_microbatch_size or total):
             done += batch_size(part)
             with self._synchronised(done == total):
                 part = self.loaders.train_transform(part)
-                with self._autocast():
+                with self.autocast():
                     outputs = self.task.forward(self.model, part)
                     loss = self.task.loss(outputs, part)
                 self.scaler.scale(self.run.loss(loss)).backward()
@@ -150,10 +169,12 @@ class Host:
         self.scaler.update()
         self.stretched.step()
 
-    def _on_device(self, batch: Any) -> Any:
+    def on_device(self, batch: Any) -> Any:
+        """A batch on the network's device."""
         return map_tensors(batch, lambda tensor: tensor.to(self.device, non_blocking=True))
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The context in which the network runs: of the run's precision."""
         dtype = DTYPES[self.settings.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
 
@@ -184,6 +205,13 @@ class Host:
             shown = "".join(f", {name} {value:.4f}" for name, value in tested.items())
             print(f"epoch {self.epoch} of {self.epochs}: {self.samples:,} samples so far{shown}", file=sys.stderr)
 
+    def _tell(self) -> None:
+        """Call ``after_epoch``, beside the clock."""
+        if self.after_epoch is not None:
+            self.seconds += time.perf_counter() - self.clock
+            self.after_epoch(self.epoch)
+            self.clock = time.perf_counter()
+
     @torch.no_grad()
     def _test(self) -> None:
         """Compute the test metrics, over all ranks."""
@@ -193,8 +221,8 @@ class Host:
                 dist.broadcast(buffer, 0)
         totals: dict[str, list[Tensor]] = {}
         for batch in self.loaders.test:
-            with self._autocast():
-                found = self.task.evaluate(self.loaders.test_transform(self._on_device(batch)))
+            with self.autocast():
+                found = self.task.evaluate(self.loaders.test_transform(self.on_device(batch)))
             for name, parts in found.items():
                 before = totals.get(name, [torch.zeros_like(part) for part in parts])
                 totals[name] = [total + part for total, part in zip(before, parts, strict=True)]
@@ -241,3 +269,4 @@ class Host:
         self.run.load_state_dict(state["run"])
         self.epoch, self.batches, self.samples = state["counts"]
         self.seconds = state["seconds"]
+        self.between_epochs = not state["run"]["done"]

@@ -31,6 +31,7 @@ __all__ = [
     "Pruning",
     "Scheduler",
     "Settings",
+    "check_choice",
     "epochs",
     "load_settings",
     "replaced",
@@ -352,15 +353,15 @@ def _paths(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _check_values(settings: Settings) -> None:
-    _check_choice("trainer", settings.trainer, TRAINERS)
-    _check_choice("precision", settings.precision, PRECISIONS)
-    _check_choice("pruning.method", settings.pruning.method, METHOD_NAMES)
-    _check_choice("pruning.progress", settings.pruning.progress, PROGRESS)
+    check_choice("trainer", settings.trainer, TRAINERS)
+    check_choice("precision", settings.precision, PRECISIONS)
+    check_choice("pruning.method", settings.pruning.method, METHOD_NAMES)
+    check_choice("pruning.progress", settings.pruning.progress, PROGRESS)
     _ = settings.pruning.value
-    _check_choice("data.augment", settings.data.augment, sorted({*chain(*AUGMENTATIONS.values())}))
+    check_choice("data.augment", settings.data.augment, sorted({*chain(*AUGMENTATIONS.values())}))
     for section, choices in CHOICES.items():
         options = getattr(settings, section)
-        _check_choice(f"{section}.name", options.name, list(choices))
+        check_choice(f"{section}.name", options.name, list(choices))
         for option in fields(options):
             if option.name == "name" or getattr(options, option.name) is None:
                 continue
@@ -422,7 +423,12 @@ def epochs(settings: Settings) -> int:
     return int(number)
 
 
-def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:
+def check_choice(name: str, value: str, valid: Sequence[str]) -> None:
+    """Refuse a word that is none of these, naming the nearest.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
     if value not in valid:
         nearest = difflib.get_close_matches(value, valid, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"there is {', '.join(valid)}."

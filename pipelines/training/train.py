@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from .results import RESULT_FILE, Result, result_of
 from .settings import AUGMENTATIONS, ConfigError, Settings
 from .tasks import build_task
 
-__all__ = ["RESULT_FILE", "Result", "check_method", "train"]
+__all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "claim_folder", "train"]
 
 CONFIG_FILE = "config.yaml"
 # What a run leaves in its folder; only this is removed when a run is replaced.
@@ -53,13 +54,13 @@ def train(settings: Settings) -> Result:
     host.join_ranks()
     ranks = Ranks()
     description = read_description(settings.data.path)
-    _check(settings, description, ranks.world_size)
+    check_data(settings, description, ranks.world_size)
     check_method(settings)
     seed_generators(settings.seed)
     task = build_task(settings.model, description)
     loaders = build_loaders(settings, description, ranks=ranks.world_size)
     run = host.Host(settings, task, loaders)
-    ranks.on_rank_zero(lambda: _claim(settings))  # when nothing can be refused any more
+    ranks.on_rank_zero(lambda: claim_folder(settings))  # when nothing can be refused any more
     result = result_of(settings, run.fit(), samples=loaders.train_set.size)
     if ranks.rank == 0:
         write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
@@ -96,7 +97,12 @@ def _check_machine(settings: Settings) -> None:
         )
 
 
-def _check(settings: Settings, description: Description, ranks: int) -> None:
+def check_data(settings: Settings, description: Description, ranks: int) -> None:
+    """Refuse settings that do not fit the dataset or the number of ranks.
+
+    Raises:
+        ConfigError: saying which, and what to set.
+    """
     is_text = settings.model.name == "gpt"
     if is_text != (description.kind == "instructions"):
         raise ConfigError(
@@ -126,14 +132,23 @@ def _check(settings: Settings, description: Description, ranks: int) -> None:
         )
 
 
-def _claim(settings: Settings) -> None:
-    """Make the run folder this run's own, and keep its settings there; called on rank 0 for all."""
+def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> None:
+    """Make the run folder this run's own, and keep its settings there; called on rank 0 for all.
+
+    Args:
+        settings: of the run.
+        leftovers: names of what a run of this kind leaves in its folder.
+
+    Raises:
+        ConfigError: the settings go on with a run of another trainer.
+        FileExistsError: the folder holds another run, which is not to be replaced.
+    """
     folder = settings.folder
     goes_on = settings.autoresume or settings.load_path is not None
     if goes_on:
         _refuse_other_trainer(settings)
     if not is_remote(folder) and not goes_on:
-        found = [name for name in LEFTOVERS if (Path(folder) / name).exists()]
+        found = [name for name in leftovers if (Path(folder) / name).exists()]
         if found and not settings.overwrite:
             raise FileExistsError(
                 f"{folder} holds an earlier run ({', '.join(found)}); set overwrite=true to replace it, "

@@ -2,7 +2,7 @@
 
 import typer
 
-from ted_stream.cli import bench, compare, index, prepare, train
+from ted_stream.cli import bench, compare, index, inspect, methods, prepare, score, train
 from ted_stream.cli.errors import Commands
 
 __all__ = ["app"]
@@ -18,6 +18,9 @@ app = typer.Typer(
 app.add_typer(prepare.app, name="prepare")
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
+app.command("score")(score.score)
+app.command("inspect")(inspect.inspect)
+app.command("methods")(methods.methods)
 app.command("index")(index.index)
 app.add_typer(bench.app, name="bench")
 

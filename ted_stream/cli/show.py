@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ted_stream.pipelines.training.compare import Arm
     from ted_stream.pipelines.training.train import Result
 
-__all__ = ["LABELS", "console", "progress_bar", "quiet", "show_arms", "show_places", "show_result"]
+__all__ = ["LABELS", "console", "progress_bar", "quiet", "show_arms", "show_places", "show_result", "shown_metric"]
 
 console = Console()
 LABELS = {
@@ -42,7 +42,8 @@ def quiet() -> None:
     warnings.filterwarnings("default", module="ted_stream")
 
 
-def _metric(name: str, mean: float, deviation: float | None = None) -> str:
+def shown_metric(name: str, mean: float, deviation: float | None = None) -> str:
+    """A test metric, and its spread over seeds: accuracies in per cent."""
     scale, unit = (100, " %") if "Accuracy" in name else (1, "")
     digits = 2 if scale == 100 else 4
     text = f"{scale * mean:.{digits}f}"
@@ -59,7 +60,7 @@ def show_result(result: "Result") -> None:
     """One run as one table."""
     table = Table(title=f"{result.run_name}: {result.epochs} epochs", show_header=False)
     for name, value in result.metrics.items():
-        table.add_row(LABELS.get(name, name), _metric(name, value))
+        table.add_row(LABELS.get(name, name), shown_metric(name, value))
     table.add_row("samples forwarded", f"{result.forwarded:,} of {result.samples * result.epochs:,}")
     planned = _planned(result.planned_save_ratio)
     table.add_row("save ratio", f"planned {planned}, measured {result.save_ratio:.4f}")
@@ -92,7 +93,7 @@ def show_arms(title: str, arms: "Sequence[Arm]") -> None:
     for arm in arms:
         table.add_row(
             arm.method,
-            _metric(metric, *arm.spread(metric)),
+            shown_metric(metric, *arm.spread(metric)),
             f"{arm.mean_of('forwarded'):,.0f}",
             _planned(arm.mean_of("planned_save_ratio")),
             f"{arm.mean_of('save_ratio'):.4f}",

@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from ted_stream.methods import METHODS, TED, ImportanceSampling, InfoBatch
-from ted_stream.pipelines.training.settings import METHOD_NAMES, TRAINERS, ConfigError, epochs, load_settings, replaced
+from ted_stream.pipelines.training.settings import (
+    METHOD_NAMES,
+    TRAINERS,
+    ConfigError,
+    epochs,
+    load_settings,
+    replaced,
+    settings_of,
+)
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUICKSTART = next(path for path in CONFIGS if path.name == "quickstart.yaml")
@@ -72,14 +80,28 @@ def test_what_is_wrong_is_named(override, message):
 def test_every_field_of_every_method_can_be_set():
     """The section follows the methods: what is registered can be named, and what is a field can be set."""
     assert ("none", *METHODS) == METHOD_NAMES
+    values = {"class_shares": "sqrt", "norm": 1, "pool": 0.8, "reference": "a.parquet", "skip_list": "a.parquet"}
+    values |= {"site": "output"}
+    needs = {
+        "learnability": ["pruning.reference=b.parquet"],
+        "fixed_subset": ["pruning.skip_list=b.parquet", "pruning.prune_ratio=null"],
+    }
+    goes_with = {
+        ("composed", "site"): "pruning.importance=mask_gradient",
+        ("composed", "norm"): "pruning.importance=mask_gradient",
+        "beta": "pruning.schedule=roller-coaster",
+        "floor": "pruning.choice=sampled",
+        "temperature": "pruning.choice=sampled",
+    }
     for name, method in METHODS.items():
         for option in fields(method):
-            value = {"schedule": "roller-coaster", "choice": "sampled"}.get(option.name, option.default)
-            if not isinstance(value, (bool, float, str)):
-                value = {"site": "output"}.get(option.name, 0.3)
-            given = [f"pruning.method={name}", f"pruning.{option.name}={value}"]
-            if option.name == "temperature":
-                given.append("pruning.choice=sampled")
+            value = values.get(option.name, option.default)
+            if not isinstance(value, (bool, int, float, str)):
+                value = 0.3
+            given = [f"pruning.method={name}", *needs.get(name, []), f"pruning.{option.name}={value}"]
+            other = goes_with.get((name, option.name)) or goes_with.get(option.name)
+            if other and other.partition("=")[0].removeprefix("pruning.") in settings_of(name):
+                given.append(other)
             made = load_settings(QUICKSTART, given).pruning.value
             assert isinstance(made, method)
             assert getattr(made, option.name) == value, option.name

@@ -7,7 +7,7 @@ import pytest
 
 from ted_stream.pipelines.corpora.instructions import prepare_instructions
 from ted_stream.pipelines.training.compare import compare
-from ted_stream.pipelines.training.settings import METHOD_NAMES, ConfigError, load_settings
+from ted_stream.pipelines.training.settings import ConfigError, load_settings
 from ted_stream.pipelines.training.train import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -23,12 +23,15 @@ def settings(digits, tmp_path):
     return load
 
 
+COMPARED = ("none", "importance_sampling", "infobatch", "random", "rcap", "ted")
+
+
 def test_compare_runs_every_method_with_every_seed(settings, tmp_path):
     told = []
     # Settings that one of the methods lacks are left to the others.
-    arms = compare(settings("pruning.site=output"), METHOD_NAMES, [0], finished=told.append)
-    assert [arm.method for arm in arms] == list(METHOD_NAMES)
-    assert len(told) == len(METHOD_NAMES)
+    arms = compare(settings("pruning.site=output"), COMPARED, [0], finished=told.append)
+    assert [arm.method for arm in arms] == list(COMPARED)
+    assert len(told) == len(COMPARED)
     results = {arm.method: arm.results[0] for arm in arms}
     full = results["none"]
     assert (full.forwarded, full.save_ratio, full.planned_save_ratio) == (3 * 1437, 0.0, 0.0)
@@ -41,14 +44,14 @@ def test_compare_runs_every_method_with_every_seed(settings, tmp_path):
         assert len(list(Path(result.skip_lists).glob("*.parquet"))) == 3
         assert Path(result.manifest).is_file()
     assert results["infobatch"].planned_save_ratio is None
-    assert arms[list(METHOD_NAMES).index("infobatch")].mean_of("planned_save_ratio") is None
-    for method in ("importance_sampling", "random", "ted"):
+    assert arms[list(COMPARED).index("infobatch")].mean_of("planned_save_ratio") is None
+    for method in ("importance_sampling", "random", "rcap", "ted"):
         assert results[method].planned_save_ratio == pytest.approx(results[method].save_ratio, abs=1e-12)
     for result in (full, *pruned):
         assert json.loads((Path(result.folder) / "result.json").read_text()) == asdict(result)
         assert result.metrics["MulticlassAccuracy"] > 0.15
     kept = json.loads((tmp_path / "run" / "compare.json").read_text())
-    assert [arm["method"] for arm in kept] == list(METHOD_NAMES)
+    assert [arm["method"] for arm in kept] == list(COMPARED)
     ran = {
         method: json.loads((Path(result.folder) / "run.json").read_text())
         for method, result in results.items()
