@@ -5,7 +5,7 @@ from dataclasses import asdict
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Annotated, Any
 
 import typer
@@ -134,6 +134,93 @@ def hosts(
         for one in model:
             row = bench_host(each.value, one.value, rounds=rounds, steps=steps, batch_size=batch_size)
             console.print(describe(row), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def noise(
+    data: Annotated[Path, typer.Argument(help="Folder of prepared images.")] = Path("data/cifar10"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of everything.")] = 5,
+    samples: Annotated[int, typer.Option(min=100, help="Of the training split, drawn anew for every seed.")] = 10_000,
+    size: Annotated[int, typer.Option(min=4, help="Side of the images, scaled down.")] = 16,
+    epochs: Annotated[int, typer.Option(min=2, help="Of a run.")] = 30,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Of the labels that are replaced.")] = 0.3,
+) -> None:
+    """Wrong labels: found by cross-fitted losses; and learnability beside random, as many steps, and highest losses."""
+    from rich.table import Table
+
+    from ted_stream.cli.show import console, quiet
+    from ted_stream.pipelines.benches.noise import BASELINES, Found, Trial, paired, run_trial
+
+    quiet()
+    references: dict[str, list[Found]] = {}
+    runs: dict[str, list[dict[str, float]]] = {}
+    for seed in range(seeds):
+        trial = Trial(path=str(data), samples=samples, size=size, epochs=epochs, noise=share, seed=seed)
+        for name, result in run_trial(trial):
+            if isinstance(result, Found):
+                references.setdefault(name, []).append(result)
+            else:
+                runs.setdefault(name, []).append(result)
+            console.print(f"seed {seed}, {name}: {result}", highlight=False, soft_wrap=True)
+    table = Table(title="Wrong labels among as many samples of the highest loss as there are wrong labels, %")
+    for column in ("", "wrong (precision, recall)", "area under the curve", "test accuracy of the references"):
+        table.add_column(column, justify="right")
+    for name, found in references.items():
+        columns = ([getattr(one, field) for one in found] for field in ("share", "auc", "accuracy"))
+        table.add_row(name, *(f"{100 * mean(column):.1f}" for column in columns))
+    console.print(table)
+    table = Table(
+        title=f"Test accuracy, % ({seeds} seeds)",
+        caption="Differences are paired over seeds, with the half of their 95 % t interval.",
+    )
+    for column in ("", "accuracy", *(f"less {baseline}" for baseline in BASELINES), "save ratio", "wrong labels kept"):
+        table.add_column(column, justify="right")
+    accuracies = {name: [100 * run["accuracy"] for run in found] for name, found in runs.items()}
+    for name, found in runs.items():
+        differences = [paired(accuracies[name], accuracies[baseline]) for baseline in BASELINES]
+        table.add_row(
+            name,
+            f"{mean(accuracies[name]):.1f}",
+            *(f"{difference:+.2f} ± {half:.2f}" for difference, half in differences),
+            *(
+                f"{mean(run[field] for run in found):.3f}" if field in found[0] else ""
+                for field in ("save_ratio", "wrong")
+            ),
+        )
+    console.print(table)
+
+
+@app.command()
+def scoring(
+    method: Annotated[str, typer.Option(help="Of craig, cd, glister, dp.")] = "craig",
+    samples: Annotated[int, typer.Option(min=1, help="Size of the dataset.")] = IMAGENET,
+    classes: Annotated[int, typer.Option(min=2, help="Of the predictions.")] = 1000,
+    features: Annotated[int, typer.Option(min=1, help="Of a sample.")] = 64,
+    keep_ratio: Annotated[float, typer.Option(min=0, max=1, help="Of the samples to keep.")] = 0.1,
+    folder: Annotated[Path | None, typer.Option(help="For what a pass would write.", show_default="temporary")] = None,
+) -> None:
+    """Time and memory of choosing a set from what a pass would write of a large dataset; predictions are made up."""
+    import tempfile
+
+    from ted_stream.cli.show import console
+    from ted_stream.methods.static import STATIC_METHODS, StaticMethod
+    from ted_stream.pipelines.benches.scoring import bench_scoring
+
+    names = ("craig", "cd", "glister", "dp")
+    if method not in names:
+        raise typer.BadParameter(f"{method!r} is none of {', '.join(names)}, which choose sets.")
+    chosen = STATIC_METHODS[method]()
+    assert isinstance(chosen, StaticMethod)
+    keep = max(1, round(keep_ratio * samples))
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        row = bench_scoring(chosen, samples=samples, classes=classes, features=features, keep=keep, folder=Path(out))
+    console.print(
+        f"{chosen}: {samples:,} samples, {classes:,} classes, {features:,} features, {keep:,} kept: "
+        f"{row.written / 1e9:.2f} GB written in {row.writing:.1f} s; chosen in {row.choosing:.1f} s with "
+        f"{row.peak / 1e9:.3f} GB of memory",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -8,7 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
+from ted_stream.pipelines.benches.noise import paired
 from ted_stream.pipelines.benches.step import VARIANTS
+from ted_stream.pipelines.corpora.digits import prepare_digits
 from ted_stream.pruning.measures import MEASURES, SITES
 
 
@@ -124,3 +126,39 @@ def test_planning(tmp_path):
     assert ours["planned"] > 0.3 * 300_000 * 8
     for memory in (stock, ours):
         assert 0 <= memory["made"] <= memory["planned"]
+
+
+def test_noise(tmp_path):
+    """Every arm with its differences; on digits, too few of them to say anything."""
+    prepare_digits(tmp_path / "digits")
+    sizes = ["--seeds", "2", "--samples", "300", "--size", "8", "--epochs", "4"]
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["bench", "noise", str(tmp_path / "digits"), *sizes])
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.output.splitlines() if line.startswith("│")]
+    names = [row.split("│")[1].strip() for row in rows]
+    assert names[:2] == ["reference, 2 folds", "reference, 5 folds"]
+    assert len(names) == 9
+    (random,) = [row for row in rows if row.split("│")[1].strip() == "random"]
+    assert "+0.00 ± 0.00" in random
+
+
+def test_paired_differences():
+    """By the t distribution with n - 1 degrees of freedom."""
+    found, half = paired([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
+    assert found == 2.0
+    assert half == pytest.approx(4.302653 / 3**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["craig", "cd", "glister"])
+def test_scoring(method):
+    sizes = ["--samples", "500", "--classes", "5", "--features", "4"]
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["bench", "scoring", "--method", method, *sizes])
+    assert result.exit_code == 0, result.output
+    assert "500 samples" in result.output
+    assert "50 kept" in result.output
+
+
+def test_scoring_of_other_methods_is_refused():
+    result = CliRunner().invoke(app, ["bench", "scoring", "--method", "el2n"])
+    assert result.exit_code == 2
+    assert "none of craig, cd, glister, dp" in result.output
