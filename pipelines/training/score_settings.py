@@ -88,7 +88,7 @@ def load_scoring(path: str | Path, overrides: Sequence[str]) -> Scoring:
         key = override.partition("=")[0]
         if "." not in key and key not in of_config:
             raise ConfigError(_unknown(key, choice.method, names, of_config))
-    settings = load_settings(path, [*others, "trainer=loop"])
+    settings = load_settings(path, ["pruning.method=none", *others, "trainer=loop"])
     method = _method(choice.method, of_method)
     scoring = Scoring(name=choice.method, method=method, choice=choice, settings=settings)
     _check_choice_of_subset(scoring)

@@ -29,8 +29,8 @@ def score(
 ) -> None:
     """Score the training split once, by a surrogate that is trained as a config says, and choose a fixed subset.
 
-    Training is by the plain loop, whatever trainer the config names. The scores go to scores.parquet in the run folder,
-    with prune_ratio the subset to skip_list.parquet.
+    Training is by the plain loop and on all samples, whatever trainer and pruning the config names. The scores go to
+    scores.parquet in the run folder, with prune_ratio the subset to skip_list.parquet.
     """
     from ted_stream.pipelines.training.score_settings import load_scoring
 

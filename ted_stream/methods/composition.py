@@ -3,7 +3,7 @@
 from typing import Any
 
 from ted_stream.methods.choices import CHOICES, CLASS_SHARES
-from ted_stream.pruning.measures import MEASURES
+from ted_stream.pruning.measures import MEASURES, SITES
 from ted_stream.pruning.settings import check_choice, check_flag, check_number
 
 __all__ = ["checked_words"]
@@ -25,6 +25,8 @@ def checked_words(method: Any) -> dict[str, Any]:
     check_choice("score", method.score, _SCORES)
     check_choice("choice", method.choice, CHOICES)
     check_choice("weights", method.weights, _WEIGHTS)
+    if method.site is not None:
+        check_choice("site", method.site, SITES)
     if method.class_shares is not None:
         check_choice("class_shares", method.class_shares, CLASS_SHARES)
     check_flag("relative", method.relative, fix="it divides measurements by the mean importance of their time.")
