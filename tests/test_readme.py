@@ -229,3 +229,26 @@ def test_the_trl_trainer(tmp_path: Path) -> None:
 
 def test_the_composer_guide_shows_the_readmes_trainer() -> None:
     assert block("algorithms=[", "composer") in block("algorithms=[")
+
+
+@pytest.mark.long
+def test_the_scoring_commands(tmp_path: Path) -> None:
+    """As they stand, on digits; then the two ways to train that the text names."""
+    found = re.findall(r"```console\n(ted-stream score.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    commands = ["ted-stream prepare digits", *found[0].splitlines()]
+    commands.append("ted-stream score configs/quickstart.yaml method=craig prune_ratio=0.5 folder=runs/craig")
+    train = "ted-stream train configs/quickstart.yaml trainer=loop max_duration=4ep"
+    commands.append(
+        f"{train} folder=runs/learnt pruning.method=learnability pruning.reference=runs/reference/scores.parquet"
+    )
+    commands.append(
+        f"{train} folder=runs/fixed pruning.method=fixed_subset pruning.skip_list=runs/craig/skip_list.parquet"
+        " pruning.prune_ratio=null"
+    )
+    for command in commands:
+        program, *arguments = command.split()
+        assert program == "ted-stream"
+        run = [sys.executable, "-m", "ted_stream.cli", *arguments]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
