@@ -116,11 +116,11 @@ def _typed(schema: type, overrides: Sequence[str]) -> Any:
 def _method(name: str, overrides: Sequence[str]) -> StaticMethod | TrajectoryScore:
     cls = SCORERS[name]
     hints = get_type_hints(cls)
-    # Null leaves a setting to the method.
     schema = make_dataclass("Method", [(option.name, hints[option.name] | None, None) for option in fields(cls)])
     values = vars(_typed(schema, overrides))
+    given = {override.partition("=")[0] for override in overrides}
     try:
-        return cls(**{key: value for key, value in values.items() if value is not None})
+        return cls(**{key: value for key, value in values.items() if key in given})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"method={name}: {error}") from error
 

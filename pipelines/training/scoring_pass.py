@@ -163,7 +163,7 @@ class Passes:
                     if self._layer is not None and not (columns.folder / HEAD).exists():
                         self._write_head(columns.folder / HEAD)
                     columns.done(chunk, time.perf_counter() - started)
-                    self._tell(epoch, columns.num_chunks - len(remaining) + done * world_size, columns.num_chunks)
+                    self._tell(epoch, done + 1, len(mine))
         finally:
             columns.close()
 
@@ -216,9 +216,9 @@ class Passes:
         write_bytes(str(path), file.getvalue())
 
     def _tell(self, epoch: int, done: int, of: int) -> None:
-        """A line to standard error, about ten a pass."""
-        if self.host.settings.progress_bar and self.host.ranks.rank == 0 and (done + 1) % max(1, of // 10) == 0:
-            print(f"{self._label}pass after epoch {epoch}: {done + 1} of {of} parts", file=sys.stderr)
+        """A line to standard error, about ten a pass, of what rank 0 does."""
+        if self.host.settings.progress_bar and self.host.ranks.rank == 0 and done % max(1, of // 10) == 0:
+            print(f"{self._label}pass after epoch {epoch}: {done} of {of} parts", file=sys.stderr)
 
     # Before training ---------------------------------------------------------------------------------------------
 

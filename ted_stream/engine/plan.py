@@ -83,7 +83,7 @@ class RunPlan:
         kept = [begun.get(epoch, self.kept(epoch)) for epoch in range(self.epochs)]
         if None in kept:
             raise ValueError(
-                f"progress is 'samples', but {self.method!r} decides in each epoch how many samples it keeps, so the "
+                f"progress is 'samples', but {self.method!r} has a count of its own, so the "
                 "samples of the whole run are not known in advance. Pass progress='epochs'."
             )
         return [count for count in kept if count is not None]

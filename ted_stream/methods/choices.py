@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ted_stream.methods.method import Chosen
 from ted_stream.pruning import HighestScores, LowestScores, Owned, SampledScores, Selection, UniformSample
-from ted_stream.pruning.running import Columns, Running
+from ted_stream.pruning.running import Columns, Running, measured_once
 from ted_stream.pruning.sampling import inclusion_probabilities, pareto_keys, proportional
 from ted_stream.pruning.selection import make_keys
 
@@ -22,6 +22,7 @@ __all__ = [
     "class_counts",
     "clipped",
     "inverse_probabilities",
+    "known_deviations",
     "sizes_of",
 ]
 
@@ -163,6 +164,15 @@ def choose_evenly(
     return Chosen(keep, probabilities.astype(np.float32), {"credit": (credit - keep).astype(np.float32)})
 
 
+def known_deviations(owned: Owned) -> NDArray[np.float32]:
+    """(n,) the scores that deviations make; of samples that were measured once, the mean of all others.
+
+    A zero would rank them behind all others, and those that are drawn once would be drawn for ever.
+    """
+    once = measured_once(owned.columns)
+    return np.where(once, np.float32(owned.mean(np.where(once, np.nan, owned.scores))), owned.scores)
+
+
 def clipped(owned: Owned, *, at_chance: bool, at_quantile: float | None) -> NDArray[np.float32]:
     """(n,) the running scores, none above what is asked for.
 
@@ -171,7 +181,7 @@ def clipped(owned: Owned, *, at_chance: bool, at_quantile: float | None) -> NDAr
         at_chance: ln C, the cross-entropy of a guess among C classes.
         at_quantile: of all samples.
     """
-    scores = owned.scores
+    scores = known_deviations(owned) if "variance" in owned.columns else owned.scores
     if at_chance and len(owned.class_sizes) > 2:
         scores = np.minimum(scores, np.float32(np.log(len(owned.class_sizes) - 1)))
     if at_quantile is not None:

@@ -49,6 +49,7 @@ def checked_words(method: Any) -> dict[str, Any]:
 def _refuse_what_makes_no_sense(method: Any) -> None:
     importance, is_mean = method.importance, method.score == "mean"
     is_drawn, is_inverse = method.choice in ("sampled", "even"), method.weights == "inverse_probability"
+    is_loss = importance == "loss" and is_mean and not method.relative
     by_temperature = method.choice == "sampled" and not is_inverse
     no_mask = importance != "mask_gradient"
     for name, is_wrong, because in (
@@ -56,12 +57,13 @@ def _refuse_what_makes_no_sense(method: Any) -> None:
         ("norm", method.norm is not None and no_mask, "importance has no mask"),
         ("score", method.score == "uncertainty" and importance not in _PROBABILITIES, "importance is no probability"),
         ("relative", method.relative and not is_mean, "score is no mean"),
-        ("clip_chance", method.clip_chance and not (importance == "loss" and is_mean), "score is no loss"),
+        ("clip_chance", method.clip_chance and not is_loss, "score is no loss"),
         ("choice", is_drawn and is_mean and importance in _BELOW_ZERO, "scores lie below zero too"),
         ("temperature", method.temperature is not None and not by_temperature, "nothing is drawn by it"),
         ("floor", method.floor > 0 and not is_drawn, "nothing is drawn"),
-        ("class_shares", method.class_shares == "by_loss" and importance != "loss", "importance is no loss"),
+        ("class_shares", method.class_shares == "by_loss" and not is_loss, "score is no loss"),
         ("weights", is_inverse and not is_drawn, "choice keeps the same samples for certain"),
+        ("weights", is_inverse and not method.floor, "floor is 0, so that nothing bounds them"),
     ):
         if is_wrong:
             words = ", ".join(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ted_stream.methods.choices import choose_by
+from ted_stream.methods.choices import choose_by, known_deviations
 from ted_stream.methods.method import Chosen
 from ted_stream.methods.scheduled import ScheduledMethod
 from ted_stream.pruning import Owned
@@ -18,7 +18,7 @@ class DynamicDUAL(ScheduledMethod):
     """Draw in proportion to std(p)·(1 − mean(p)), p the probability of the true class (after DUAL: Cho et al., 2025).
 
     DUAL's score, with running means over all of a sample's measurements instead of windows of epochs, so that it serves
-    while training. Before a second measurement all scores are zero, and the draw is uniform.
+    while training. A sample that was measured once counts as the mean of the others, and without others all are alike.
 
     Args:
         prune_ratio: s in [0, 1). See :class:`ScheduledMethod` for ``schedule``, ``beta`` and ``annealing``.
@@ -55,4 +55,4 @@ class DynamicDUAL(ScheduledMethod):
         """A draw of k, or the k highest."""
         del epoch
         assert k is not None
-        return choose_by(owned, k, self.choice, floor=self.floor)
+        return choose_by(owned, k, self.choice, scores=known_deviations(owned), floor=self.floor)

@@ -1,5 +1,6 @@
 """Learnability: train on what can still be learnt, by the loss beyond that of a reference model."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ted_stream.export.scores import read_scores
-from ted_stream.methods.choices import choose_by
 from ted_stream.methods.method import Chosen
 from ted_stream.methods.scheduled import ScheduledMethod
 from ted_stream.pruning import ExponentialMean, Owned
@@ -17,6 +17,8 @@ from ted_stream.skip_list import DatasetLayout
 
 __all__ = ["Learnability"]
 
+_LAST = -1e38  # below all differences of losses
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learnability(ScheduledMethod):
@@ -24,7 +26,8 @@ class Learnability(ScheduledMethod):
 
     The reference loss of a sample comes from a model that has not seen it; a high one marks what cannot be learnt, such
     as a wrong label. ``ted-stream score CONFIG method=reference`` writes it once, for every later run on the dataset.
-    A sample without a reference loss is kept, as one that was never measured.
+    A sample without a reference loss ranks last, once it was measured: those of a holdout are what the reference was
+    trained on.
 
     Args:
         prune_ratio: s in [0, 1). See :class:`ScheduledMethod` for ``schedule``, ``beta`` and ``annealing``.
@@ -65,14 +68,22 @@ class Learnability(ScheduledMethod):
 
     def given(self, layout: DatasetLayout) -> Mapping[str, NDArray[np.float32]]:
         """The reference losses."""
-        return {"reference": read_scores(self.reference, layout).scores}
+        losses = read_scores(self.reference, layout).scores
+        missing = np.count_nonzero(np.isnan(losses))
+        if missing:
+            warnings.warn(
+                f"{missing} of {len(losses)} samples have no reference loss in {self.reference}: they rank last.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return {"reference": losses}
 
     def choose(self, owned: Owned, epoch: int, k: int | None) -> Chosen:
         """By the differences."""
         del epoch
         assert k is not None
-        differences = owned.scores - owned.given["reference"]
-        if self.choice == "highest":
-            return choose_by(owned, k, "highest", scores=differences)
-        keys = np.where(np.isnan(differences), np.inf, differences / self.temperature + owned.gumbel())
-        return Chosen(owned.top_k(keys, k))
+        keys = (owned.scores - owned.given["reference"]).astype(np.float64)
+        if self.choice == "sampled":
+            keys = keys / self.temperature + owned.gumbel()
+        keys = np.where(np.isnan(owned.given["reference"]), _LAST * (2 + owned.uniform()), keys)
+        return Chosen(owned.top_k(np.where(np.isnan(owned.scores), np.inf, keys), k))

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ted_stream.pruning.hashing import gumbel, uniform
 from ted_stream.pruning.score_store import ScoreStore, group_means
-from ted_stream.pruning.selection import Selection, kth_largest, select, top_k_mask
+from ted_stream.pruning.selection import Selection, quantiles_of, select, top_k_mask
 
 __all__ = ["Owned"]
 
@@ -194,14 +194,5 @@ class Owned:
         return float(np.max(self.communicator.all_gather(mine)))
 
     def quantiles(self, values: NDArray[np.floating], shares: Sequence[float]) -> list[float]:
-        """Exact quantiles, as float32, of the m values of all ranks that are not NaN; NaN where there are none.
-
-        Args:
-            values: (n,) of this rank.
-            shares: q in [0, 1], each for the ⌈q·m⌉-th smallest.
-        """
-        total = self.count(~np.isnan(values))
-        if not total:
-            return [float("nan")] * len(shares)
-        ranks = [total + 1 - min(total, max(1, int(np.ceil(round(share * total, 6))))) for share in shares]
-        return kth_largest(values.astype(np.float32, copy=False), ranks, self.communicator)
+        """Exact quantiles of the values of all ranks (see `quantiles_of`)."""
+        return quantiles_of(values, shares, self.communicator)

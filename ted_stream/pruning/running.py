@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ted_stream.pruning.settings import check_flag, check_number
 
-__all__ = ["Columns", "Deviation", "ExponentialMean", "Running", "RunningMean", "Uncertainty"]
+__all__ = ["Columns", "Deviation", "ExponentialMean", "Running", "RunningMean", "Uncertainty", "measured_once"]
 
 Columns = Mapping[str, NDArray[np.float32]]
 
@@ -106,13 +106,19 @@ class ExponentialMean(Running):
         return columns["score"]
 
 
+def measured_once(columns: Columns) -> NDArray[np.bool_]:
+    """(n,) marks of the samples whose deviation cannot be told yet, by the columns of :class:`Deviation`."""
+    return np.isnan(columns["variance"]) & ~np.isnan(columns["mean"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deviation(Running):
     """The standard deviation of a sample's measurements about their running mean.
 
-    mean ← α·mean + (1 - α)·I and likewise of I², started by the first measurement, whose deviation is 0. The variance
-    is updated itself, not made of both (Finch, 2009, "Incremental calculation of weighted mean and variance"): a
-    difference of rounded squares could be below zero.
+    mean ← α·mean + (1 - α)·I and likewise of I², started by the first measurement. The score is 0 until there is a
+    second one: before, nothing is known of a deviation, and the column ``variance`` is NaN. The variance is updated
+    itself, not made of both means (Finch, 2009, "Incremental calculation of weighted mean and variance"): a difference
+    of rounded squares could be below zero.
 
     Args:
         alpha: α in [0, 1), the weight of the past.
@@ -135,11 +141,12 @@ class Deviation(Running):
         mean, variance = (columns[name][rows].astype(np.float64) for name in self.columns)
         first, change = np.isnan(mean), (1 - self.alpha) * (values - mean)
         columns["mean"][rows] = np.where(first, values, mean + change)
-        columns["variance"][rows] = np.where(first, 0.0, self.alpha * (variance + change * (values - mean)))
+        variance = self.alpha * (np.nan_to_num(variance) + change * (values - mean))
+        columns["variance"][rows] = np.where(first, np.nan, variance)
 
     def scores(self, columns: Columns) -> NDArray[np.float32]:
         """std(I)."""
-        return np.sqrt(columns["variance"])
+        return np.where(measured_once(columns), np.float32(0), np.sqrt(columns["variance"]))
 
 
 @dataclass(frozen=True, kw_only=True)

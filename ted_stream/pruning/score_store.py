@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ted_stream.pruning.communicator import Communicator, SingleProcess
 from ted_stream.pruning.running import ExponentialMean, Running, RunningMean
-from ted_stream.pruning.selection import kth_largest
+from ted_stream.pruning.selection import quantiles_of
 
 __all__ = ["Measurements", "ScoreStore", "ScoreUpdate", "group_means"]
 
@@ -249,11 +249,9 @@ class ScoreStore:
 
     def quantiles(self, probabilities: tuple[float, ...]) -> dict[float, float]:
         """Exact quantiles (the ⌈p·m⌉-th smallest) of the m measured scores; empty when none was measured."""
-        total = self.num_samples - self.num_unmeasured()
-        if not total:
+        if self.num_unmeasured() == self.num_samples:
             return {}
-        ranks = [min(total, max(1, total - int(np.ceil(p * total)) + 1)) for p in probabilities]
-        return dict(zip(probabilities, kth_largest(self.scores, ranks, self.communicator), strict=True))
+        return dict(zip(probabilities, quantiles_of(self.scores, probabilities, self.communicator), strict=True))
 
     def gather(self) -> NDArray[np.float32]:
         """(N,) float32, all scores on every rank: 4 bytes per sample of the dataset."""

@@ -20,6 +20,7 @@ __all__ = [
     "integers",
     "kth_largest",
     "make_keys",
+    "quantiles_of",
     "search",
     "select",
     "sortable",
@@ -308,6 +309,22 @@ def kth_largest(keys: NDArray[np.float32], ks: Sequence[int], communicator: Comm
         image, _, _ = search(_images(keys), k, communicator, domain=_ALL_KEYS, guess=guess, exact=True)
         found.append(unsortable(image))
     return found
+
+
+def quantiles_of(values: NDArray[np.floating], shares: Sequence[float], communicator: Communicator) -> list[float]:
+    """Exact quantiles, as float32, of the m values of all ranks that are not NaN; NaN where there are none.
+
+    Args:
+        values: (n,) of this rank.
+        shares: q in [0, 1], each for the ⌈q·m⌉-th smallest.
+        communicator: the ranks.
+    """
+    total = int(communicator.all_reduce_sum(np.array([np.count_nonzero(~np.isnan(values))], np.int64))[0])
+    if not total:
+        return [float("nan")] * len(shares)
+    # Rounding first: 0.55 · 100 is 55.00000000000001.
+    ranks = [total + 1 - min(total, max(1, int(np.ceil(round(share * total, 6))))) for share in shares]
+    return kth_largest(values.astype(np.float32, copy=False), ranks, communicator)
 
 
 def top_k_mask(

@@ -63,32 +63,57 @@ def test_dynamic_dual() -> None:
     """With both Polyak means as they are written down, and the variance as their difference."""
     method = DynamicDUAL(0.6, choice="highest", annealing=0.0)
     run = History(method, N, T, seed=1)
-    mean, square = np.full(N, np.nan), np.full(N, np.nan)
+    mean, square, times = np.full(N, np.nan), np.full(N, np.nan), np.zeros(N, int)
     probabilities = RNG.beta(2, 2, size=(T, N))
     for epoch in range(T):
         _, chosen, _ = run.choose(epoch)
         if epoch > 1:
             scores = np.sqrt(np.maximum(square - mean**2, 0)) * (1 - mean)
+            scores[times == 1] = 0
             np.testing.assert_allclose(run.store.scores, scores, rtol=1e-5, atol=1e-4)
+            scores[times == 1] = scores[times > 1].mean()
             k = num_kept(method.keep_ratio(epoch, T), N)
             lowest_kept, highest_left = scores[chosen.keep].min(), scores[~chosen.keep].max()
             assert np.count_nonzero(chosen.keep) == k
             assert lowest_kept >= highest_left - 1e-6
         p, kept = probabilities[epoch], chosen.keep
         first = np.isnan(mean)
+        times += kept
         mean[kept] = np.where(first, p, 0.7 * mean + 0.3 * p)[kept]
         square[kept] = np.where(first, p * p, 0.7 * square + 0.3 * p * p)[kept]
         run.measure(epoch, chosen, p)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        DynamicDUAL(0.7),
+        DynamicDUAL(0.5, schedule="constant", annealing=0.0),
+        Composed(0.7, score="deviation"),
+        Composed(0.7, importance="true_probability", score="uncertainty"),
+    ],
+    ids=repr,
+)
+def test_those_measured_once_are_not_left_behind(method) -> None:
+    """Their deviation is not known, and not zero: without a floor too, nearly all samples are seen in the end."""
+    run, seen = History(method, 1000, 26), np.zeros(1000, np.int64)
+    for epoch in range(22):
+        _, chosen, _ = run.choose(epoch)
+        seen += chosen.keep & (epoch > 2)
+        run.measure(epoch, chosen, np.random.default_rng(epoch).random(1000))
+    assert np.count_nonzero(seen) > 850  # a draw by known scores, TED(0.7, choice="sampled"), comes to 951
+
+
 def test_dynamic_dual_draws_uniformly_at_first() -> None:
-    """After one measurement all deviations are zero: what is kept is a fresh draw."""
-    run = History(DynamicDUAL(0.5, schedule="constant", annealing=0.0), N, T, seed=1)
-    _, chosen, _ = run.choose(0)
-    run.measure(0, chosen, np.full(N, 0.5))
-    _, chosen, _ = run.choose(1)
-    never = ~np.isfinite(run.store.scores)
-    assert np.count_nonzero(chosen.keep & never) == np.count_nonzero(never), "those never measured come first"
+    """After one measurement of all no deviation is known: what is kept is a draw that does not hang on the values."""
+    drawn = []
+    for values in (np.linspace(0, 1, N), np.linspace(1, 0, N)):
+        run = History(DynamicDUAL(0.5), N, T, seed=1)
+        _, chosen, _ = run.choose(0)
+        assert chosen.keep.all()
+        run.measure(0, chosen, values)
+        drawn.append(run.choose(1)[1].keep)
+    assert np.array_equal(*drawn)
 
 
 LAYOUT = DatasetLayout(streams=(StreamLayout(shards=(ShardLayout(name="a", size=1, samples=N),)),))
@@ -100,7 +125,9 @@ def test_learnability(choice: str, tmp_path) -> None:
     reference[11] = np.nan
     write_scores(tmp_path / "r.parquet", LAYOUT, reference, provenance={"method": "reference"})
     method = Learnability(0.6, reference=str(tmp_path / "r.parquet"), alpha=0.5, choice=choice, temperature=0.25)
-    run = History(method, N, T, seed=3, given=method.given(LAYOUT))
+    with pytest.warns(UserWarning, match=r"1 of 300 samples have no reference loss in .*r\.parquet: they rank last"):
+        given = method.given(LAYOUT)
+    run = History(method, N, T, seed=3, given=given)
     running = np.full(N, np.nan)
     for epoch in range(T):
         _, chosen, _ = run.choose(epoch)
@@ -108,13 +135,27 @@ def test_learnability(choice: str, tmp_path) -> None:
             keys = running.astype(np.float32) - reference
             if choice == "sampled":
                 keys = keys / 0.25 + gumbel(np.arange(N), seed=3, epoch=epoch)
-            keys = np.where(np.isnan(keys), np.inf, keys).astype(np.float32)
+            keys = np.where(np.isnan(keys), -np.inf, keys).astype(np.float32)
             k = num_kept(method.keep_ratio(epoch, T), N)
-            assert set(np.flatnonzero(chosen.keep)) == set(np.argsort(-keys, kind="stable")[:k])
-            assert chosen.keep[11], "a sample without a reference loss is kept"
+            expected = set(np.argsort(-keys, kind="stable")[:k])
+            assert set(np.flatnonzero(chosen.keep)) == expected
+            assert not chosen.keep[11] or k == N, "a sample without a reference loss ranks last"
         kept = chosen.keep
         old = np.isnan(running)
         running[kept] = np.where(old, VALUES[epoch], 0.5 * running + 0.5 * VALUES[epoch])[kept]
+        run.measure(epoch, chosen, VALUES[epoch])
+
+
+def test_learnability_of_a_holdout() -> None:
+    """Those that the reference was trained on are trained on once, and then only where nothing else is left."""
+    reference = np.where(np.arange(N) < N // 2, np.nan, RNG.random(N)).astype(np.float32)
+    method = Learnability(0.4, reference="none.parquet", annealing=0.0)
+    run = History(method, N, T, given={"reference": reference})
+    for epoch in range(T):
+        _, chosen, _ = run.choose(epoch)
+        if epoch:
+            assert chosen.keep[N // 2 :].all()
+            assert 0 < np.count_nonzero(chosen.keep[: N // 2]) < N // 2
         run.measure(epoch, chosen, VALUES[epoch])
 
 
@@ -180,6 +221,9 @@ def test_a_fixed_subset(weighted: bool, tmp_path) -> None:
         ({"choice": "highest", "floor": 0.5}, "floor is 0.5, but nothing is drawn"),
         ({"importance": "margin", "choice": "lowest", "class_shares": "by_loss"}, "class_shares is 'by_loss', but"),
         ({"choice": "lowest", "weights": "inverse_probability"}, "weights is 'inverse_probability', but choice keeps"),
+        ({"weights": "inverse_probability"}, "weights is 'inverse_probability', but floor is 0"),
+        ({"clip_chance": True, "relative": True}, "clip_chance is True, but score is no loss"),
+        ({"class_shares": "by_loss", "score": "deviation"}, "class_shares is 'by_loss', but score is no loss"),
         ({"importance": "gradient"}, "importance is 'gradient', but it must be one of"),
         ({"clip_quantile": 1.0}, r"clip_quantile is 1.0, but it must lie in \(0, 1\)"),
     ],

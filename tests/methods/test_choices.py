@@ -1,7 +1,5 @@
 """Ways to choose, against what they say: shares of classes, turns, draws of known probability."""
 
-import itertools
-
 import numpy as np
 import pytest
 from owners import History, owned_with
@@ -151,7 +149,9 @@ def test_even_coverage_visits_all_before_any_again(schedule: str) -> None:
         assert visits.max() - visits.min() <= 1, f"after epoch {epoch}"
         orders.append(chosen.keep)
         run.measure(epoch, chosen, np.zeros(211))
-    assert any(not np.array_equal(one, two) for one, two in itertools.pairwise(orders[-2:]))
+    if schedule == "constant":  # 64 of 211 an epoch; the first epochs of two passes
+        first, later = orders[0], orders[10]
+        assert 0 < np.count_nonzero(first & later) < 64, "another order in every pass"
 
 
 def test_even_coverage_is_in_proportion() -> None:

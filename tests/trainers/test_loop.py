@@ -373,7 +373,7 @@ def test_arguments(tmp_path: Path) -> None:
         (ValueError, "epochs is 0", {"epochs": 0}),
         (TypeError, "epochs is 1.5", {"epochs": 1.5}),
         (ValueError, "progress is 'steps'", {"progress": "steps"}),
-        (ValueError, "decides in each epoch", {"progress": "samples", "method": InfoBatch(0.5)}),
+        (ValueError, "has a count of its own", {"progress": "samples", "method": InfoBatch(0.5)}),
         (ValueError, "folder is ''", {"folder": ""}),
         (ValueError, "{run_name} is the only field that is known", {"folder": "runs/{epoch}"}),
         (TypeError, "output_layer is 3", {"output_layer": 3}),

@@ -12,6 +12,7 @@ from ted_stream.methods.static.last_layer import LastLayer
 from ted_stream.methods.static.last_layer_method import LastLayerMethod
 from ted_stream.methods.static.picks import needed_count, ranks_of
 from ted_stream.methods.static.static_method import Recorded, Scored
+from ted_stream.pruning.sampling import proportional
 from ted_stream.pruning.settings import check_number, check_whole
 
 __all__ = ["CRAIG"]
@@ -49,9 +50,10 @@ class CRAIG(LastLayerMethod):
         """1 for the first pick of every class, falling to above 0 for its last; 0 for what is not kept."""
         keep = needed_count("CRAIG", keep, len(recorded))
         layer = LastLayer.of(recorded)
-        parts = self._parts(layer.labels, seed)
+        classes = self._classes(layer.labels, seed)
+        parts = [part for parts in classes for part in parts]
         scores, weights = np.zeros(len(layer), np.float32), np.ones(len(layer), np.float32)
-        for part, share in zip(parts, _shares([len(part) for part in parts], keep, seed), strict=True):
+        for part, share in zip(parts, _shares(classes, keep, seed), strict=True):
             if share:
                 picks, sizes = _facility_location(layer.distances(part), share)
                 scores[part[picks]] = np.arange(share, 0, -1) / share
@@ -60,21 +62,25 @@ class CRAIG(LastLayerMethod):
         weights[kept] /= weights[kept].mean(dtype=np.float64)
         return Scored(scores=scores, weights=weights)
 
-    def _parts(self, labels: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
-        """The ids of every class, or part of one, in a seeded random order: ties go to the first."""
+    def _classes(self, labels: NDArray[np.int64], seed: int) -> list[list[NDArray[np.int64]]]:
+        """The ids of the parts of every class, in a seeded random order: ties go to the first."""
         order = np.lexsort((ranks_of(len(labels), seed=seed), labels))
         classes = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-        return [part for ids in classes for part in np.array_split(ids, -(-len(ids) // self.block))]
+        return [np.array_split(ids, -(-len(ids) // self.block)) for ids in classes]
 
 
-def _shares(sizes: Sequence[int], keep: int, seed: int) -> NDArray[np.int64]:
-    """How many of each part: one where there are enough, the rest by largest remainders in proportion to the rest."""
-    least = int(keep >= len(sizes))
-    rest, members = keep - least * len(sizes), np.array(sizes) - least
-    shares, remainders = np.divmod(rest * members, max(1, members.sum()))
-    last = np.lexsort((ranks_of(len(sizes), seed=seed), -remainders))[: rest - shares.sum()]
-    shares[last] += 1
-    return shares + least
+def _shares(classes: Sequence[Sequence[NDArray[np.int64]]], keep: int, seed: int) -> list[int]:
+    """How many of each part: one of every class where there are enough, the rest in proportion to their sizes."""
+    sizes = np.array([sum(map(len, parts)) for parts in classes])
+    least, drawn = int(keep >= len(sizes)), ranks_of(len(sizes), seed=seed).argsort()  # of equal remainders the first
+    of_classes = np.empty_like(sizes)
+    rest = sizes[drawn] - least
+    of_classes[drawn] = least + proportional(rest.astype(np.float64), keep - least * len(sizes), rest)
+    shares: list[int] = []
+    for parts, share in zip(classes, of_classes.tolist(), strict=True):
+        lengths = np.array([len(part) for part in parts])
+        shares += proportional(lengths.astype(np.float64), share, lengths).tolist()
+    return shares
 
 
 def _facility_location(distances: NDArray[np.float32], count: int) -> tuple[list[int], NDArray[np.int64]]:

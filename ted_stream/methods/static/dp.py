@@ -1,16 +1,18 @@
 """DP, dataset pruning: leave out the samples whose influences on the model sum to almost nothing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ted_stream.methods.static.influence import LARGEST, Influences
-from ted_stream.methods.static.last_layer import LastLayer
+from ted_stream.methods.static.influence import Influences, refuse_too_large
+from ted_stream.methods.static.last_layer import FEATURES, LastLayer
 from ted_stream.methods.static.last_layer_method import LastLayerMethod
-from ted_stream.methods.static.picks import needed_count, order_scores, ranks_of
-from ted_stream.methods.static.static_method import Recorded, Scored
+from ted_stream.methods.static.picks import LOG_PROBABILITIES, needed_count, order_scores, ranks_of
+from ted_stream.methods.static.static_method import Recorded, Scored, ScoredBatch
 from ted_stream.pruning.settings import check_number, check_whole
 
 __all__ = ["DP"]
@@ -75,21 +77,24 @@ class DP(LastLayerMethod):
             queue = np.concatenate([queue, np.delete(pool, chosen)])
         return Scored(scores=0 - order_scores(left, size))
 
+    def of_batch(
+        self, scored: ScoredBatch, before: Mapping[str, NDArray[np.float32]], epoch: int
+    ) -> Mapping[str, Tensor]:
+        """As :class:`LastLayerMethod`; refused here already where the Hessian would be too large."""
+        written = super().of_batch(scored, before, epoch)
+        width = written[FEATURES].shape[1]
+        has_bias = scored.microbatch.has_bias
+        inputs = (width if self.features is None else min(width, self.features)) + has_bias
+        refuse_too_large(written[LOG_PROBABILITIES].shape[1], inputs, has_bias=has_bias)
+        return written
+
     def _layer(self, recorded: Recorded, seed: int) -> LastLayer:
         layer = LastLayer.of(recorded)
         width = layer.features.shape[1]
         if self.features is not None and self.features < width:
             projection = np.random.default_rng(seed % 2**64).standard_normal((width, self.features))
             layer = replace(layer, projection=projection / np.sqrt(self.features))
-        classes, inputs = layer.shape
-        if classes * inputs > LARGEST:
-            most = LARGEST // classes - layer.has_bias
-            fix = f"Give features={most} or fewer, to which they are projected."
-            raise ValueError(
-                f"The last layer of {classes} classes and {inputs} inputs has a Hessian of "
-                f"{(classes * inputs) ** 2 * 8 / 2**30:.2f} GiB, but 2 GiB is the bound. "
-                + (fix if most > 0 else "There are too many classes for this method: choose another.")
-            )
+        refuse_too_large(*layer.shape, has_bias=layer.has_bias)
         return layer
 
 

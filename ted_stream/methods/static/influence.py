@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from ted_stream.methods.static.last_layer import LastLayer
 
-__all__ = ["LARGEST", "Influences", "last_layer_hessian"]
+__all__ = ["LARGEST", "Influences", "last_layer_hessian", "refuse_too_large"]
 
 LARGEST = 1 << 14  # parameters of the last layer: their Hessian takes 2 GiB
 
@@ -55,3 +55,24 @@ class Influences:
         inputs = self._layer.inputs(rows)
         gradients = self._layer.errors(rows, inputs)[:, :, None] * inputs[:, None, :]
         return gradients.reshape(len(rows), -1) @ self._inverse / len(self._layer)
+
+
+def refuse_too_large(classes: int, inputs: int, *, has_bias: bool) -> None:
+    """Refuse a last layer whose Hessian does not fit.
+
+    Args:
+        classes: C.
+        inputs: D, the bias's 1 included.
+        has_bias: whether it is.
+
+    Raises:
+        ValueError: naming what fits.
+    """
+    if classes * inputs > LARGEST:
+        most = LARGEST // classes - has_bias
+        fix = f"Give features={most} or fewer, to which they are projected."
+        raise ValueError(
+            f"The last layer of {classes} classes and {inputs} inputs has a Hessian of "
+            f"{(classes * inputs) ** 2 * 8 / 2**30:.2f} GiB, but 2 GiB is the bound. "
+            + (fix if most > 0 else "There are too many classes for this method: choose another.")
+        )

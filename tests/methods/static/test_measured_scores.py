@@ -118,4 +118,4 @@ def test_uniform_is_a_hash_of_seed_and_id() -> None:
 def test_which_average_over_runs() -> None:
     assert EL2N.averages_runs
     assert GraNd.averages_runs
-    assert not any(hasattr(kind, "averages_runs") for kind in (Entropy, LeastConfidence, Margin, Uniform))
+    assert not any(kind.averages_runs for kind in (Entropy, LeastConfidence, Margin, Uniform))
