@@ -5,10 +5,15 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 
 from ted_stream.engine import Ranks
-from ted_stream.files import is_remote, write_bytes
+from ted_stream.files import is_remote, join, read_bytes, write_bytes
 from ted_stream.methods.static import StaticMethod
 from ted_stream.skip_list import DatasetLayout
 
@@ -22,8 +27,11 @@ from .train import LEFTOVERS, check_data, claim_folder
 
 __all__ = ["ScoreResult", "score"]
 
-BEGUN_FILE = "begun.json"
-OWN_LEFTOVERS = (SCORING, SURROGATES, SCORES_FILE, SKIP_LIST_FILE, SCORE_FILE)
+ASKED_FILE = "asked.json"
+LOCK_FILE = ".scoring.lock"
+OWN_LEFTOVERS = (SCORING, SURROGATES, SCORES_FILE, SKIP_LIST_FILE, SCORE_FILE, ASKED_FILE)
+# Settings that a run may go on with other values of.
+FREE_SETTINGS = ("autoresume", "overwrite", "progress_bar", "folder", "save_interval", "eval_interval")
 
 
 def score(scoring: Scoring) -> ScoreResult | None:
@@ -49,6 +57,11 @@ def score(scoring: Scoring) -> ScoreResult | None:
     description = read_description(settings.data.path)
     check_data(settings, description, ranks.world_size)
     _check_labels(scoring, description)
+    with ExitStack() as held:
+        return _score(scoring, description, ranks, held)
+
+
+def _score(scoring: Scoring, description: Description, ranks: Ranks, held: ExitStack) -> ScoreResult | None:
     told: list[Told] = []
     layout: DatasetLayout | None = None
     for number in range(num_surrogates(scoring)):
@@ -56,7 +69,8 @@ def score(scoring: Scoring) -> ScoreResult | None:
         surrogate = Surrogate(scoring, number, description, ranks)
         if layout is None:
             layout = surrogate.layout
-            ranks.on_rank_zero(lambda layout=layout: _claim(scoring, layout))  # nothing can be refused any more
+            # Nothing can be refused any more.
+            ranks.on_rank_zero(lambda layout=layout: _claim(scoring, layout, held))
         found = surrogate.tell()
         told += [] if found is None else [found]
         del surrogate
@@ -64,8 +78,8 @@ def score(scoring: Scoring) -> ScoreResult | None:
         return None
     assert layout is not None, "there is a surrogate"
     result = write_results(scoring, layout, told)
-    if not scoring.choice.keep_vectors and not is_remote(settings.folder):
-        shutil.rmtree(Path(settings.folder) / SCORING, ignore_errors=True)
+    if not scoring.choice.keep_vectors and not is_remote(scoring.settings.folder):
+        shutil.rmtree(Path(scoring.settings.folder) / SCORING, ignore_errors=True)
     return result
 
 
@@ -82,24 +96,64 @@ def _check_labels(scoring: Scoring, description: Description) -> None:
     raise ConfigError(f"{what}, but {path} holds {description.kind}, whose samples have none; {fix}.")
 
 
-def _claim(scoring: Scoring, layout: DatasetLayout) -> None:
-    """Make the run folder this run's own; called on rank 0 for all.
+def _claim(scoring: Scoring, layout: DatasetLayout, held: ExitStack) -> None:
+    """Make the run folder this run's own, and keep others out of a local one; called on rank 0 for all.
 
     Raises:
-        ConfigError: it is to go on with passes of another method, or over another dataset.
+        ConfigError: another run is at work there; or it is to go on with what was asked for otherwise.
     """
-    settings = scoring.settings
-    begun = None if is_remote(settings.folder) else Path(settings.folder) / SCORING / BEGUN_FILE
-    what = {"method": repr(scoring.method), "dataset": layout.fingerprint, "seeds": seeds_of(scoring)}
-    if settings.autoresume and begun is not None and begun.exists():
-        before = json.loads(begun.read_text())
-        for name, value in what.items():
-            if before.get(name) != value:
-                raise ConfigError(
-                    f"{name} is {value}, but the scoring run in {settings.folder} was begun with {before.get(name)}; "
-                    "go on with that, set autoresume=false and overwrite=true to begin anew, or folder= to another "
-                    "place."
-                )
+    settings, is_local = scoring.settings, not is_remote(scoring.settings.folder)
+    if is_local:
+        Path(settings.folder).mkdir(parents=True, exist_ok=True)
+        try:
+            held.enter_context(FileLock(Path(settings.folder) / LOCK_FILE, timeout=0))
+        except Timeout as error:
+            raise ConfigError(
+                f"another scoring run is at work in {settings.folder}; set folder= to another place, or wait for it."
+            ) from error
+    asked = _asked(scoring, layout)
+    if settings.autoresume:
+        _refuse_other(settings.folder, asked)
     claim_folder(settings, (*LEFTOVERS, *OWN_LEFTOVERS))
-    if begun is not None:
-        write_bytes(str(begun), json.dumps(what).encode())
+    if is_local:
+        for name in (SCORES_FILE, SKIP_LIST_FILE, SCORE_FILE):  # of a run that had come to its end
+            (Path(settings.folder) / name).unlink(missing_ok=True)
+    write_bytes(join(settings.folder, ASKED_FILE), json.dumps(asked, indent=2).encode())
+
+
+def _asked(scoring: Scoring, layout: DatasetLayout) -> dict[str, Any]:
+    """All that scores hang on, as JSON."""
+    config = OmegaConf.to_container(OmegaConf.structured(scoring.settings))
+    assert isinstance(config, dict)
+    config = {str(name): value for name, value in config.items() if name not in FREE_SETTINGS}
+    count = scoring.choice.prune_ratio if _needs_count(scoring) else None
+    asked = {
+        "method": repr(scoring.method),
+        "dataset": layout.fingerprint,
+        "seeds": seeds_of(scoring),
+        "prune_ratio": count,
+        **config,
+    }
+    return json.loads(json.dumps(asked))
+
+
+def _needs_count(scoring: Scoring) -> bool:
+    return isinstance(scoring.method, StaticMethod) and scoring.method.needs_count
+
+
+def _refuse_other(folder: str, asked: dict[str, Any]) -> None:
+    """Refuse to go on with surrogates and passes of another request.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    try:
+        before = json.loads(read_bytes(join(folder, ASKED_FILE)))
+    except FileNotFoundError:
+        return
+    for name in asked:
+        if before.get(name) != asked[name]:
+            raise ConfigError(
+                f"{name} is {asked[name]}, but the scoring run in {folder} was begun with {before.get(name)}; go on "
+                "with that, set autoresume=false and overwrite=true to begin anew, or folder= to another place."
+            )

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ted_stream.files import is_remote
-from ted_stream.methods.static import STATIC_METHODS, StaticMethod, TrajectoryScore
+from ted_stream.methods.static import AUM, STATIC_METHODS, StaticMethod, TrajectoryScore
 from ted_stream.methods.static.subset import BALANCES
 from ted_stream.pruning.settings import check_number
 
@@ -167,6 +167,15 @@ def _check_choice_of_subset(scoring: Scoring) -> None:
         raise ConfigError(
             f"{_listed(shaping)} no effect with {name}, which chooses the set itself. Leave it out, or take a method "
             "that scores every sample on its own, such as el2n."
+        )
+    easiest_first = scoring.reference is not None or (
+        isinstance(scoring.method, AUM) and scoring.method.keep == "easiest"
+    )
+    if easiest_first and (choice.strata or choice.cutoff):
+        raise ConfigError(
+            f"{_listed(shaping)} no meaning with {name}, whose highest scores are the easiest samples: the hardest are "
+            "left out first. Leave it out, or take a method whose highest scores are the hardest, such as el2n, or aum "
+            "with keep=hardest."
         )
     averages = isinstance(scoring.method, StaticMethod) and scoring.method.averages_runs
     if choice.runs > 1 and not averages:

@@ -83,9 +83,10 @@ def class_counts(owned: Owned, k: int, shares: str, losses: NDArray[np.floating]
         (C + 1,) int64, as :attr:`Owned.class_sizes`.
     """
     sizes = owned.class_sizes
-    known, unknown = proportional(
-        np.array([sizes[:-1].sum(), sizes[-1]], np.float64), k, np.array([sizes[:-1].sum(), sizes[-1]])
-    )
+    both = np.array([sizes[:-1].sum(), sizes[-1]])
+    known, unknown = proportional(both.astype(np.float64), k, both)
+    if sizes[-1] and not unknown:  # without any, the last few would stay unknown
+        known, unknown = k - 1, 1
     weights = sizes[:-1].astype(np.float64)
     if shares == "sqrt":
         weights = np.sqrt(weights)

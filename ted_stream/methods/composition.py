@@ -56,6 +56,7 @@ def _refuse_what_makes_no_sense(method: Any) -> None:
         ("site", method.site is not None and no_mask, "importance has no mask"),
         ("norm", method.norm is not None and no_mask, "importance has no mask"),
         ("score", method.score == "uncertainty" and importance not in _PROBABILITIES, "importance is no probability"),
+        ("alpha", not is_mean and not method.alpha, "without a past there is no deviation"),
         ("relative", method.relative and not is_mean, "score is no mean"),
         ("clip_chance", method.clip_chance and not is_loss, "score is no loss"),
         ("choice", is_drawn and is_mean and importance in _BELOW_ZERO, "scores lie below zero too"),

@@ -22,7 +22,7 @@ class DynamicDUAL(ScheduledMethod):
 
     Args:
         prune_ratio: s in [0, 1). See :class:`ScheduledMethod` for ``schedule``, ``beta`` and ``annealing``.
-        alpha: α in [0, 1), the weight of the past in both running means.
+        alpha: α in (0, 1), the weight of the past in both running means.
         choice: ``sampled``, or ``highest`` for the highest scores.
         floor: this share of the mean score is added to every score of a draw, so that none is drawn hardly ever.
 

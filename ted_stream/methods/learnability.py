@@ -38,7 +38,7 @@ class Learnability(ScheduledMethod):
 
     Raises:
         ValueError: for a value out of range, at construction; before the run, if the reference losses are those of
-            another dataset.
+            another dataset (of other shards, by their names, sizes and numbers of samples), or no such losses.
         TypeError: for a value of another type.
     """
 
@@ -68,7 +68,13 @@ class Learnability(ScheduledMethod):
 
     def given(self, layout: DatasetLayout) -> Mapping[str, NDArray[np.float32]]:
         """The reference losses."""
-        losses = read_scores(self.reference, layout).scores
+        found = read_scores(self.reference, layout)
+        method, losses = found.provenance.get("method", ""), found.scores
+        if not method.lower().startswith("reference"):
+            raise ValueError(
+                f"{self.reference} holds scores of {method!r}, not reference losses. Give what `ted-stream score … "
+                "method=reference` writes; losses of your own are written with the provenance {'method': 'reference'}."
+            )
         missing = np.count_nonzero(np.isnan(losses))
         if missing:
             warnings.warn(

@@ -208,7 +208,7 @@ def loss_shares(batch: Any, *, shifted: bool) -> tuple[Tensor | int, Tensor | in
 
 
 def class_labels(batch: Any) -> Tensor:
-    """(B,) int64, the class of every sample, below zero where it has none.
+    """(B,) int64, the class of every sample, -100 where it has none.
 
     Raises:
         ValueError: if the targets are no whole numbers, one for each sample.
@@ -220,7 +220,7 @@ def class_labels(batch: Any) -> Tensor:
             "class, which asks for one whole number for each. Leave out what mixes classes, or choose a method that "
             "does not look at them."
         )
-    return targets.detach().long().clamp(min=-1)
+    return targets.detach().long()
 
 
 def class_targets(outputs: Any, batch: Any) -> tuple[Tensor, int] | None:

@@ -99,7 +99,8 @@ class Owned:
         order = np.argsort(groups, kind="stable")
         bounds = np.searchsorted(groups[order], np.arange(len(counts) + 1))
         for count, first, end in zip(counts, bounds[:-1], bounds[1:], strict=True):
-            self._mark(marks, single, order[first:end], count)
+            if count:  # on every rank alike
+                self._mark(marks, single, order[first:end], count)
         return marks
 
     def _checked(self, keys: NDArray[np.floating]) -> NDArray[np.float32]:

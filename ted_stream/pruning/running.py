@@ -121,14 +121,14 @@ class Deviation(Running):
     of rounded squares could be below zero.
 
     Args:
-        alpha: α in [0, 1), the weight of the past.
+        alpha: α in (0, 1), the weight of the past; without any there is no deviation.
     """
 
     alpha: float = 0.9
 
     def __post_init__(self) -> None:
-        fix = "it is the weight of the past in the running mean and variance, and 1 would ignore all but the first."
-        object.__setattr__(self, "alpha", check_number("alpha", self.alpha, "[0, 1)", fix=fix))
+        fix = "it is the weight of the past, without which there is no deviation, and 1 would ignore all but the first."
+        object.__setattr__(self, "alpha", check_number("alpha", self.alpha, "(0, 1)", fix=fix))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ class Uncertainty(Deviation):
     """std(p)·(1 - mean(p)) of a probability p (DUAL: Cho et al., 2025), with running means.
 
     Args:
-        alpha: α in [0, 1), the weight of the past.
+        alpha: α in (0, 1), the weight of the past.
     """
 
     def scores(self, columns: Columns) -> NDArray[np.float32]:

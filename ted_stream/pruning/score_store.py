@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ted_stream.pruning.communicator import Communicator, SingleProcess
+from ted_stream.pruning.predictions import IGNORE_INDEX
 from ted_stream.pruning.running import ExponentialMean, Running, RunningMean
 from ted_stream.pruning.selection import quantiles_of
 
@@ -23,7 +24,7 @@ class Measurements:
         ids: (m,) int64 sample ids; an id may repeat, on this rank and on others.
         importance: (m,) float64 importance I(z) of those samples.
         steps: (m,) int64, the training step within the epoch that measured each, the same count on every rank.
-        labels: (m,) int64, the class of each, -1 where it has none; ``None`` where they were not asked for.
+        labels: (m,) int64, the class of each, -100 where it has none; ``None`` where they were not asked for.
     """
 
     ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
@@ -176,7 +177,9 @@ class ScoreStore:
         """
         assert self.labels is not None
         self._refuse_other_ids(measurements.ids)
-        labels = np.full(len(measurements), -1, np.int64) if measurements.labels is None else measurements.labels
+        labels = measurements.labels
+        labels = np.full(len(measurements), IGNORE_INDEX) if labels is None else labels
+        labels = self._checked_labels(labels)
         ids, labels = self._to_owners(measurements.ids, labels)
         local = ids - self.first_id
         seen = np.full(len(self.labels), -1, np.int64)
@@ -191,6 +194,17 @@ class ScoreStore:
                 "mixes or changes them, or choose a method that does not look at classes."
             )
         self.labels[:] = known
+
+    def _checked_labels(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        wrong = labels[((labels < 0) & (labels != IGNORE_INDEX)) | (labels >= 1 << 31)]
+        count = self.communicator.all_reduce_sum(np.array([len(wrong)], np.int64))[0]
+        if count:
+            raise ValueError(
+                f"{count} class targets lie outside [0, 2^31){self._examples(wrong)}, but samples are told apart by "
+                "classes that are numbered from 0 (-100: none). Number them so, or choose a method that does not look "
+                "at classes."
+            )
+        return np.where(labels == IGNORE_INDEX, -1, labels)
 
     def _refuse_other_ids(self, ids: NDArray[np.int64]) -> None:
         outside = ids[(ids < 0) | (ids >= self.num_samples)]

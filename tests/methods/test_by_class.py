@@ -146,6 +146,12 @@ def test_learnability(choice: str, tmp_path) -> None:
         run.measure(epoch, chosen, VALUES[epoch])
 
 
+def test_scores_that_are_no_reference_losses_are_refused(tmp_path) -> None:
+    write_scores(tmp_path / "e.parquet", LAYOUT, np.ones(N, np.float32), provenance={"method": "EL2N()"})
+    with pytest.raises(ValueError, match=r"holds scores of 'EL2N\(\)', not reference losses"):
+        Learnability(0.5, reference=str(tmp_path / "e.parquet")).given(LAYOUT)
+
+
 def test_learnability_of_a_holdout() -> None:
     """Those that the reference was trained on are trained on once, and then only where nothing else is left."""
     reference = np.where(np.arange(N) < N // 2, np.nan, RNG.random(N)).astype(np.float32)
@@ -222,6 +228,7 @@ def test_a_fixed_subset(weighted: bool, tmp_path) -> None:
         ({"importance": "margin", "choice": "lowest", "class_shares": "by_loss"}, "class_shares is 'by_loss', but"),
         ({"choice": "lowest", "weights": "inverse_probability"}, "weights is 'inverse_probability', but choice keeps"),
         ({"weights": "inverse_probability"}, "weights is 'inverse_probability', but floor is 0"),
+        ({"score": "deviation", "alpha": 0.0}, "alpha is 0.0, but without a past there is no deviation"),
         ({"clip_chance": True, "relative": True}, "clip_chance is True, but score is no loss"),
         ({"class_shares": "by_loss", "score": "deviation"}, "class_shares is 'by_loss', but score is no loss"),
         ({"importance": "gradient"}, "importance is 'gradient', but it must be one of"),

@@ -69,6 +69,20 @@ def test_class_counts(shares: str, k: int) -> None:
     assert found[:-1].tolist() == shares_by_hand(weights.astype(float), k, sizes).tolist()
 
 
+@pytest.mark.parametrize("coverage", ["fresh", "even"])
+@pytest.mark.parametrize("shares", ["as_they_are", "equal", "sqrt"])
+def test_every_class_is_known_in_the_end(shares: str, coverage: str) -> None:
+    """The last few whose class was not seen get one of the kept, though their part of them rounds to none."""
+    labels = np.repeat([0, 1, 2], [40, 15, 5])
+    method = RandomPruning(0.9, class_shares=shares, coverage=coverage, schedule="constant", annealing=0.0)
+    run, seen = History(method, 60, 10**9, labels=labels), np.zeros(60, bool)
+    for epoch in range(80):
+        _, chosen, _ = run.choose(epoch)
+        seen |= chosen.keep
+        run.measure(epoch, chosen, np.zeros(60))
+    assert seen.all()
+
+
 def test_unknown_classes_get_their_part() -> None:
     labels = np.where(np.arange(400) % 2, LABELS, -1)
     counts = class_counts(owned_with(np.ones(400), labels=labels), 100, "equal")

@@ -43,7 +43,7 @@ EXAMPLES: dict[str, tuple[Method, ...]] = {
         Composed(0.5, importance="margin", choice="lowest", class_shares="as_they_are", annealing=0.0),
         Composed(0.5, class_shares="by_loss", temperature=2.0),
     ),
-    "dynamic_dual": (DynamicDUAL(0.6), DynamicDUAL(0.5, choice="highest", alpha=0.0), DynamicDUAL(0.4, floor=0.3)),
+    "dynamic_dual": (DynamicDUAL(0.6), DynamicDUAL(0.5, choice="highest", alpha=0.2), DynamicDUAL(0.4, floor=0.3)),
     "epsilon_greedy": (
         EpsilonGreedy(0.6),
         EpsilonGreedy(0.5, epsilon=0.4, alpha=0.0, schedule="constant", annealing=0.0),

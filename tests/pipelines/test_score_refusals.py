@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from scoring import Command, command_on
 from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
+from ted_stream.export import read_scores
 from ted_stream.pipelines.corpora.instructions import prepare_instructions
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -46,6 +48,8 @@ def score(digits: Path, tmp_path: Path) -> Command:
         (("reference", "holdout=1"), "holdout is 1.0, but it must lie in (0, 1)"),
         (("reference", "holdout=0.2", "prune_ratio=0.5"), "set folds=2 instead of holdout, or leave out prune_ratio"),
         (("reference", "holdout=0.0001"), "leaves a model with 0 of 1437 samples to train on"),
+        (("reference", "prune_ratio=0.5", "cutoff=0.1"), "cutoff=0.1 has no meaning with reference"),
+        (("aum", "prune_ratio=0.5", "strata=5"), "strata=5 has no meaning with aum"),
         (("el2n", "pruning.method=random"), "pruning.method is random, but what scores samples is trained on all"),
         (("el2n", "data.skip_list=a.parquet"), "data.skip_list is a.parquet, but all samples are scored"),
         (("el2n", "load_path=a.pt"), "load_path is a.pt; a scoring run goes on from its own folder"),
@@ -76,7 +80,7 @@ def test_a_folder_in_use(score: Command, tmp_path: Path) -> None:
     again = score("uniform")
     assert again.exit_code == 1
     told = " ".join(again.output.split())
-    assert "holds an earlier run (config.yaml, scores.parquet, score.json); set overwrite=true" in told
+    assert "holds an earlier run (config.yaml, scores.parquet, score.json, asked.json); set overwrite=true" in told
     (tmp_path / "run" / "notes.txt").write_text("mine")
     assert score("uniform", "overwrite=true").exit_code == 0
     assert (tmp_path / "run" / "notes.txt").exists()
@@ -90,6 +94,38 @@ def test_goes_on_with_what_was_begun_alone(score: Command, tmp_path: Path) -> No
     told = " ".join(other.output.split())
     assert "method is EL2N(), but the scoring run in" in told
     assert "was begun with Uniform()" in told
+
+
+def test_goes_on_with_the_same_surrogates_alone(score: Command, tmp_path: Path) -> None:
+    """Also when it had come to its end: other folds would be scored by models that were trained on them."""
+    common = ["save_interval=1ep", "max_duration=1ep"]
+    assert score("reference", "folds=2", *common).exit_code == 0
+    for name, override in (("method", "folds=3"), ("seeds", "seed=9"), ("optimizer", "optimizer.lr=0.01")):
+        given = {"folds": "folds=2", override.partition("=")[0]: override}
+        other = score("reference", *given.values(), *common, "autoresume=true")
+        assert other.exit_code == 1
+        told = " ".join(other.output.split())
+        assert f"{name} is " in told, told
+        assert "was begun with" in told
+    before = read_scores(tmp_path / "run" / "scores.parquet").scores
+    again = score("reference", "folds=2", *common, "autoresume=true")
+    assert again.exit_code == 0, again.output
+    assert read_scores(tmp_path / "run" / "scores.parquet").scores.tolist() == before.tolist()
+
+
+def test_a_finished_run_leaves_no_subset_of_another(score: Command, tmp_path: Path) -> None:
+    assert score("uniform", "prune_ratio=0.5").exit_code == 0
+    assert (tmp_path / "run" / "skip_list.parquet").exists()
+    assert score("uniform", "autoresume=true", "save_interval=1ep").exit_code == 0
+    assert not (tmp_path / "run" / "skip_list.parquet").exists()
+
+
+def test_a_folder_where_another_is_at_work_is_refused(score: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".scoring.lock"):
+        refused = score("uniform")
+    assert refused.exit_code == 1
+    assert "another scoring run is at work in" in " ".join(refused.output.split())
 
 
 @pytest.fixture(scope="module")

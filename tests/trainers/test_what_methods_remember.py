@@ -98,6 +98,23 @@ def test_mixed_classes_are_refused_in_the_first_batch(tmp_path: Path) -> None:
                 return
 
 
+@pytest.mark.parametrize("wrong", [-1, -7, 1 << 31])
+def test_classes_that_are_not_numbered_from_zero_are_refused(wrong: int, tmp_path: Path) -> None:
+    """-1 and 1 would be one class and none."""
+    dataset = TensorDataset(torch.randn(N, 5), torch.where(torch.arange(N) % 2 == 0, wrong, 1))
+    loader = DataLoader(dataset, batch_size=8, sampler=PrunedSampler(dataset))
+    model = nn.Linear(5, 4)
+
+    def run() -> None:
+        with Pruner(RandomPruning(0.5, class_shares="equal"), model, loader, epochs=4, folder=tmp_path) as pruner:
+            for _ in pruner:
+                for x, y in pruner.batches():
+                    pruner.loss(cross_entropy(model(x), (y > 0).long())).backward()
+
+    with pytest.raises(ValueError, match=rf"30 class targets lie outside \[0, 2\^31\), for example \[{wrong}"):
+        run()
+
+
 class Relabelled(torch.utils.data.Dataset):
     """Another class at every read."""
 
