@@ -256,7 +256,7 @@ def test_what_a_method_may_give() -> None:
 def test_where_all_samples_are_kept_they_weigh_1(method: Method, num_samples: int) -> None:
     (result,) = chosen_by(method, num_samples=num_samples)
     assert not isinstance(result, str)
-    skip_list, factor = result
+    skip_list, factor, _ = result
     ratio = method.keep_ratio(1, 4)
     if skip_list.num_kept == num_samples:
         assert factor == 1

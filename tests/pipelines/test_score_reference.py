@@ -127,7 +127,13 @@ def test_learnability_trains_by_it(score: Command, digits: Path, tmp_path: Path)
     other = read_scores(path)
     assert other.labels is not None
     layout = read_skip_list(lists[-1]).layout
-    write_scores(tmp_path / "turned.parquet", layout, -other.scores, labels=other.labels, provenance={})
+    write_scores(
+        tmp_path / "turned.parquet",
+        layout,
+        -other.scores,
+        labels=other.labels,
+        provenance={"method": "reference, turned"},
+    )
     learn(digits, tmp_path / "turned.parquet", tmp_path / "turned")
     turned = read_skip_list(tmp_path / "turned" / "skip_lists" / "ep0002.parquet")
     assert turned.digest != read_skip_list(lists[-1]).digest

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from trainer import CLASSES, FAMILIES, Family, images, logits_of, mean_loss, mlp, own_losses, probe_step
 
-from ted_stream.pruning import batches, predictions
+from ted_stream.pruning import batches, measures, predictions
 from ted_stream.pruning.measures import (
     MEASURES,
     Correct,
@@ -333,10 +333,10 @@ def test_measures_by_name():
     for name, measure in MEASURES.items():
         made = make_measure(name)
         assert type(made) is measure
-        assert eval(repr(made)) == made
+        assert eval(repr(made), vars(measures)) == made
     made = make_measure("mask_gradient", site="output", norm=2)
     assert made == MaskGradient("output", 2)
-    assert eval(repr(made)) == made
+    assert eval(repr(made), vars(measures)) == made
     assert repr(Loss()) == "Loss()"
 
 
