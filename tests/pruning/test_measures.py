@@ -333,10 +333,10 @@ def test_measures_by_name():
     for name, measure in MEASURES.items():
         made = make_measure(name)
         assert type(made) is measure
-        assert eval(repr(made), vars(measures)) == made
+        assert eval(repr(made), dict(vars(measures))) == made
     made = make_measure("mask_gradient", site="output", norm=2)
     assert made == MaskGradient("output", 2)
-    assert eval(repr(made), vars(measures)) == made
+    assert eval(repr(made), dict(vars(measures))) == made
     assert repr(Loss()) == "Loss()"
 
 
