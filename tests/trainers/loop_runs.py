@@ -167,7 +167,7 @@ def main(out: str, data: str) -> None:
     loader = make_loader(data, ranks)
     found[run] = train(METHODS["ted"], f"{out}/{run}", loader=loader, wrap=DistributedDataParallel, dropout=0.0)
     Path(f"{out}/rank{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    leave()
 
 
 def main_killed(out: str, name: str, die_at: str) -> None:
@@ -194,8 +194,19 @@ def main_killed(out: str, name: str, die_at: str) -> None:
         after_batch=after_batch,
     )
     Path(f"{out}/{name}-rank{rank}.json").write_text(json.dumps(result))
+    leave()
+
+
+def leave() -> None:
+    """End this rank when all have come here.
+
+    destroy_process_group() waits for gloo's thread with the GIL held, which that thread may want to let go of a tensor:
+    seen with a debugger on torch 2.7, a rank that never ended.
+    """
     dist.barrier()
-    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
