@@ -85,7 +85,7 @@ def bench_scoring(method: StaticMethod, *, samples: int, classes: int, features:
     columns.close()
     writing = time.perf_counter() - begun
     mapped = columns.columns()
-    recorded = Recorded(columns=mapped, labels=labels, head={"bias": np.zeros(classes, np.float32)})
+    recorded = Recorded(columns=mapped, labels=labels, has_bias=True)
     peak = _Peak()
     peak.start()
     begun = time.perf_counter()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ted_stream.pruning.batches import logits_of
@@ -58,10 +56,3 @@ class LogitLayer:
     def has_bias(self) -> bool:
         """Whether the layer has a bias."""
         return isinstance(getattr(self.layer, "bias", None), Tensor)
-
-    def head(self) -> dict[str, NDArray[np.float32]]:
-        """The layer's ``weight`` (C, D) and ``bias`` (C,), float32."""
-        found = {name: getattr(self.layer, name, None) for name in ("weight", "bias")}
-        return {
-            name: value.detach().float().cpu().numpy() for name, value in found.items() if isinstance(value, Tensor)
-        }

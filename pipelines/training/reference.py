@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ted_stream.methods.static import STATIC_METHODS, StaticMethod, TrajectoryScore
 from ted_stream.methods.static.measured import MeasuredScore
 from ted_stream.pruning.hashing import hash_ids
 from ted_stream.pruning.measures import Loss
 from ted_stream.pruning.settings import check_number, check_whole
 
-__all__ = ["Reference"]
+__all__ = ["SCORERS", "Reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +30,10 @@ class Reference(MeasuredScore):
             others; those that it was trained on have no score.
         checkpoint: path or URI of a checkpoint of the loop, whose model scores all samples; nothing is trained.
 
-    Attributes:
-        keeps_smallest_scores: that low losses are kept, though the scores are the losses.
-
     Raises:
         ValueError: for a value out of range, or more than one of the three, at construction.
         TypeError: for a value of another type.
     """
-
-    keeps_smallest_scores: ClassVar[bool] = True
 
     folds: int | None = None
     holdout: float | None = None
@@ -85,3 +80,7 @@ class Reference(MeasuredScore):
                 raise ValueError(f"{self} leaves a model with {mark.sum()} of {num_samples} samples to train on.")
             marks.append(mark)
         return marks
+
+
+SCORERS: dict[str, type[StaticMethod] | type[TrajectoryScore]] = {**STATIC_METHODS, "reference": Reference}
+"""All that a scoring run can be asked for, by name."""

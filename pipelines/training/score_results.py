@@ -100,7 +100,7 @@ def write_results(scoring: Scoring, layout: DatasetLayout, told: Sequence[Told])
         labels=labels,
         provenance={
             "method": repr(scoring.method),
-            "keeps": "lowest" if scoring.reference is not None else "highest",
+            "keeps": "lowest" if scoring.keeps_lowest else "highest",
             "config": OmegaConf.to_yaml(OmegaConf.structured(settings)),
             "seeds": ", ".join(map(str, seeds_of(scoring))),
             "epochs": str(epochs),
@@ -176,7 +176,7 @@ def _chosen(
     choice, settings = scoring.choice, scoring.settings
     assert choice.prune_ratio is not None
     marks = choose_subset(
-        -scores if scoring.reference is not None else scores,
+        -scores if scoring.keeps_lowest else scores,
         keep,
         labels=labels,
         balance=choice.balance,

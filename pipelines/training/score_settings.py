@@ -12,16 +12,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ted_stream.files import is_remote
-from ted_stream.methods.static import AUM, STATIC_METHODS, StaticMethod, TrajectoryScore
+from ted_stream.methods.static import AUM, StaticMethod, TrajectoryScore
 from ted_stream.methods.static.subset import BALANCES
 from ted_stream.pruning.settings import check_number
 
-from .reference import Reference
+from .reference import SCORERS, Reference
 from .settings import ConfigError, Settings, check_choice, load_settings
 
-__all__ = ["SCORERS", "Scoring", "load_scoring"]
-
-SCORERS: dict[str, type[StaticMethod] | type[TrajectoryScore]] = {**STATIC_METHODS, "reference": Reference}
+__all__ = ["Scoring", "load_scoring"]
 
 
 @dataclass
@@ -63,6 +61,11 @@ class Scoring:
     def reference(self) -> Reference | None:
         """The method, if it is that."""
         return self.method if isinstance(self.method, Reference) else None
+
+    @property
+    def keeps_lowest(self) -> bool:
+        """Whether low scores are kept: reference losses stay the losses that they are."""
+        return self.reference is not None
 
 
 def load_scoring(path: str | Path, overrides: Sequence[str]) -> Scoring:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import sys
 import time
@@ -31,7 +30,6 @@ from .settings import ConfigError
 
 __all__ = ["Passes"]
 
-HEAD = "head.npz"
 COMPLETE = "complete"
 
 
@@ -125,8 +123,8 @@ class Passes:
         folder = self._folder(self._latest_or_refuse())
         columns = ScoredColumns(folder, len(self.ids)).columns()
         labels = columns.pop(LABELS, None)
-        head = dict(np.load(folder / HEAD)) if (folder / HEAD).exists() else {}
-        return Recorded(columns=columns, labels=labels, head=head)
+        has_bias = self._layer is not None and self._layer.has_bias  # the rehearsal has found it
+        return Recorded(columns=columns, labels=labels, has_bias=has_bias)
 
     def _latest_or_refuse(self) -> int:
         latest = self._latest()
@@ -160,8 +158,6 @@ class Passes:
                         known = {name: column[rows.start : rows.stop] for name, column in (before or {}).items()}
                         known.pop(LABELS, None)
                         columns.write(rows.start, self._of(next(batches), known, epoch))
-                    if self._layer is not None and not (columns.folder / HEAD).exists():
-                        self._write_head(columns.folder / HEAD)
                     columns.done(chunk, time.perf_counter() - started)
                     self._tell(epoch, done + 1, len(mine))
         finally:
@@ -208,12 +204,6 @@ class Passes:
             has_bias=has_bias,
         )
         return ScoredBatch(microbatch=microbatch, model=network, forward=forward)
-
-    def _write_head(self, path: Path) -> None:
-        assert self._layer is not None
-        file = io.BytesIO()
-        np.savez(file, **self._layer.head())
-        write_bytes(str(path), file.getvalue())
 
     def _tell(self, epoch: int, done: int, of: int) -> None:
         """A line to standard error, about ten a pass, of what rank 0 does."""

@@ -56,11 +56,11 @@ class Entry:
 def entries() -> dict[str, Entry]:
     """All registered methods by name, the dynamic ones first."""
     from ted_stream.methods import METHODS
-    from ted_stream.methods.static import STATIC_METHODS, TrajectoryScore
-    from ted_stream.pipelines.training.reference import Reference
+    from ted_stream.methods.static import TrajectoryScore
+    from ted_stream.pipelines.training.reference import SCORERS
 
     found = {name: _dynamic(name, cls, "dynamic") for name, cls in METHODS.items()}
-    for name, cls in {**STATIC_METHODS, "reference": Reference}.items():
+    for name, cls in SCORERS.items():
         found[name] = _dynamic(name, cls, "static") if issubclass(cls, TrajectoryScore) else _static(name, cls)
     return found
 

@@ -9,7 +9,6 @@ from ted_stream.methods.method import Chosen
 from ted_stream.pruning import HighestScores, LowestScores, Owned, SampledScores, Selection, UniformSample
 from ted_stream.pruning.running import Columns, Running, measured_once
 from ted_stream.pruning.sampling import inclusion_probabilities, pareto_keys, proportional
-from ted_stream.pruning.selection import make_keys
 
 __all__ = [
     "CHOICES",
@@ -128,12 +127,12 @@ def choose_by(
         scores = scores + floor * owned.mean(scores)
     selections: dict[str, Selection] = {"highest": HighestScores(), "lowest": LowestScores()}
     selection = selections.get(choice) or SampledScores(temperature=temperature, seed=owned.seed)
-    return Chosen(_highest(owned, k, _keys(owned, selection, scores), counts))
+    return Chosen(owned.select(selection, k, scores=scores, counts=counts))
 
 
 def choose_uniformly(owned: Owned, k: int, *, counts: NDArray[np.int64] | None = None) -> Chosen:
     """A fresh uniform sample of k, or of so many of every class."""
-    return Chosen(_highest(owned, k, _keys(owned, UniformSample(seed=owned.seed), owned.scores), counts))
+    return Chosen(owned.select(UniformSample(seed=owned.seed), k, counts=counts))
 
 
 def choose_weighted(
@@ -213,9 +212,5 @@ def _probabilities(
     return inclusion_probabilities(sizes, np.array([k]) if counts is None else counts, owned, groups=groups)
 
 
-def _keys(owned: Owned, selection: Selection, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    return make_keys(lambda part, ids: selection.keys(part, ids, owned.epoch), scores, first_id=owned.first_id)
-
-
 def _highest(owned: Owned, k: int, keys: NDArray[np.floating], counts: NDArray[np.int64] | None) -> NDArray[np.bool_]:
-    return owned.top_k(keys, k) if counts is None else owned.top_k_by_class(keys, counts.tolist())
+    return owned.top_k(keys, k) if counts is None else owned.top_k_by_class(keys, counts)

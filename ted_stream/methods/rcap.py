@@ -57,4 +57,4 @@ class RCAP(ScheduledMethod):
         losses = clipped(owned, at_chance=True, at_quantile=None)
         counts = class_counts(owned, k, "by_loss", losses)
         keys = np.where(np.isnan(losses), np.inf, losses / self.temperature + owned.gumbel())
-        return Chosen(owned.top_k_by_class(keys, counts.tolist()))
+        return Chosen(owned.top_k_by_class(keys, counts))

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ted_stream.pruning.hashing import gumbel, uniform
 from ted_stream.pruning.score_store import ScoreStore, group_means
-from ted_stream.pruning.selection import Selection, quantiles_of, select, top_k_mask
+from ted_stream.pruning.selection import Selection, make_keys, quantiles_of, top_k_mask
 
 __all__ = ["Owned"]
 
@@ -85,7 +85,7 @@ class Owned:
         self._mark(marks, single, np.flatnonzero(within), k)
         return marks
 
-    def top_k_by_class(self, keys: NDArray[np.floating], counts: Sequence[int]) -> NDArray[np.bool_]:
+    def top_k_by_class(self, keys: NDArray[np.floating], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) marks of the highest keys of every class; a few exchanges for each.
 
         Args:
@@ -98,7 +98,7 @@ class Owned:
         groups = self.groups
         order = np.argsort(groups, kind="stable")
         bounds = np.searchsorted(groups[order], np.arange(len(counts) + 1))
-        for count, first, end in zip(counts, bounds[:-1], bounds[1:], strict=True):
+        for count, first, end in zip(counts.tolist(), bounds[:-1], bounds[1:], strict=True):
             if count:  # on every rank alike
                 self._mark(marks, single, order[first:end], count)
         return marks
@@ -112,23 +112,25 @@ class Owned:
         ids, communicator = self.first_id + rows, self.communicator
         marks[rows] = top_k_mask(keys[rows], k, ids=ids, seed=self.seed, communicator=communicator)
 
-    def select(self, selection: Selection, k: int, *, scores: NDArray[np.float32] | None = None) -> NDArray[np.bool_]:
+    def select(
+        self,
+        selection: Selection,
+        k: int,
+        *,
+        scores: NDArray[np.float32] | None = None,
+        counts: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.bool_]:
         """(n,) marks of the k samples of all ranks that a selection ranks highest.
 
         Args:
             selection: makes the ranking keys.
             k: how many to mark over all ranks.
             scores: (n,) float32 to rank by; the running scores where it is ``None``.
+            counts: how many of every class, as in :meth:`top_k_by_class`; without them classes do not matter.
         """
-        return select(
-            selection,
-            self.scores if scores is None else scores,
-            k,
-            first_id=self.first_id,
-            epoch=self.epoch,
-            seed=self.seed,
-            communicator=self.communicator,
-        )
+        scores = self.scores if scores is None else scores
+        keys = make_keys(lambda part, ids: selection.keys(part, ids, self.epoch), scores, first_id=self.first_id)
+        return self.top_k(keys, k) if counts is None else self.top_k_by_class(keys, counts)
 
     # Classes -------------------------------------------------------------------------------------------------------
 

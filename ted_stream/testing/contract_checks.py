@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ted_stream.engine.folding import fold_epoch
 from ted_stream.engine.given import Given
 from ted_stream.methods import Method
 from ted_stream.pruning import Measurements, Owned, ScoreStore, num_kept
@@ -125,14 +126,11 @@ def _replay(method: Method, out: Path, name: str) -> None:
         trained = measured.ids.tolist()
         assert sorted(set(trained)) == kept, f"epoch {epoch} of {name} did not train on what it kept"
         assert len(trained) == record["forwarded"] == len(kept) + len(kept) % 2
-        for column, values in chosen.columns.items():
-            store.columns[column][:] = values
-        if method.needs_labels:
-            store.label(replace(measured, labels=dataset.y.numpy()[measured.ids]))
-        if method.measure() is not None:
-            # Where the training step matters too, repeats are left to the store.
-            by_step = store.running.relative or store.running.window is not None
-            store.update(measured if by_step else _once(measured), epoch=epoch)
+        # Where the training step matters too, repeats are left to the store.
+        by_step = store.running.relative or store.running.window is not None
+        measured = measured if by_step else _once(measured)
+        store.pending = dict(chosen.columns)
+        fold_epoch(method, store, replace(measured, labels=dataset.y.numpy()[measured.ids]), epoch)
     assert np.array_equal(store.scores, result["scores"], equal_nan=True), f"the scores of {name} are others"
 
 

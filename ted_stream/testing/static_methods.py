@@ -120,10 +120,7 @@ def _record(method: StaticMethod, *, batch_size: int) -> Recorded:
         assert not model.training, "of_batch() leaves the surrogate in training mode"
         assert all(p.grad is None for p in model.parameters()), "of_batch() leaves gradients at the surrogate"
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    head = {}
-    if method.needs_features:
-        head = {name: value.detach().numpy() for name, value in model[-1].named_parameters()}
-    return Recorded(columns=columns, labels=labels.numpy(), head=head)
+    return Recorded(columns=columns, labels=labels.numpy(), has_bias=method.needs_features)
 
 
 def _checked_part(method: StaticMethod, part: Mapping[str, Tensor], size: int) -> dict[str, NDArray[np.float32]]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ted_stream.engine.folding import fold_epoch
 from ted_stream.methods import Chosen, Method
 from ted_stream.pruning import ExponentialMean, Measurements, Owned, ScoreStore, num_kept
 
@@ -68,8 +69,4 @@ class History:
         ids = np.flatnonzero(chosen.keep)
         labels = None if self.labels is None else self.labels[ids]
         found = Measurements(ids=ids, importance=values[ids], steps=np.arange(len(ids)) // 8, labels=labels)
-        self.store.settle()
-        if self.method.needs_labels:
-            self.store.label(found)
-        if self.method.measure() is not None:
-            self.store.update(found, epoch=epoch)
+        fold_epoch(self.method, self.store, found, epoch)

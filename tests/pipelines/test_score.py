@@ -17,7 +17,8 @@ from ted_stream.cli.commands import app
 from ted_stream.export.scores import Scores, read_scores
 from ted_stream.methods.static import STATIC_METHODS, StaticMethod
 from ted_stream.pipelines.training import scored_columns
-from ted_stream.pipelines.training.score_settings import SCORERS, Choice, load_scoring
+from ted_stream.pipelines.training.reference import SCORERS
+from ted_stream.pipelines.training.score_settings import Choice, load_scoring
 from ted_stream.pipelines.training.settings import Settings
 from ted_stream.skip_list import read_skip_list
 

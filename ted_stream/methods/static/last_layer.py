@@ -35,7 +35,7 @@ class LastLayer:
 
     @classmethod
     def of(cls, recorded: Recorded) -> "LastLayer":
-        """Of what a ``LastLayerMethod`` wrote; the head says whether there is a bias.
+        """Of what a ``LastLayerMethod`` wrote.
 
         Raises:
             ValueError: without a label of every sample within the logits' classes, or with values that are not finite.
@@ -53,7 +53,7 @@ class LastLayer:
             log_probabilities=log_probabilities,
             features=recorded.columns[FEATURES],
             labels=labels,
-            has_bias="bias" in recorded.head,
+            has_bias=recorded.has_bias,
         )
 
     def __len__(self) -> int:

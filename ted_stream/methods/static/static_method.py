@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,13 +38,12 @@ class Recorded:
         columns: by name, (N, …) float32 arrays, memory-mapped where they are large: read them block by block. Of a
             method with ``passes_every_epoch`` a list would not fit, so a column holds what the last pass gave.
         labels: (N,) int64, the class of every sample; ``None`` where samples have no single class.
-        head: the output layer's ``weight`` (C, D) and ``bias`` (C,) float32, where ``needs_features``; without a bias
-            no ``bias``.
+        has_bias: whether the output layer has a bias; known where ``needs_features``.
     """
 
     columns: Mapping[str, NDArray[np.float32]]
     labels: NDArray[np.int64] | None = None
-    head: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    has_bias: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))

@@ -5,18 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from last_layers import kept, own_gradients, recorded_of
+from last_layers import WithHead, kept, own_gradients, recorded_of
 from numpy.typing import NDArray
 
 from ted_stream.methods.static.craig import CRAIG
 from ted_stream.methods.static.last_layer import LastLayer
-from ted_stream.methods.static.static_method import Recorded
 from ted_stream.pruning.hashing import hash_ids
 
 Array = NDArray[np.float64]
 
 
-def distances_of(recorded: Recorded) -> Array:
+def distances_of(recorded: WithHead) -> Array:
     own = own_gradients(recorded)
     return np.array([[np.linalg.norm(one - other) for other in own] for one in own])
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from last_layers import head_of, kept, mean_loss, own_gradients, recorded_of
+from last_layers import WithHead, head_of, kept, mean_loss, own_gradients, recorded_of
 from numpy.typing import NDArray
 
 from ted_stream.methods.static.dp import DP
@@ -17,7 +17,7 @@ from ted_stream.methods.static.static_method import Recorded
 Array = NDArray[np.float64]
 
 
-def explicit_hessian(recorded: Recorded) -> Array:
+def explicit_hessian(recorded: WithHead) -> Array:
     head = head_of(recorded)
     rows = np.arange(len(recorded))
 
@@ -28,7 +28,7 @@ def explicit_hessian(recorded: Recorded) -> Array:
     return hessian.numpy()
 
 
-def explicit_influences(recorded: Recorded, damping: float = 0.01) -> Array:
+def explicit_influences(recorded: WithHead, damping: float = 0.01) -> Array:
     """(N, P) (H + λ I)⁻¹ g_i / N."""
     hessian = explicit_hessian(recorded)
     damped = hessian + damping * np.trace(hessian) / len(hessian) * np.eye(len(hessian))
@@ -96,8 +96,7 @@ def test_an_influence_is_what_leaving_out_does() -> None:
     whole = trained(weights)
     logs = (inputs @ whole.T).log_softmax(1).float().numpy()
     columns = {"log_probabilities": logs, "features": recorded.columns["features"]}
-    head = {"weight": whole[:, :2].float().numpy(), "bias": whole[:, 2].float().numpy()}
-    influences = Influences(LastLayer.of(Recorded(columns=columns, labels=recorded.labels, head=head)), 1e-6)
+    influences = Influences(LastLayer.of(Recorded(columns=columns, labels=recorded.labels, has_bias=True)), 1e-6)
     found = influences.of(np.arange(5)).reshape(5, 2, 3)
     for row in range(5):
         weights = torch.ones(60, dtype=torch.float64)

@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from last_layers import gradient, head_of, kept, mean_loss, own_gradients, recorded_of
+from last_layers import WithHead, gradient, head_of, kept, mean_loss, own_gradients, recorded_of
 from numpy.typing import NDArray
 from torch import from_numpy
 
 from ted_stream.methods.static.glister import GLISTER
-from ted_stream.methods.static.static_method import Recorded
 from ted_stream.pruning.hashing import hash_ids
 
 
@@ -17,7 +16,7 @@ def validation_rows(size: int, share: int, seed: int) -> NDArray[np.int64]:
     return np.argsort(hash_ids(np.arange(size), seed=seed, epoch=1))[:share]
 
 
-def naive(recorded: Recorded, rows: NDArray[np.int64], keep: int, rate: float, per_step: int) -> list[int]:
+def naive(recorded: WithHead, rows: NDArray[np.int64], keep: int, rate: float, per_step: int) -> list[int]:
     own, head = own_gradients(recorded), head_of(recorded)
     picks: list[int] = []
     while len(picks) < keep:

@@ -174,7 +174,7 @@ def test_equal_samples_are_told_apart_by_the_seed_and_not_by_their_place(method:
     """All samples alike: the one that is kept is the first, or the last, in no more seeds than chance has it."""
     recorded = recorded_of(12, labels=[0] * 12)
     columns = {name: np.repeat(column[:1], 12, 0) for name, column in recorded.columns.items()}
-    same = Recorded(columns=columns, labels=recorded.labels, head=recorded.head)
+    same = Recorded(columns=columns, labels=recorded.labels, has_bias=recorded.has_bias)
     chosen = [int(method.score(same, keep=1, seed=seed).scores.argmax()) for seed in range(40)]
     assert len(set(chosen)) > 6
 
