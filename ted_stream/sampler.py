@@ -56,6 +56,8 @@ class PrunedSampler(DistributedSampler[int]):
         drop_last: see above.
         skip_list: train on a fixed subset: a :class:`SkipList` without weights, or the path or URI of its file.
         name: of the dataset, for its skip-lists: "imagenet/train", or a Hugging Face dataset's fingerprint.
+        layout: of the shards that the dataset was read from, in whose order its samples are, where its skip-lists are
+            to be those of these shards; ``name`` is not needed then.
 
     Raises:
         SkipListError: if the skip-list does not belong to this dataset.
@@ -74,6 +76,7 @@ class PrunedSampler(DistributedSampler[int]):
         *,
         skip_list: SkipList | str | os.PathLike[str] | None = None,
         name: str = "samples",
+        layout: DatasetLayout | None = None,
     ) -> None:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise ValueError(
@@ -93,7 +96,12 @@ class PrunedSampler(DistributedSampler[int]):
                 "samples. Pass rank and num_replicas together, or let the launcher set RANK and WORLD_SIZE."
             )
         super().__init__(dataset, num_replicas, rank, shuffle, seed, drop_last)
-        self.layout = _layout(name, len(dataset))
+        if layout is not None and layout.num_samples != len(dataset):
+            raise ValueError(
+                f"The layout has {layout.num_samples} samples, the {type(dataset).__name__} {len(dataset)}. Pass that "
+                "of the shards which the dataset was read from, all of them and in order."
+            )
+        self.layout = _layout(name, len(dataset)) if layout is None else layout
         self._skipped = 0
         self.fixed_skip_list: SkipList | None = None
         if skip_list is not None:

@@ -22,7 +22,7 @@ from ted_stream.files import join
 from .datasets import Loaders
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
-from .settings import Settings, epochs
+from .settings import Settings, steps
 from .tasks import Classification, Task
 
 __all__ = ["Host", "composer_model", "join_ranks"]
@@ -64,8 +64,9 @@ class Host:
         self.settings, self.loaders = settings, loaders
         self.model = composer_model(task)
         self.optimizer = build_optimizer(settings.optimizer, self.model)
+        length = len(loaders.train)
         self.scheduler = build_scheduler(
-            settings.scheduler, self.optimizer, length=len(loaders.train), epochs=epochs(settings)
+            settings.scheduler, self.optimizer, length=length, steps=steps(settings, length)
         )
         pruning = settings.pruning
         self.pruning: DataPruning | None = None

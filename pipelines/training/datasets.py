@@ -8,20 +8,22 @@ from typing import Any
 
 import torch
 from streaming import StreamingDataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
-from ted_stream import PrunedStreamingDataset
+from ted_stream import PrunedSampler, PrunedStreamingDataset
+from ted_stream.engine import PrunableData, Ranks
 from ted_stream.files import is_remote, join
 from ted_stream.reading import Prunable
 
 from ..corpora.prepared import Description
 from .image_batches import DecodeJpeg, ImageTransform
+from .in_memory import FromMemory, ImagesInMemory
 from .settings import Settings
 from .text_batches import PaddingCollator
 
 __all__ = ["JpegShards", "Loaders", "build_loaders"]
 
-CROP_PADDING = 4
+CROP_PADDING = 8  # of an image's side, one part in so many: 4 of 32
 
 
 class ImageShards(StreamingDataset):
@@ -86,10 +88,15 @@ class Loaders:
     test_transform: Callable[[Any], Any]
 
     @property
-    def train_set(self) -> StreamingDataset:
-        """What is trained on."""
-        dataset: Any = self.train.dataset
-        return dataset
+    def train_set(self) -> Any:
+        """What is trained on, sample by id."""
+        return self.train.dataset
+
+    @property
+    def prunable(self) -> PrunableData:
+        """What decides on the samples of an epoch."""
+        decides: Any = self.train.sampler if isinstance(self.train.sampler, PrunedSampler) else self.train.dataset
+        return decides
 
 
 def build_loaders(settings: Settings, description: Description, *, ranks: int) -> Loaders:
@@ -100,6 +107,8 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
         description: of its dataset.
         ranks: that share every batch.
     """
+    if settings.data.in_memory:
+        return _in_memory(settings, description, ranks=ranks)
     data = settings.data
     remote = data.path if is_remote(data.path) else None
     local = data.path if remote is None else data.cache
@@ -142,15 +151,48 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
             generator=generator,
         )
 
-    def transform(padding: int | None) -> Callable[[Any], Any]:
-        if is_text:
-            return unchanged
-        channels_last = bool(settings.model.channels_last)
-        return ImageTransform(description.mean, description.std, padding=padding, channels_last=channels_last)
-
+    train_transform, test_transform = (unchanged, unchanged) if is_text else _transforms(settings, description)
     return Loaders(
         loader(train_set, data.batch_size),
         loader(test_set, data.eval_batch_size, torch.Generator()),  # so that testing leaves training's draws alone
-        transform(CROP_PADDING if data.augment == "crop_flip" else None),
-        transform(None),
+        train_transform,
+        test_transform,
+    )
+
+
+def _transforms(settings: Settings, description: Description) -> tuple[ImageTransform, ImageTransform]:
+    """Of training's images, and of those that are tested on."""
+    channels_last = bool(settings.model.channels_last)
+    padding = description.shape[0] // CROP_PADDING if settings.data.augment == "crop_flip" else None
+    both = (padding, None)
+    mean, std = description.mean, description.std
+    augmented, plain = (ImageTransform(mean, std, padding=each, channels_last=channels_last) for each in both)
+    return augmented, plain
+
+
+def _in_memory(settings: Settings, description: Description, *, ranks: int) -> Loaders:
+    """Loaders of ids; their transforms take the images of a batch from the device's memory."""
+    data = settings.data
+    train_set, test_set = (ImagesInMemory(join(data.path, split)) for split in ("train", "test"))
+    rank = Ranks().rank
+    sampler = PrunedSampler(
+        train_set,
+        ranks,
+        rank,
+        shuffle=data.shuffle,
+        seed=settings.seed,
+        skip_list=data.skip_list,
+        layout=train_set.layout,
+    )
+    augmented, plain = _transforms(settings, description)
+    return Loaders(
+        DataLoader(train_set, data.batch_size // ranks, sampler=sampler),
+        DataLoader(
+            test_set,
+            data.eval_batch_size // ranks,
+            sampler=DistributedSampler(test_set, ranks, rank, shuffle=False),
+            generator=torch.Generator(),
+        ),
+        FromMemory(train_set, augmented),
+        FromMemory(test_set, plain),
     )

@@ -23,14 +23,14 @@ class Duration:
     value: float
     unit: str
 
-    def in_batches(self, *, length: int, epochs: int) -> float:
+    def in_batches(self, *, length: int, steps: int) -> float:
         """As batches of a run on full data.
 
         Args:
             length: batches of an epoch.
-            epochs: of the run.
+            steps: batches of the run.
         """
-        return self.value * {"ba": 1, "ep": length, "dur": length * epochs}[self.unit]
+        return self.value * {"ba": 1, "ep": length, "dur": steps}[self.unit]
 
 
 def parse_duration(text: str, units: Sequence[str]) -> Duration:

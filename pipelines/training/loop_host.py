@@ -29,7 +29,7 @@ from .datasets import Loaders
 from .durations import parse_duration
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
-from .settings import INTERVAL_UNITS, Settings, epochs
+from .settings import INTERVAL_UNITS, Settings, epochs, steps
 from .tasks import Task
 from .whole_epochs import WholeEpochs
 
@@ -73,7 +73,7 @@ class Host:
         self.method = settings.pruning.value if method is None else method
         self.after_epoch = after_epoch
         self.ranks = Ranks()
-        self.epochs = epochs(settings)
+        self.epochs = epochs(settings, len(loaders.train))
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", torch.cuda.current_device())
@@ -81,9 +81,9 @@ class Host:
         self.network = task.network.to(self.device)
         self.model = self._called()
         self.optimizer = build_optimizer(settings.optimizer, self.network)
-        self.scheduler = build_scheduler(
-            settings.scheduler, self.optimizer, length=len(loaders.train), epochs=self.epochs
-        )
+        length = len(loaders.train)
+        self.steps = steps(settings, length)
+        self.scheduler = build_scheduler(settings.scheduler, self.optimizer, length=length, steps=self.steps)
         self.scaler = GradScaler(self.device.type, enabled=settings.precision == "amp_fp16")
         self.run = self._run()
         self.stretched = self.run.stretch(self.scheduler)
@@ -108,7 +108,7 @@ class Host:
     def _run(self) -> Pruner | WholeEpochs:
         settings, pruning = self.settings, self.settings.pruning
         if self.method is None:
-            return WholeEpochs(self.loaders.train, epochs=self.epochs)
+            return WholeEpochs(self.loaders.train, self.loaders.prunable, steps=self.steps)
         return Pruner(
             self.method,
             self.model,

@@ -36,7 +36,7 @@ def build_optimizer(options: config.Optimizer, model: nn.Module) -> torch.optim.
 
 
 def build_scheduler(
-    options: config.Scheduler, optimizer: torch.optim.Optimizer, *, length: int, epochs: int
+    options: config.Scheduler, optimizer: torch.optim.Optimizer, *, length: int, steps: int
 ) -> LRScheduler:
     """The learning-rate schedule of a config, to be stepped after every batch.
 
@@ -47,24 +47,23 @@ def build_scheduler(
         options: the config's section.
         optimizer: what is scheduled.
         length: batches of an epoch on full data.
-        epochs: of the run.
+        steps: batches of the run on full data.
     """
     if options.name != "onecycle":
-        return LambdaLR(optimizer, _factor(options, length=length, epochs=epochs))
+        return LambdaLR(optimizer, _factor(options, length=length, steps=steps))
     given = _given(options, "pct_start", "div_factor", "final_div_factor", kind="scheduler")
     max_lr = options.max_lr if options.max_lr is not None else optimizer.param_groups[0]["lr"]
     # Momentum stays where the config put it, unless cycling is asked for.
     cycle = bool(options.cycle_momentum)
-    return OneCycleLR(optimizer, max_lr, total_steps=length * epochs, cycle_momentum=cycle, **given)
+    return OneCycleLR(optimizer, max_lr, total_steps=steps, cycle_momentum=cycle, **given)
 
 
-def _factor(options: config.Scheduler, *, length: int, epochs: int) -> Callable[[float], float]:
+def _factor(options: config.Scheduler, *, length: int, steps: int) -> Callable[[float], float]:
     """What the learning rate is multiplied by at a position in batches, a fraction included."""
 
     def batches(text: str) -> float:
-        return parse_duration(text, config.SCHEDULE_UNITS).in_batches(length=length, epochs=epochs)
+        return parse_duration(text, config.SCHEDULE_UNITS).in_batches(length=length, steps=steps)
 
-    steps = length * epochs
     warmup = batches(options.warmup) if options.warmup else 0.0
     final = options.final or 0.0
     gamma = 0.1 if options.gamma is None else options.gamma

@@ -36,6 +36,7 @@ __all__ = [
     "load_settings",
     "replaced",
     "settings_of",
+    "steps",
 ]
 
 METHOD_NAMES = ("none", *METHODS)
@@ -53,6 +54,8 @@ class Data:
     """Folder or URI that `ted-stream prepare` made."""
     cache: str | None = None
     """Local folder for the shards of a remote dataset."""
+    in_memory: bool = False
+    """Hold all images on the device instead of reading them; for decoded images on a local disk that fit."""
     batch_size: int = 128
     """Samples per training step, over all ranks."""
     eval_batch_size: int = 512
@@ -66,8 +69,9 @@ class Data:
     image_size: int | None = None
     """Side of the square that a JPEG becomes: 224. Only for JPEGs, which need it."""
     augment: str = "none"
-    """`none`; of decoded images `crop_flip`: random crop from the image padded by 4 black pixels, and random flip; of
-    JPEGs `random_resized_crop`: a random part of 8 to 100 % of the area, and random flip."""
+    """`none`; of decoded images `crop_flip`: random crop from the image padded by an eighth of its side in black (4
+    pixels of 32), and random flip; of JPEGs `random_resized_crop`: a random part of 8 to 100 % of the area, and
+    random flip."""
     skip_list: str | None = None
     """Train on the fixed subset that this skip-list keeps."""
 
@@ -188,7 +192,7 @@ class Settings:
     scheduler: Scheduler = field(default_factory=Scheduler)
     pruning: Pruning = field(default_factory=_PruningSection)
     max_duration: str = MISSING
-    """In epochs: `8ep`."""
+    """In epochs: `8ep`; without pruning also in batches, `1000ba`, the last epoch perhaps in part."""
     seed: int = 0
     folder: str = "runs/${run_name}"
     """Run folder: skip-lists, scores, manifest, checkpoints, result.json."""
@@ -379,7 +383,7 @@ def _check_values(settings: Settings) -> None:
             raise ConfigError(f"data.{name} is {value}, expected {least} or more.")
     if (size := settings.device_train_microbatch_size) is not None and size < 1:
         raise ConfigError(f"device_train_microbatch_size is {size}, expected 1 or more, or null for the whole batch.")
-    epochs(settings)
+    steps(settings, 1)
 
 
 def _check_trainer(settings: Settings) -> None:
@@ -411,16 +415,36 @@ def _check_times(settings: Settings) -> None:
             raise ConfigError(f"{name}: {error}") from error
 
 
-def epochs(settings: Settings) -> int:
-    """The number of epochs of ``max_duration``.
+def steps(settings: Settings, length: int) -> int:
+    """The batches of ``max_duration`` on full data.
+
+    Args:
+        settings: of the run.
+        length: batches of an epoch on full data.
 
     Raises:
-        ConfigError: it is not of the form ``8ep``.
+        ConfigError: it is of no form that there is, or in batches though epochs are pruned.
     """
-    number = settings.max_duration.removesuffix("ep")
-    if number == settings.max_duration or not number.isdecimal() or int(number) < 1:
-        raise ConfigError(f"max_duration is {settings.max_duration!r}, expected epochs such as '8ep'.")
-    return int(number)
+    try:
+        duration = parse_duration(settings.max_duration, ("ep", "ba"))
+    except ValueError as error:
+        raise ConfigError(f"max_duration: {error}") from error
+    if duration.unit == "ba" and settings.pruning.method != "none":
+        raise ConfigError(
+            f"max_duration is {settings.max_duration!r}, but an epoch that is pruned has fewer batches; give epochs "
+            "such as '8ep', or set pruning.method=none."
+        )
+    return round(duration.in_batches(length=length, steps=0))
+
+
+def epochs(settings: Settings, length: int) -> int:
+    """The epochs of ``max_duration``, the last perhaps in part.
+
+    Args:
+        settings: of the run.
+        length: batches of an epoch on full data.
+    """
+    return -(-steps(settings, length) // length)
 
 
 def check_choice(name: str, value: str, valid: Sequence[str]) -> None:

@@ -99,7 +99,7 @@ class Surrogate:
         seed_generators(settings.seed)
         task = build_task(settings.model, description)
         loaders = build_loaders(settings, description, ranks=ranks.world_size)
-        data: Any = loaders.train_set
+        data = loaders.prunable
         self.layout: DatasetLayout = data.layout
         self.ids = np.arange(self.layout.num_samples)
         self.method, self.passes = scoring.method, None
@@ -201,7 +201,7 @@ def _refuse_too_few_epochs(method: TrajectoryScore, settings: Settings) -> None:
     """
     running, row = method.running(), np.zeros(1, np.int64)
     columns = {name: np.full(1, np.nan, np.float32) for name in running.columns}
-    for epoch in range(epochs(settings)):
+    for epoch in range(epochs(settings, 1)):
         running.fold(columns, row, np.full(1, 0.5), epoch)
     if method.lacks_score(columns).any():
         raise ConfigError(

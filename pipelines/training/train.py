@@ -61,7 +61,7 @@ def train(settings: Settings) -> Result:
     loaders = build_loaders(settings, description, ranks=ranks.world_size)
     run = host.Host(settings, task, loaders)
     ranks.on_rank_zero(lambda: claim_folder(settings))  # when nothing can be refused any more
-    result = result_of(settings, run.fit(), samples=loaders.train_set.size)
+    result = result_of(settings, run.fit(), samples=loaders.prunable.full_epoch_size)
     if ranks.rank == 0:
         write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
     return result
@@ -121,6 +121,8 @@ def check_data(settings: Settings, description: Description, ranks: int) -> None
         )
     if is_remote(settings.data.path) and settings.data.cache is None:
         raise ConfigError(f"data.cache: {settings.data.path} is remote; name a local folder for its shards.")
+    if settings.data.in_memory:
+        _check_in_memory(settings, description)
     for name in ("batch_size", "eval_batch_size"):
         size = getattr(settings.data, name)
         if size % ranks:
@@ -129,6 +131,20 @@ def check_data(settings: Settings, description: Description, ranks: int) -> None
         raise ConfigError(
             "fsdp shards over ranks, and there is one; launch several (torchrun --nproc-per-node 8 -m ted_stream.cli "
             "train …), or set fsdp=false."
+        )
+
+
+def _check_in_memory(settings: Settings, description: Description) -> None:
+    data = settings.data
+    if description.kind != "images":
+        raise ConfigError(
+            f"data.in_memory holds decoded images, and {data.path} holds {description.kind}; set data.in_memory=false."
+        )
+    if is_remote(data.path):
+        raise ConfigError(f"data.in_memory: {data.path} is remote; copy it to a local disk, or set it to false.")
+    if data.num_workers:
+        raise ConfigError(
+            f"data.num_workers is {data.num_workers}, but with data.in_memory nothing is read; set data.num_workers=0."
         )
 
 

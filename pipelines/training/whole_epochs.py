@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import Ranks
+from ted_stream.engine import PrunableData, Ranks
 from ted_stream.pruning.batches import batch_size, split_rows
 from ted_stream.trainers.reading import EpochReader
 
@@ -21,16 +21,16 @@ class WholeEpochs(nullcontext):
     """See :class:`~ted_stream.Pruner`, whose methods these are.
 
     Args:
-        loader: over a Prunable dataset, perhaps with a fixed skip-list.
-        epochs: of the whole run.
+        loader: of the training set.
+        data: what decides on its samples, perhaps with a fixed skip-list.
+        steps: batches of the whole run; the last epoch ends with them.
     """
 
-    def __init__(self, loader: DataLoader, *, epochs: int) -> None:
+    def __init__(self, loader: DataLoader, data: PrunableData, *, steps: int) -> None:
         super().__init__(self)
-        self.loader, self.epochs = loader, epochs
-        ranks, data = Ranks(), loader.dataset
-        self._data: Any = data
-        self._reader = EpochReader(loader, self._data, ranks)
+        self.steps, self._length = steps, len(loader)
+        self._data = data
+        self._reader = EpochReader(loader, data, Ranks())
         self._activate(sample_ids=True)  # by which the reader goes on
         self._share = 1.0
 
@@ -43,14 +43,17 @@ class WholeEpochs(nullcontext):
     def __iter__(self) -> Iterator[int]:
         """The epochs that are left."""
         self._reader.begin()
-        while self._reader.epoch < self.epochs:
+        while self._reader.epoch * self._length < self.steps:
             yield self._reader.epoch
 
     def batches(self) -> Iterator[Any]:
         """The batches of this epoch that are left."""
+        before = self._reader.epoch * self._length
         for batch, _ in self._reader.read():
             self._reader.done += 1
             yield batch
+            if before + self._reader.done == self.steps:
+                break
         self._reader.end_epoch()
 
     def microbatches(self, batch: Any, size: int) -> Iterator[Any]:

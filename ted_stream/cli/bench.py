@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ted_stream.cli.bench_methods import methods
+
 __all__ = ["app"]
 
 SIZES = [1_280_000, 100_000_000]
@@ -52,6 +54,9 @@ HOSTS, KINDS = list(Host), list(Kind)
 Json = Annotated[Path | None, typer.Option("--json", help="File for every measurement.", show_default="none")]
 
 app = typer.Typer(help="Measure time and memory on this machine.", no_args_is_help=True)
+
+
+app.command("methods")(methods)
 
 
 @app.callback()

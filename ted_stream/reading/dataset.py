@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ted_stream.pruning.sample_ids import attach_sample_id
 from ted_stream.reading.shard_reading import ShardReading
 from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, from_bytes, to_bytes, unweighted
 
-__all__ = ["Prunable", "samples_per_rank"]
+__all__ = ["Prunable", "samples_per_rank", "stream_layout"]
 
 
 def samples_per_rank(num_samples: int, num_canonical_nodes: int, world: World) -> int:
@@ -32,6 +32,19 @@ def samples_per_rank(num_samples: int, num_canonical_nodes: int, world: World) -
         per_canonical_node = -(-per_canonical_node // split) * split
     per_node = num_canonical_nodes * per_canonical_node // world.num_nodes
     return -(-per_node // world.ranks_per_node)
+
+
+def stream_layout(shards: Iterable[Any]) -> StreamLayout:
+    """The layout of a stream of streaming's shards."""
+    parts = (
+        ShardLayout(
+            name=shard.file_pairs[0][0].basename,
+            size=sum(raw.bytes for raw, _ in shard.file_pairs),
+            samples=shard.samples,
+        )
+        for shard in shards
+    )
+    return StreamLayout(shards=tuple(parts))
 
 
 def _signature(cls: type) -> inspect.Signature:
@@ -104,18 +117,9 @@ class Prunable(ShardReading):
     def layout(self) -> DatasetLayout:
         """The shards of every stream: names, sizes in bytes, sample counts."""
         if self._layout is None:
-            streams = []
-            for first, count in zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True):
-                shards = tuple(
-                    ShardLayout(
-                        name=shard.file_pairs[0][0].basename,
-                        size=sum(raw.bytes for raw, _ in shard.file_pairs),
-                        samples=shard.samples,
-                    )
-                    for shard in self.shards[first : first + count]
-                )
-                streams.append(StreamLayout(shards=shards))
-            self._layout = DatasetLayout(streams=tuple(streams))
+            of_streams = zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)
+            streams = tuple(stream_layout(self.shards[first : first + count]) for first, count in of_streams)
+            self._layout = DatasetLayout(streams=streams)
         return self._layout
 
     @property

@@ -1,0 +1,92 @@
+"""Runs of a sweep, several at a time in processes that share the device."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from .results import RESULTS_FILE, read_outcomes, write_outcomes
+from .run import Outcome, dataset_of, perform
+from .sweep import Run, Sweep, runs_of
+
+__all__ = ["execute"]
+
+DATA = "data"
+
+
+def execute(
+    sweep: Sweep,
+    out: Path,
+    *,
+    processes: int,
+    planned: Callable[[int], None] = lambda _: None,
+    finished: Callable[[Run, Outcome | Exception], None] = lambda *_: None,
+) -> tuple[list[Outcome], list[tuple[Run, Exception]]]:
+    """Do the runs that have no result yet.
+
+    Args:
+        sweep: what to do.
+        out: folder of the results and of the datasets that are made.
+        processes: runs at a time; they share the device and the processor's cores.
+        planned: told how many runs are left to do.
+        finished: told of every run as it ends.
+
+    Returns:
+        The results of all runs of the sweep, those of before included; and what went wrong with others.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / RESULTS_FILE
+    known = {outcome.key: outcome for outcome in read_outcomes(file)}
+    runs = list(runs_of(sweep))
+    left = [run for run in runs if run.key not in known]
+    planned(len(left))
+    failed: list[tuple[Run, Exception]] = []
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(threads,)) as pool:
+        pending: dict[Future[Outcome], Run] = {}
+        for run in [*left, None]:
+            # Runs are handed out as others end, so that each can begin from what was found before.
+            while pending and (run is None or len(pending) >= processes):
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    ended = pending.pop(future)
+                    try:
+                        outcome = future.result()
+                    except Exception as error:
+                        failed.append((ended, error))
+                        finished(ended, error)
+                        continue
+                    known[outcome.key] = outcome
+                    write_outcomes(file, known.values())
+                    finished(ended, outcome)
+            if run is not None:
+                pending[pool.submit(_perform, run, out / DATA, _guess(run, known.values()))] = run
+    return _in_order(runs, known), failed
+
+
+def _begin(threads: int) -> None:
+    import torch
+
+    from ted_stream.cli.show import quiet
+
+    torch.set_num_threads(threads)
+    quiet()
+
+
+def _perform(run: Run, data: Path, guess: float | None) -> Outcome:
+    return perform(run, dataset_of(run, data), guess=guess)
+
+
+def _guess(run: Run, known: Any) -> float | None:
+    """The prune ratio that was found for another seed."""
+    of_arm = [one for one in known if one.arm == run.arm]
+    same = [one.prune_ratio for one in of_arm if (one.regime, one.epochs, one.saving) == run.group]
+    return same[-1] if same else None
+
+
+def _in_order(runs: Sequence[Run], known: dict[str, Outcome]) -> list[Outcome]:
+    return [known[run.key] for run in runs if run.key in known]

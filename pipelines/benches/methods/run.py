@@ -1,0 +1,243 @@
+"""One run of a sweep: its data, the prune ratio that saves what is asked for, training, and what came of it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from omegaconf import OmegaConf
+
+from ted_stream.engine import PruningEngine
+from ted_stream.engine.generators import seed_generators
+from ted_stream.methods import METHODS, Method
+from ted_stream.pruning import num_kept
+
+from ...corpora.prepared import Description, read_description
+from ...corpora.regimes import write_regime
+from ...training.datasets import build_loaders
+from ...training.loop_host import Host
+from ...training.score import score
+from ...training.score_settings import load_scoring
+from ...training.settings import Settings, load_settings
+from ...training.tasks import Classification, build_task
+from ...training.train import check_data, check_method
+from .savings import Search, planned_prune_ratio
+from .sweep import FULL, SHORTER, Run, regime_of
+
+__all__ = ["Outcome", "dataset_of", "perform"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a run; a row of the results.
+
+    Attributes:
+        key: of the run.
+        regime: its name.
+        epochs: of a full-data run.
+        saving: asked for; NaN of full data.
+        arm: its name.
+        seed: of all.
+        prune_ratio: that was found; NaN where there is none.
+        save_ratio: 1 - forwarded / (N·T), measured.
+        solved: whether that is the saving asked for, within 0.01.
+        accuracy: on the test split, of the final weights.
+        worst_class: the lowest accuracy of a class.
+        cross_entropy: on the test split.
+        forwarded: samples that were trained on.
+        steps: of the optimizer.
+        seconds: of training, tests apart.
+        boundary_seconds: of them, between epochs: scores, selection, lists.
+        scoring_seconds: of a scoring run before it, its training too.
+        returning: share of the kept that the epoch before had pruned, mean over the second half of the pruned epochs.
+        curve: of the tests within the run: pairs of seconds and accuracy, one after the other.
+    """
+
+    key: str
+    regime: str
+    epochs: int
+    saving: float
+    arm: str
+    seed: int
+    prune_ratio: float
+    save_ratio: float
+    solved: bool
+    accuracy: float
+    worst_class: float
+    cross_entropy: float
+    forwarded: int
+    steps: int
+    seconds: float
+    boundary_seconds: float
+    scoring_seconds: float
+    returning: float
+    curve: list[float]
+
+
+def dataset_of(run: Run, folder: Path) -> Path:
+    """The folder of a run's dataset, which is made where it is missing."""
+    regime, rest = regime_of(run.data)
+    name = "-".join(f"{key}{value}" for key, value in sorted(run.data.items()) if value is not None)
+    out = folder / f"{name}-seed{run.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{out.name}.lock"):
+        if not out.exists():
+            write_regime(run.source, out, regime, seed=run.seed, **rest)
+    return out
+
+
+def perform(run: Run, data: Path, *, guess: float | None = None) -> Outcome:
+    """Train as a run says.
+
+    Args:
+        run: what to do.
+        data: its dataset.
+        guess: a prune ratio that is about right, of a method that decides on its own counts.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return _Performed(run, data, Path(folder), guess).outcome()
+
+
+class _Performed:
+    def __init__(self, run: Run, data: Path, folder: Path, guess: float | None) -> None:
+        self.run, self.folder, self.guess = run, folder, guess
+        self.description = read_description(data)
+        self.samples = self.description.samples["train"]
+        self.config = folder / "config.yaml"
+        base = {
+            "run_name": "run",
+            "trainer": "loop",
+            "seed": run.seed,
+            "folder": str(folder / "run"),
+            "overwrite": True,
+            "progress_bar": False,
+            "eval_interval": f"{run.epochs}ep",
+            "max_duration": f"{run.epochs}ep",
+            "data": {"path": str(data), "in_memory": True},
+        }
+        OmegaConf.save(OmegaConf.merge(base, run.train), self.config)
+
+    def outcome(self) -> Outcome:
+        run = self.run
+        if run.arm == FULL:
+            return self._train(load_settings(self.config, ["pruning.method=none"]))
+        if run.arm == SHORTER:
+            settings = load_settings(self.config, ["pruning.method=none", f"max_duration={self._random_steps()}ba"])
+            return self._train(settings)
+        if "score" in run.given:
+            return self._on_a_subset()
+        ratio = self._planned()
+        if ratio is not None:
+            return self._train(self._settings(ratio), prune_ratio=ratio)
+        search = Search(run.saving or 0.0, self.guess or run.saving or 0.0)
+        while True:
+            outcome = self._train(self._settings(search.ratio), prune_ratio=search.ratio)
+            if search.is_over(outcome.save_ratio):
+                return outcome
+
+    # The saving --------------------------------------------------------------------------------------------------
+
+    def _settings(self, prune_ratio: float) -> Settings:
+        overrides = [f"pruning.{name}={_text(value)}" for name, value in self.run.given.items()]
+        return load_settings(self.config, [*overrides, f"pruning.prune_ratio={prune_ratio!r}"])
+
+    def _method(self, prune_ratio: float) -> Method:
+        own = {name: value for name, value in self.run.given.items() if name not in ("method", "progress")}
+        make: Any = METHODS[self.run.given["method"]]
+        return make(prune_ratio=prune_ratio, **own)
+
+    def _planned(self) -> float | None:
+        saving = self.run.saving
+        assert saving is not None
+        return planned_prune_ratio(self._method, saving, num_samples=self.samples, epochs=self.run.epochs)
+
+    def _random_steps(self) -> int:
+        ratio = self._planned()
+        assert ratio is not None, "random is planned"
+        batch, method = load_settings(self.config).data.batch_size, self._method(ratio)
+        ratios = (method.keep_ratio(epoch, self.run.epochs) for epoch in range(self.run.epochs))
+        return sum(-(-num_kept(kept or 1.0, self.samples) // batch) for kept in ratios)
+
+    def _on_a_subset(self) -> Outcome:
+        """Score, then train on the best of the samples alone."""
+        run, started = self.run, time.perf_counter()
+        given = {**run.given, "method": run.given["score"], "prune_ratio": run.saving}
+        del given["score"]
+        overrides = [f"{name}={_text(value)}" for name, value in given.items()]
+        result = score(load_scoring(self.config, [*overrides, f"folder={self.folder / 'scores'}"]))
+        assert result is not None, "there is one rank"
+        seconds = time.perf_counter() - started
+        list_ = ["pruning.method=fixed_subset", f"pruning.skip_list={result.skip_list}"]
+        return self._train(load_settings(self.config, list_), scoring_seconds=seconds)
+
+    # Training ----------------------------------------------------------------------------------------------------
+
+    def _train(self, settings: Settings, *, prune_ratio: float = float("nan"), scoring_seconds: float = 0.0) -> Outcome:
+        run = self.run
+        check_data(settings, self.description, 1)
+        check_method(settings)
+        seed_generators(settings.seed)
+        task = build_task(settings.model, self.description)
+        curve: list[float] = []
+
+        def note(epoch: int) -> None:
+            del epoch
+            if host.tested_at == host.batches:
+                curve.extend([host.seconds, host.metrics["MulticlassAccuracy"]])
+
+        host = Host(settings, task, build_loaders(settings, self.description, ranks=1), after_epoch=note)
+        trained = host.fit()
+        save_ratio = 1 - trained.forwarded / (self.samples * run.epochs)
+        engine = trained.engine
+        return Outcome(
+            key=run.key,
+            regime=run.regime,
+            epochs=run.epochs,
+            saving=float("nan") if run.saving is None else run.saving,
+            arm=run.arm,
+            seed=run.seed,
+            prune_ratio=prune_ratio,
+            save_ratio=save_ratio,
+            solved=run.saving is None or run.arm == SHORTER or abs(save_ratio - run.saving) <= 0.0101,
+            accuracy=trained.metrics["MulticlassAccuracy"],
+            worst_class=_worst_class(host, self.description),
+            cross_entropy=trained.metrics["CrossEntropy"],
+            forwarded=trained.forwarded,
+            steps=host.batches,
+            seconds=trained.seconds,
+            boundary_seconds=0.0 if engine is None else sum(record.boundary_seconds for record in engine.records),
+            scoring_seconds=scoring_seconds,
+            returning=float("nan") if engine is None else _returning(engine),
+            curve=curve,
+        )
+
+
+def _returning(engine: PruningEngine) -> float:
+    pruned = [record for record in engine.records if record.keep_ratio < 1]
+    late = pruned[len(pruned) // 2 :]
+    return float(np.mean([record.returning / record.kept for record in late])) if late else float("nan")
+
+
+@torch.no_grad()
+def _worst_class(host: Host, description: Description) -> float:
+    assert isinstance(host.task, Classification)
+    hits, counts = (torch.zeros(len(description.classes)) for _ in range(2))
+    host.network.eval()
+    for batch in host.loaders.test:
+        images, labels = host.loaders.test_transform(host.on_device(batch))
+        with host.autocast():
+            right = host.network(images).argmax(1) == labels
+        hits += torch.bincount(labels, right.float(), len(counts)).cpu()
+        counts += torch.bincount(labels, minlength=len(counts)).cpu()
+    return float((hits / counts)[counts > 0].min())
+
+
+def _text(value: Any) -> str:
+    """A value as an override has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
