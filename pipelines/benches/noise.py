@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ted_stream.skip_list import read_skip_list
 from ..corpora.prepared import read_description
 from ..training.networks import convnet
 
-__all__ = ["BASELINES", "Found", "Trial", "paired", "run_trial"]
+__all__ = ["BASELINES", "Found", "Trial", "run_trial"]
 
 _BATCH = 128
 _LR = 0.2
@@ -244,14 +244,3 @@ def run_trial(trial: Trial) -> Iterator[tuple[str, Found | dict[str, float]]]:
         model = _network(trial, data)
         _train(model, data.images, data.labels, steps)
         yield "full data, as many steps", {"accuracy": _accuracy(model, data), "steps": steps}
-
-
-def paired(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
-    """The mean of the differences of two arms over seeds, and half of its 95 % t interval; nan for one seed."""
-    from scipy.stats import t
-
-    differences = np.subtract(values, baseline)
-    if len(differences) < 2:
-        return float(differences.mean()), float("nan")
-    error = differences.std(ddof=1) / len(differences) ** 0.5
-    return float(differences.mean()), float(t.ppf(0.975, len(differences) - 1) * error)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean, stdev
 
+from ted_stream.engine.plan import RunPlan
 from ted_stream.files import join, write_bytes
 
+from ..corpora.prepared import read_description
 from .results import Result
-from .settings import METHOD_NAMES, ConfigError, Settings, replaced, settings_of
+from .settings import METHOD_NAMES, ConfigError, Settings, epochs, replaced, settings_of
 from .train import check_method, train
 
-__all__ = ["COMPARISON_FILE", "Arm", "compare", "headline"]
+__all__ = ["COMPARISON_FILE", "SHORTER", "Arm", "compare", "headline"]
 
 COMPARISON_FILE = "compare.json"
+SHORTER = "shorter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +52,15 @@ def compare(
 ) -> list[Arm]:
     """Train every method with every seed; only method and seed differ.
 
-    Settings that one of the methods does not have are left to those that do. Seeds are the outer loop, so that a
+    ``shorter`` is full data for as many steps as random subsets under the settings' schedule take: what a method must
+    beat to be worth more than a shorter run. Settings that one of the methods does not have are left to those that do.
+    Seeds are the outer loop, so that a
     change of the machine's speed meets all methods alike. Each run has its folder ``<folder>/<method>-seed<seed>``;
     all results are written to ``<folder>/compare.json``.
 
     Args:
         settings: of every run.
-        methods: values of ``pruning.method``.
+        methods: values of ``pruning.method``, or ``shorter``.
         seeds: values of ``seed``.
         finished: told of every result as it comes.
 
@@ -68,7 +73,8 @@ def compare(
     if not seeds:
         raise ConfigError("no seeds; a comparison needs at least one.")
     if not methods or len(set(methods)) != len(methods):
-        raise ConfigError(f"methods are {list(methods)}; name each of {', '.join(METHOD_NAMES)} at most once.")
+        names = ", ".join((*METHOD_NAMES, SHORTER))
+        raise ConfigError(f"methods are {list(methods)}; name each of {names} at most once.")
     runs: dict[tuple[str, int], Settings] = {}
     for seed in seeds:
         for method in methods:
@@ -77,8 +83,9 @@ def compare(
             runs[method, seed] = replaced(
                 settings,
                 {
-                    "pruning.method": method,
+                    "pruning.method": "none" if method == SHORTER else method,
                     **{f"pruning.{other}": None for other in others},
+                    **({"max_duration": f"{_steps_of_random(settings)}ba"} if method == SHORTER else {}),
                     "seed": seed,
                     "run_name": f"{settings.run_name}-{name}",
                     "folder": join(settings.folder, name),
@@ -89,12 +96,34 @@ def compare(
     results: dict[str, list[Result]] = {method: [] for method in methods}
     for (method, _), run in runs.items():
         result = train(run)
+        if method == SHORTER:
+            result = _beside_longer(result, settings)
         results[method].append(result)
         finished(result)
     arms = [Arm(method=method, results=tuple(results[method])) for method in methods]
     text = json.dumps([asdict(arm) for arm in arms], indent=2) + "\n"
     write_bytes(join(settings.folder, COMPARISON_FILE), text.encode())
     return arms
+
+
+def _steps_of_random(settings: Settings) -> int:
+    """The steps of random subsets under the settings' schedule."""
+    given = {name: value for name, value in settings.pruning.given.items() if name in settings_of("random")}
+    method = replaced(
+        settings,
+        {"pruning.method": "random", **{f"pruning.{name}": None for name in settings.pruning.given}}
+        | {f"pruning.{name}": value for name, value in given.items()},
+    ).pruning.value
+    assert method is not None
+    samples = read_description(settings.data.path).samples["train"]
+    plan = RunPlan(method=method, num_samples=samples, epochs=epochs(settings, 1))
+    return sum(-(-(plan.kept(epoch) or 0) // settings.data.batch_size) for epoch in range(plan.epochs))
+
+
+def _beside_longer(result: Result, settings: Settings) -> Result:
+    """The result of the shorter run, with what it saves of the full one."""
+    save_ratio = 1 - result.forwarded / (result.samples * epochs(settings, 1))
+    return replace(result, method=SHORTER, save_ratio=save_ratio, planned_save_ratio=save_ratio)
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:

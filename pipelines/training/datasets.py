@@ -80,11 +80,20 @@ def unchanged(batch: Any) -> Any:
 
 @dataclass(frozen=True)
 class Loaders:
-    """Where a run's batches come from, and what becomes of them on the device, microbatch by microbatch."""
+    """Where a run's batches come from, and what becomes of them on the device, microbatch by microbatch.
+
+    Attributes:
+        train: batches to train on.
+        test: batches to test on.
+        train_transform: of those to train on, augmentation included.
+        plain_transform: of the same samples, without augmentation.
+        test_transform: of those to test on.
+    """
 
     train: DataLoader
     test: DataLoader
     train_transform: Callable[[Any], Any]
+    plain_transform: Callable[[Any], Any]
     test_transform: Callable[[Any], Any]
 
     @property
@@ -151,17 +160,18 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
             generator=generator,
         )
 
-    train_transform, test_transform = (unchanged, unchanged) if is_text else _transforms(settings, description)
+    augmented, plain = (unchanged, unchanged) if is_text else _transforms(settings, description)
     return Loaders(
         loader(train_set, data.batch_size),
         loader(test_set, data.eval_batch_size, torch.Generator()),  # so that testing leaves training's draws alone
-        train_transform,
-        test_transform,
+        augmented,
+        plain,
+        plain,
     )
 
 
 def _transforms(settings: Settings, description: Description) -> tuple[ImageTransform, ImageTransform]:
-    """Of training's images, and of those that are tested on."""
+    """With augmentation, and without."""
     channels_last = bool(settings.model.channels_last)
     padding = description.shape[0] // CROP_PADDING if settings.data.augment == "crop_flip" else None
     both = (padding, None)
@@ -194,5 +204,6 @@ def _in_memory(settings: Settings, description: Description, *, ranks: int) -> L
             generator=torch.Generator(),
         ),
         FromMemory(train_set, augmented),
+        FromMemory(train_set, plain),
         FromMemory(test_set, plain),
     )

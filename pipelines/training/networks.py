@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["IMAGE_MODELS", "convnet", "gpt", "resnet18_cifar", "resnet50"]
+__all__ = ["IMAGE_MODELS", "convnet", "gpt", "resnet9", "resnet18_cifar", "resnet50"]
 
 
 def convnet(
@@ -43,6 +43,37 @@ def resnet18_cifar(*, classes: int, in_channels: int = 3) -> nn.Module:
     return model
 
 
+class _Residual(nn.Sequential):
+    """Layers whose output is added to their input."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The sum."""
+        return images + super().forward(images)
+
+
+def resnet9(*, classes: int, in_channels: int = 3) -> nn.Module:
+    """ResNet-9 for 32×32 images, made for speed: eight convolutions, two of them in each of two residual blocks.
+
+    (Page, "How to train your ResNet", 2018.)
+    """
+
+    def convolution(before: int, after: int, *others: nn.Module) -> list[nn.Module]:
+        layers = [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        return [*layers, *others]
+
+    return nn.Sequential(
+        *convolution(in_channels, 64),
+        *convolution(64, 128, nn.MaxPool2d(2)),
+        _Residual(*convolution(128, 128), *convolution(128, 128)),
+        *convolution(128, 256, nn.MaxPool2d(2)),
+        *convolution(256, 512, nn.MaxPool2d(2)),
+        _Residual(*convolution(512, 512), *convolution(512, 512)),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(512, classes),
+    )
+
+
 def resnet50(*, classes: int, in_channels: int = 3) -> nn.Module:
     """Torchvision's ResNet-50, randomly initialised."""
     from torchvision.models import resnet50 as build
@@ -57,6 +88,7 @@ IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
     "resnet18_cifar": resnet18_cifar,
     "resnet50": resnet50,
+    "resnet9": resnet9,
 }
 
 

@@ -67,7 +67,7 @@ class SamplesById:
             generator=torch.Generator(),
         )
         for batch in loader:
-            yield loaders.test_transform(self.host.on_device(batch))
+            yield loaders.plain_transform(self.host.on_device(batch))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -224,6 +224,7 @@ CHOICES: Mapping[str, Mapping[str, frozenset[str]]] = {
         "convnet": frozenset({"channels", "batch_norm", "label_smoothing", "channels_last"}),
         "resnet18_cifar": frozenset({"label_smoothing", "channels_last"}),
         "resnet50": frozenset({"label_smoothing", "channels_last"}),
+        "resnet9": frozenset({"label_smoothing", "channels_last"}),
         "gpt": frozenset({"n_layer", "n_head", "n_embd", "dropout"}),
     },
     "optimizer": {

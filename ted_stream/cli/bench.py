@@ -154,7 +154,8 @@ def noise(
     from rich.table import Table
 
     from ted_stream.cli.show import console, quiet
-    from ted_stream.pipelines.benches.noise import BASELINES, Found, Trial, paired, run_trial
+    from ted_stream.pipelines.benches.noise import BASELINES, Found, Trial, run_trial
+    from ted_stream.pipelines.benches.paired import paired
 
     quiet()
     references: dict[str, list[Found]] = {}

@@ -65,5 +65,6 @@ def methods(
             console.print(str(path), highlight=False, soft_wrap=True)
     if failed:
         reasons = "; ".join(f"{run.arm} ({error})" for run, error in failed[:3])
-        console.print(f"Error: {len(failed)} runs failed, among them {reasons}; the same command tries them again.")
+        text = f"Error: of the runs {len(failed)} failed, among them {reasons}. The same command tries them again."
+        console.print(text, highlight=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -29,12 +29,12 @@ CHOICES = ("highest", "lowest", "sampled", "even")
 CLASS_SHARES = ("as_they_are", "sqrt", "equal", "by_loss")
 
 _LEAST = 1e-6  # of the mean: a size of zero has no probability
-_JITTER = 2.0**-10  # of credits: breaks ties, and hides what rounding makes of equal ones
+_SPREAD = 1 - 2.0**-10  # of phases: less than a visit, by more than rounding makes of equal credits
 
 
 @dataclass(frozen=True)
 class WithCredit(Running):
-    """What another :class:`Running` remembers, and every sample's credit (see :func:`choose_evenly`).
+    """What another :class:`Running` remembers, and every sample's credit and phase (see :func:`choose_evenly`).
 
     Args:
         running: the other.
@@ -54,8 +54,8 @@ class WithCredit(Running):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The other's, and ``credit``."""
-        return (*self.running.columns, "credit")
+        """The other's, ``credit`` and ``phase``."""
+        return (*self.running.columns, "credit", "phase")
 
     def fold(self, columns: Columns, rows: NDArray[np.int64], values: NDArray[np.float64], epoch: int) -> None:
         """The other's."""
@@ -149,8 +149,10 @@ def choose_evenly(
 ) -> Chosen:
     """The k richest, where each sample earns π_i of credit in every epoch and each that is kept pays 1.
 
-    So every sample is visited in proportion to its π, within one visit, without chance but for ties; with all π alike
-    it is a shuffled pass over all data, cut into epochs. Needs the column ``credit`` (:class:`WithCredit`).
+    To its credit comes a phase in [0, 1), drawn anew at every visit, without which samples of like π would come
+    together, and those of the largest all at once. So every sample is visited in proportion to its π, within two
+    visits; with all π alike it is a shuffled pass over all data, cut into epochs. Needs the columns of
+    :class:`WithCredit`.
 
     Args:
         owned: this rank's samples.
@@ -159,9 +161,13 @@ def choose_evenly(
         counts: as :func:`class_counts` gives them.
     """
     probabilities = _probabilities(owned, k, sizes, counts)
-    credit = np.nan_to_num(owned.columns["credit"]) + probabilities
-    keep = _highest(owned, k, credit + _JITTER * owned.uniform(), counts)
-    return Chosen(keep, probabilities.astype(np.float32), {"credit": (credit - keep).astype(np.float32)})
+    begins = np.isnan(owned.columns["credit"])
+    credit = np.where(begins, 0, owned.columns["credit"]) + probabilities
+    phase = np.where(begins, _SPREAD * owned.uniform(), owned.columns["phase"])
+    keep = _highest(owned, k, credit + phase, counts)
+    phase = np.where(keep, _SPREAD * owned.uniform(later=1), phase)
+    columns = {"credit": (credit - keep).astype(np.float32), "phase": phase.astype(np.float32)}
+    return Chosen(keep, probabilities.astype(np.float32), columns)
 
 
 def known_deviations(owned: Owned) -> NDArray[np.float32]:

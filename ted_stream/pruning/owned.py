@@ -58,9 +58,9 @@ class Owned:
 
     # Draws ---------------------------------------------------------------------------------------------------------
 
-    def uniform(self) -> NDArray[np.float64]:
-        """(n,) variates of (seed, epoch, id), uniform in (0, 1)."""
-        return uniform(self.ids, seed=self.seed, epoch=self.epoch)
+    def uniform(self, *, later: int = 0) -> NDArray[np.float64]:
+        """(n,) variates of (seed, epoch, id), uniform in (0, 1); or those of an epoch so many later."""
+        return uniform(self.ids, seed=self.seed, epoch=self.epoch + later)
 
     def gumbel(self) -> NDArray[np.float64]:
         """(n,) standard Gumbel variates of (seed, epoch, id)."""

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
-from ted_stream.pipelines.benches.noise import paired
+from ted_stream.pipelines.benches.paired import paired
 from ted_stream.pipelines.benches.step import VARIANTS
 from ted_stream.pipelines.corpora.digits import prepare_digits
 from ted_stream.pruning.measures import MEASURES, SITES

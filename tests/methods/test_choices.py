@@ -169,7 +169,7 @@ def test_even_coverage_visits_all_before_any_again(schedule: str) -> None:
 
 
 def test_even_coverage_is_in_proportion() -> None:
-    """Visits never differ from the sum of the probabilities by more than a visit and the jitter."""
+    """Visits never differ from the sum of the probabilities by more than two visits."""
     sizes = RNG.lognormal(sigma=1, size=100)
     run = History(Composed(0.5, choice="even"), 100, 10**9)
     earned, visits = np.zeros(100), np.zeros(100)
@@ -181,7 +181,22 @@ def test_even_coverage_is_in_proportion() -> None:
         run.store.settle()
         earned += chosen.inclusion
         visits += chosen.keep
-        assert np.abs(earned - visits).max() < 1.01
+        assert np.abs(earned - visits).max() < 2
+
+
+def test_samples_of_like_probability_do_not_come_together() -> None:
+    """Every epoch has its share of both kinds, from the first on."""
+    sizes = np.repeat([1.0, 3.0], 500)
+    run = History(Composed(0.5, choice="even"), 1000, 10**9)
+    shares = []
+    for epoch in range(60):
+        owned, _, _ = run.choose(epoch)
+        chosen = choose_evenly(owned, 300, sizes)
+        run.store.pending = dict(chosen.columns)
+        run.store.settle()
+        shares.append(np.count_nonzero(chosen.keep[500:]) / 300)
+    assert np.mean(shares) == pytest.approx(0.75, abs=0.01)
+    assert np.abs(np.array(shares) - 0.75).max() < 0.1  # a fresh draw: 0.06 at two standard deviations
 
 
 def test_an_epoch_that_is_begun_again_chooses_the_same() -> None:

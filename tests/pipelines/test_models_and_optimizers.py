@@ -141,7 +141,7 @@ def test_onecycle_reaches_its_peak_and_keeps_the_momentum():
     model = nn.Linear(2, 2)
     optimizer = build_optimizer(config.Optimizer(name="lars", lr=0.2, momentum=0.9), model)
     options = config.Scheduler(name="onecycle", max_lr=5.2, pct_start=0.3, div_factor=25, final_div_factor=1e4)
-    scheduler = build_scheduler(options, optimizer, length=20, epochs=5)
+    scheduler = build_scheduler(options, optimizer, length=20, steps=100)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -169,7 +169,7 @@ def test_onecycle_reaches_its_peak_and_keeps_the_momentum():
 def test_schedules_follow_their_formulas(options, expected):
     """At batches 0, 2, 4 … 10 of two epochs of five."""
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=3.0)
-    scheduler = build_scheduler(config.Scheduler(**options), optimizer, length=5, epochs=2)
+    scheduler = build_scheduler(config.Scheduler(**options), optimizer, length=5, steps=10)
     found = []
     for _ in range(11):
         found.append(optimizer.param_groups[0]["lr"] / 3)

@@ -52,7 +52,7 @@ def losses_of(path: Path, digits: Path) -> np.ndarray:
     samples = [loaders.train_set[at] for at in range(N)]
     images, labels = torch.stack([image for image, _ in samples]), torch.tensor([int(label) for _, label in samples])
     with torch.no_grad():
-        logits = network(loaders.test_transform([images, labels])[0])
+        logits = network(loaders.plain_transform([images, labels])[0])
         return cross_entropy(logits, labels, reduction="none").numpy()
 
 

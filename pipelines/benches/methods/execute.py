@@ -73,7 +73,7 @@ def _begin(threads: int) -> None:
 
     from ted_stream.cli.show import quiet
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()))  # no more than OMP_NUM_THREADS
     quiet()
 
 

@@ -173,7 +173,8 @@ class _Performed:
         result = score(load_scoring(self.config, [*overrides, f"folder={self.folder / 'scores'}"]))
         assert result is not None, "there is one rank"
         seconds = time.perf_counter() - started
-        list_ = ["pruning.method=fixed_subset", f"pruning.skip_list={result.skip_list}"]
+        # Every epoch keeps as many, so that both ways to count progress are one.
+        list_ = ["pruning.method=fixed_subset", f"pruning.skip_list={result.skip_list}", "pruning.progress=epochs"]
         return self._train(load_settings(self.config, list_), scoring_seconds=seconds)
 
     # Training ----------------------------------------------------------------------------------------------------

@@ -7,23 +7,13 @@ from statistics import mean, stdev
 
 import numpy as np
 
+from ..paired import paired
 from .run import Outcome
 from .sweep import BASELINES, FULL
 
-__all__ = ["grouped", "markdown", "paired"]
+__all__ = ["grouped", "markdown"]
 
 Group = tuple[str, int, float]
-
-
-def paired(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
-    """The mean of the differences of two arms over seeds, and half of its 95 % t interval; nan for one seed."""
-    from scipy.stats import t
-
-    differences = np.subtract(values, baseline)
-    if len(differences) < 2:
-        return float(differences.mean()), float("nan")
-    error = differences.std(ddof=1) / len(differences) ** 0.5
-    return float(differences.mean()), float(t.ppf(0.975, len(differences) - 1) * error)
 
 
 def grouped(outcomes: Sequence[Outcome]) -> dict[Group, dict[str, list[Outcome]]]:
