@@ -30,7 +30,7 @@ __all__ = ["PARTIAL", "READY", "Claim", "NodeCache"]
 PARTIAL = 4  # some of its samples are local
 READY = 5  # all of its samples that this node needs in this epoch are local
 
-# streaming.base.util.clean_stale_shared_memory goes through this list, and a dataset's prefix is free of all of it.
+# What node_jobs.py removes of a dataset that nobody uses any more.
 SHM_TO_CLEAN.extend(("ted_disk_usage", "ted_preparer"))
 
 
