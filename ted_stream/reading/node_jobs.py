@@ -179,16 +179,12 @@ def _sweep() -> Iterator[tuple[int, list[str]]]:
     for path in _folder().iterdir():
         if not path.name.isdigit():
             continue
-        prefix = int(path.name)
-        theirs = _locals_of(prefix)
-        if theirs is None and prefix in _held:
-            os.close(_held.pop(prefix))  # its memory was given back
-        text = path.read_text()
+        prefix, text = int(path.name), path.read_text()
         entry = json.loads(text) if text.endswith("}") else {"pid": 0, "root": gettempdir()}
         if prefix not in _held and _is_left(path):
             _remove(prefix, entry["root"])
-        elif theirs and not (entry["pid"] == os.getpid() and _has_read(prefix, entry["root"])):
-            yield entry["pid"], theirs
+        elif not (entry["pid"] == os.getpid() and _has_read(prefix, entry["root"])):
+            yield entry["pid"], _locals_of(prefix)
 
 
 def _has_read(prefix: int, root: str) -> bool:
@@ -199,13 +195,11 @@ def _has_read(prefix: int, root: str) -> bool:
     return any((Path(root) / _get_path(prefix, name)).exists() for name in (BARRIER_FILELOCK, CACHE_FILELOCK))
 
 
-def _locals_of(prefix: int) -> list[str] | None:
-    """The local folders of a dataset, none after it is deleted; ``None`` if its memory is gone."""
+def _locals_of(prefix: int) -> list[str]:
+    """The local folders of a dataset, none after it is deleted."""
     try:
         memory = SharedMemory(_get_path(prefix, LOCALS), False, auto_cleanup=False)
-    except FileNotFoundError:
-        return None
-    except ValueError:  # its process was killed before it had a size
+    except (FileNotFoundError, ValueError):  # its process ends, or was killed before this had a size
         return []
     try:
         return _unpack_locals(bytes(memory.buf))[0]
