@@ -7,6 +7,9 @@ READY := $(VENV)/.ready
 LEAN := .venv-lean
 LATEST := .venv-latest
 TESTS ?= # of test-latest; all, unless told
+JOBS ?= 2
+# A file's tests in one process, since they share what takes long to make.
+IN_PARALLEL := -n $(JOBS) --dist loadfile
 # All that --lean leaves, but what takes long and hangs on no version.
 LEAN_TESTS ?= tests $(foreach name,fetching faults faulty_s3 forks sample_order,--ignore=tests/reading/test_$(name).py) \
   --ignore=tests/trainers/test_huggingface_on_two_ranks.py --ignore=tests/methods/test_contract.py \
@@ -26,15 +29,15 @@ test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_PARALLEL) -m "not long"
 
 test-long: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_PARALLEL) -m long
 
 # Without Composer, and so with a newer torch: the default install and [transformers].
 test-lean:
 	$(MAKE) setup VENV=$(LEAN) PINS=requirements-lean.txt
-	OMP_NUM_THREADS=1 $(LEAN)/bin/pytest --lean -m "not long" $(LEAN_TESTS)
+	OMP_NUM_THREADS=1 $(LEAN)/bin/pytest $(IN_PARALLEL) --lean -m "not long" $(LEAN_TESTS)
 
 # With the newest versions that pyproject.toml allows, instead of those of requirements.txt.
 test-latest:

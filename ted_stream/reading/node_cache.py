@@ -3,7 +3,6 @@
 import os
 import time
 from enum import Enum
-from pathlib import Path
 
 import numpy as np
 from streaming.base.constant import SHM_TO_CLEAN, TICK
@@ -13,6 +12,7 @@ from streaming.base.shared import SharedArray, _get_path
 from ted_stream.reading.fetching import has_cache
 from ted_stream.reading.forks import ProcessLock
 from ted_stream.reading.heads import head_of
+from ted_stream.reading.node_jobs import is_alive
 from ted_stream.reading.shard_copies import (
     bytes_on_disk,
     copies_of,
@@ -30,7 +30,7 @@ __all__ = ["PARTIAL", "READY", "Claim", "NodeCache"]
 PARTIAL = 4  # some of its samples are local
 READY = 5  # all of its samples that this node needs in this epoch are local
 
-# streaming.base.util.clean_stale_shared_memory goes through this list, and a dataset's prefix is free of all of it.
+# What node_jobs.py removes of a dataset that nobody uses any more.
 SHM_TO_CLEAN.extend(("ted_disk_usage", "ted_preparer"))
 
 
@@ -112,7 +112,7 @@ class NodeCache:
                 return Claim.NEEDLESS
             if state == _ShardState.INVALID:
                 raise RuntimeError(f"Invalid shard state: {state}")
-            if state == _ShardState.PREPARING and _is_alive(int(self.preparers[shard_id])):
+            if state == _ShardState.PREPARING and is_alive(int(self.preparers[shard_id])):
                 return Claim.TAKEN
             self._states[shard_id] = _ShardState.PREPARING
             self.preparers[shard_id] = os.getpid()
@@ -199,16 +199,3 @@ class NodeCache:
         """Set a shard's share of the bytes in use; with the lock held."""
         self._usage.set(int(self._usage.get()) + usage - int(self._disk_usage[shard_id]))
         self._disk_usage[shard_id] = usage
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False  # it was killed in the middle of its work
-    except PermissionError:
-        pass
-    try:  # the parent of one that it ended may not have waited for it yet
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return True

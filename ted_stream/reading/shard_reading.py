@@ -5,7 +5,6 @@ import shutil
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -23,6 +22,7 @@ from ted_stream.reading.forks import FolderOwner, ProcessLock, renew_after_fork,
 from ted_stream.reading.heads import head_of
 from ted_stream.reading.needed import NeededSamples
 from ted_stream.reading.node_cache import NodeCache
+from ted_stream.reading.node_jobs import join, node_folder
 from ted_stream.reading.read_ahead import ReadAhead
 from ted_stream.reading.shard_files import ShardFiles
 from ted_stream.reading.shard_preparing import ShardPreparer
@@ -30,8 +30,9 @@ from ted_stream.reading.tar_shards import set_decoders
 
 __all__ = ["ShardReading"]
 
-# What streaming makes when it is first used (the lock: at every use), and cannot be used by another process.
-_OF_A_PROCESS = ("_cache_filelock", "_event", "_executor", "_iterator")
+# What streaming makes when it is first used (the lock: at every use), and cannot be used by another process; and the
+# list of local folders, which streaming empties where a dataset ends: a copy in a worker ends before the dataset does.
+_OF_A_PROCESS = ("_cache_filelock", "_event", "_executor", "_iterator", "_locals_shm")
 
 
 class ShardReading(StreamingDataset):
@@ -88,7 +89,7 @@ class ShardReading(StreamingDataset):
         barrier.lock = ProcessLock(barrier.filelock_path)  # pyright: ignore[reportAttributeAccessIssue]
         # What every process of the node must know, those included that live on between epochs. Like streaming's own
         # lock files, the name is this dataset's on this node.
-        self._node_folder = Path(self._filelock_root) / f"{self._shm_prefix_int:06}_ted_stream"
+        self._node_folder = node_folder(self._filelock_root, self._shm_prefix_int)
         self._folder_owner: FolderOwner | None = None
         by_ranges = [shard.compression is None and head_of(shard) is not None for shard in self.shards]
         serving = np.array([serves_ranges(stream) for stream in self.streams], np.bool_)
@@ -128,6 +129,7 @@ class ShardReading(StreamingDataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        join(self._shm_prefix_int)
         renew_after_fork(self)
 
     # What follows is called by streaming, which has no other place for it: each hands on to who does the work.

@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from streaming import StreamingDataset
 from streaming.base.shuffle import algos
 from torch.utils.data import DataLoader
@@ -30,6 +31,8 @@ def ids_of(dataset: StreamingDataset, workers: int, epochs: int = 2) -> list[lis
 def main() -> None:
     folder, out = sys.argv[1:]
     warnings.simplefilter("ignore")
+    if "RANK" in os.environ:  # or every dataset would, and end it: at one address, one so soon after another can fail
+        dist.init_process_group("gloo")
     everything, pruned = {}, {}
     for algorithm, workers in itertools.product(ALGORITHMS, WORKERS):
         arguments: dict[str, Any] = {
@@ -63,6 +66,9 @@ def main() -> None:
     rank = os.environ.get("RANK", "0")
     with open(f"{out}/rank{rank}.json", "w") as file:
         json.dump({"everything": everything, "pruned": pruned}, file)
+    if dist.is_initialized():
+        dist.barrier()
+        os._exit(0)  # gloo's thread can hold up the group's end for ever
 
 
 if __name__ == "__main__":

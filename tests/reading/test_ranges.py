@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ted_stream.reading import ranges
@@ -13,6 +13,7 @@ from ted_stream.reading.ranges import choose_ranges, chunks, merge_samples
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=60)
 
 
+@settings(deadline=None)
 @given(sizes=SIZES, min_gap=st.integers(0, 60), longest=st.integers(1, 3000), data=st.data())
 def test_runs_hold_what_is_wanted_and_no_gap_worth_a_request(
     sizes: list[int], min_gap: int, longest: int, data: st.DataObject
@@ -36,6 +37,7 @@ def test_runs_hold_what_is_wanted_and_no_gap_worth_a_request(
             assert offsets[first] - offsets[stop] >= max(min_gap, 1)
 
 
+@settings(deadline=None)
 @given(sizes=SIZES, latency=st.integers(0, 200), min_gap=st.integers(0, 60), data=st.data())
 def test_the_cheaper_way_is_taken(sizes: list[int], latency: int, min_gap: int, data: st.DataObject) -> None:
     offsets = np.concatenate(([0], np.cumsum(sizes)))

@@ -61,7 +61,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., None])
     return out
 
 
-@pytest.mark.parametrize("die_at", [4, 17])
+@pytest.mark.parametrize("die_at", [pytest.param(4, marks=pytest.mark.long), 17])
 def test_a_killed_run_goes_on_to_the_bit(die_at: int, lived: Path, launch: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="exit status"):
         launch(SCRIPT, tmp_path, "killed", die_at, ranks=2, launcher="torch")
