@@ -14,7 +14,7 @@ from ted_stream.pipelines.benches.methods.results import read_outcomes, write_ou
 from ted_stream.pipelines.benches.methods.run import Outcome
 from ted_stream.pipelines.benches.methods.savings import MOST, Search, planned_prune_ratio
 from ted_stream.pipelines.benches.methods.sweep import FULL, RANDOM, SHORTER, load_sweep, runs_of
-from ted_stream.pipelines.benches.methods.tables import markdown
+from ted_stream.pipelines.benches.methods.tables import markdown, seconds_to
 from ted_stream.pipelines.training.settings import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("bench_*.yaml"))
@@ -126,15 +126,29 @@ def test_tables_pair_by_seed_and_name_what_was_missed() -> None:
         *(outcome(FULL, seed, 0.8, saving=float("nan"), seconds=4.0, returning=float("nan")) for seed in range(3)),
         outcome("greedy", 0, 0.4, save_ratio=0.3, solved=False, prune_ratio=0.999, scoring_seconds=1.0),
     ]
-    lines = {
-        line.split(" | ")[0].strip("| "): line.split(" | ") for line in markdown(found).splitlines() if "|" in line
-    }
+    rows = [line.split(" | ") for line in markdown(found).split("##")[1].splitlines() if "|" in line]
+    lines = {row[0].strip("| "): row for row in rows}
     ours = lines["ours"]
     assert ours[1:5] == ["3", "62.00 ± 9.54", "+2.00 ± 2.48", "+1.00 ± 2.48"]  # t(2) = 4.303, sd 1, n 3
     assert lines[FULL][8] == "1.00"
     assert ours[8] == "0.50"
     assert lines["greedy"][8] == "0.50 + 0.25"
     assert "Not at the saving asked for: greedy (0.300 at prune_ratio 0.999)." in markdown(found)
+
+
+def test_time_to_full_datas_accuracy() -> None:
+    runs = [
+        outcome("a", 0, 0.6, curve=[1.0, 0.4, 2.0, 0.55, 3.0, 0.6], scoring_seconds=0.5),
+        outcome("a", 0, 0.7, curve=[1.5, 0.5, 4.0, 0.7]),
+    ]
+    assert seconds_to(0.5, runs) == 1.5
+    assert seconds_to(0.6, runs) == 3.5
+    assert seconds_to(0.65, runs) == 4.0
+    assert np.isnan(seconds_to(0.71, runs))
+    full = [outcome(FULL, seed, 0.6, saving=float("nan"), seconds=7.0, curve=[7.0, 0.6]) for seed in (0, 1)]
+    text = markdown([*full, *runs, outcome("a", 1, 0.59, curve=[3.0, 0.59])])
+    assert "| a | 1 of 2 | 0.50 |" in text
+    assert f"| {FULL} | 2 of 2 | 1.00 ± 0.00 |" in text
 
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -191,5 +205,5 @@ def test_runs_that_fail_are_told_and_the_others_go_on(digits: Path, tmp_path: Pa
     path, out = sweep_file(tmp_path, digits, text), tmp_path / "out"
     result = CliRunner().invoke(app, ["bench", "methods", str(path), "--out", str(out)])
     assert result.exit_code == 1
-    assert "of the runs 1 failed, among them batches (pruning: " in result.output
+    assert "of the runs 1 failed, among them batches (There is no file 'nowhere" in result.output
     assert {one.arm for one in read_outcomes(out / "results.parquet")} == {FULL, SHORTER, "random", "subset"}

@@ -11,7 +11,7 @@ from ..paired import paired
 from .run import Outcome
 from .sweep import BASELINES, FULL
 
-__all__ = ["grouped", "markdown"]
+__all__ = ["grouped", "markdown", "seconds_to"]
 
 Group = tuple[str, int, float]
 
@@ -38,6 +38,11 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     parts = []
     for (regime, epochs, saving), arms in grouped(outcomes).items():
         parts.append(f"## {regime}, {epochs} epochs, save ratio {saving:g}\n\n{_means(arms)}\n{_unsolved(arms)}")
+    for regime in dict.fromkeys(one.regime for one in outcomes):
+        parts.append(
+            f"## {regime}: seconds until a test first finds the accuracy that full data ends with\n\n"
+            f"{_times_to_full([one for one in outcomes if one.regime == regime])}"
+        )
     return "\n".join(parts)
 
 
@@ -69,6 +74,41 @@ def _means(arms: dict[str, list[Outcome]]) -> str:
             "" if np.isnan(found[0].returning) else f"{100 * mean(one.returning for one in found):.1f}",
         ]
         lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def seconds_to(accuracy: float, outcomes: Sequence[Outcome]) -> float:
+    """The least seconds after which a test of one of the runs found this accuracy, scoring before it included.
+
+    Returns:
+        NaN if none did.
+    """
+    found = [
+        seconds + one.scoring_seconds
+        for one in outcomes
+        for seconds, reached in zip(one.curve[::2], one.curve[1::2], strict=True)
+        if reached >= accuracy
+    ]
+    return min(found, default=float("nan"))
+
+
+def _times_to_full(outcomes: Sequence[Outcome]) -> str:
+    """By arm, over all its lengths and savings, seed by seed; full data is that of the longest runs."""
+    longest = max(one.epochs for one in outcomes)
+    full = {one.seed: one for one in outcomes if one.arm == FULL and one.epochs == longest}
+    rows = []
+    for name in dict.fromkeys(one.arm for one in outcomes):
+        seconds = {}
+        for seed, target in full.items():
+            mine = [one for one in outcomes if one.arm == name and one.seed == seed]
+            if mine:
+                seconds[seed] = seconds_to(target.accuracy, mine) / target.seconds
+        reached = [share for share in seconds.values() if not np.isnan(share)]
+        if seconds:
+            share = _spread(reached, 2) if reached else ""
+            rows.append((-len(reached), mean(reached) if reached else 0.0, name, len(seconds), share))
+    lines = ["|  | seeds that reach it | time, of full data's |", "|---|---|---|"]
+    lines += [f"| {name} | {-less} of {seeds} | {share} |" for less, _, name, seeds, share in sorted(rows)]
     return "\n".join(lines) + "\n"
 
 
