@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -71,13 +73,24 @@ def execute(
 def _begin(threads: int) -> None:
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
     from ted_stream.cli.show import quiet
 
     torch.set_num_threads(min(threads, torch.get_num_threads()))  # no more than OMP_NUM_THREADS
     quiet()
 
 
+def _end_with_parent() -> None:
+    """A process of the pool waits for work for ever where the one that gives it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _perform(run: Run, data: Path, guess: float | None) -> Outcome:
+    gc.collect()  # the images of the run before
     return perform(run, dataset_of(run, data), guess=guess)
 
 
