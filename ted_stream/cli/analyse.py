@@ -86,15 +86,15 @@ def _show(run: "RunAnalysis") -> None:
     table = Table(title=f"{run.name}: {run.method}, {run.epochs} epochs of {run.samples:,} samples", show_header=False)
     if run.losses:
         last = run.losses[-1]
-        table.add_row(f"loss after epoch {last.after}", number(last.loss))
+        table.add_row(f"loss after {last.after} epochs", number(last.loss))
         if run.least_kept is not None and run.most_kept is not None:
-            for name, spread in (("kept least often", run.least_kept), ("the others", run.most_kept)):
+            for name, spread in (("of the least kept", run.least_kept), ("of the others", run.most_kept)):
                 kept = f"{spread.samples:,} samples, kept in {spread.mean_times_kept:.1f} epochs"
-                table.add_row(f"… of those {name}", f"{number(spread.mean)} ({kept})")
+                table.add_row(f"… {name}", f"{number(spread.mean)} ({kept})")
     if run.gradients:
-        for name, row in (("first", run.gradients[0]), ("last", run.gradients[-1])):
+        for row in (run.gradients[0], run.gradients[-1])[: len(run.gradients)]:
             random = f"(as many at random: {number(row.random_pearson)})"
-            table.add_row(f"gradient correlation, {name}: epoch {row.after + 1}", f"{number(row.pearson)} {random}")
+            table.add_row(f"gradient correlation after {row.after} epochs", f"{number(row.pearson)} {random}")
     if run.interpolation and run.interpolated is not None:
         table.add_row("between weights after epochs", " and ".join(map(str, run.interpolated)))
         finite = [(point.loss, point.alpha) for point in run.interpolation if point.loss is not None]
