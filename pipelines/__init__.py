@@ -5,5 +5,6 @@ needed, so that importing a package costs nothing:
 
 - ``corpora``: from what is published to shards, one corpus each;
 - ``training``: one training run, from its settings to its result, and several in one table;
+- ``analysis``: what pruning did to runs, from their checkpoints;
 - ``benches``: one benchmark each, of this machine.
 """

@@ -46,9 +46,9 @@ def resnet18_cifar(*, classes: int, in_channels: int = 3) -> nn.Module:
 class _Residual(nn.Sequential):
     """Layers whose output is added to their input."""
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The sum."""
-        return images + super().forward(images)
+        return input + super().forward(input)
 
 
 def resnet9(*, classes: int, in_channels: int = 3) -> nn.Module:

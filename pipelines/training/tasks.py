@@ -41,6 +41,10 @@ class Task(Protocol):
         """The loss to differentiate, ()."""
         ...
 
+    def sample_losses(self, outputs: Any, batch: Any) -> Tensor:
+        """Every sample's own loss, (B,), with a graph; over several targets, the mean over the sample's own."""
+        ...
+
     def evaluate(self, batch: Any) -> Sums:
         """A batch's part in every test metric: a sum and a count, () each; the metric is the ratio of their totals."""
         ...
@@ -72,6 +76,10 @@ class Classification:
     def loss(self, outputs: Tensor, batch: Any) -> Tensor:
         """(see Task)."""
         return cross_entropy(outputs, batch[1], label_smoothing=self.label_smoothing)
+
+    def sample_losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """(see Task)."""
+        return cross_entropy(outputs, batch[1], label_smoothing=self.label_smoothing, reduction="none")
 
     def evaluate(self, batch: Any) -> Sums:
         """Accuracy over samples, and the mean of the batches' cross entropies, as Composer's metrics have them."""
@@ -107,13 +115,24 @@ class LanguageModelling:
         del batch
         return outputs.loss
 
+    def sample_losses(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """(see Task); 0 for a sample without targets."""
+        targets = _next_tokens(batch)
+        losses = cross_entropy(outputs.logits.movedim(-1, 1), targets, ignore_index=IGNORED, reduction="none")
+        return losses.sum(1) / (targets != IGNORED).sum(1).clamp(min=1)
+
     def evaluate(self, batch: Mapping[str, Any]) -> Sums:
         """Cross entropy over target tokens."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits = self.network(**inputs).logits
-        targets = pad(batch["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
+        targets = _next_tokens(batch).flatten()
         total = cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
         return {"LanguageCrossEntropy": (total.float(), (targets != IGNORED).sum())}
+
+
+def _next_tokens(batch: Mapping[str, Any]) -> Tensor:
+    """What each position predicts, (B, S) int64."""
+    return pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
 
 
 def build_task(options: Model, description: Description) -> Task:
