@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
 from ted_stream.methods import InfoBatch, OrderDP, RandomPruning, SeTa
+from ted_stream.pipelines.benches.methods.execute import execute
 from ted_stream.pipelines.benches.methods.results import read_outcomes, write_outcomes
 from ted_stream.pipelines.benches.methods.run import Outcome
 from ted_stream.pipelines.benches.methods.savings import MOST, Search, planned_prune_ratio
@@ -29,7 +30,7 @@ train:
 
 def sweep_file(folder: Path, source: Path, text: str) -> Path:
     path = folder / "sweep.yaml"
-    path.write_text(f"source: {source}\n{text}{TRAIN}")
+    path.write_text(f"source: {source}\n{text}{'' if 'train:' in text else TRAIN}")
     return path
 
 
@@ -97,11 +98,12 @@ def test_every_sweep_loads(path: Path, digits: Path, tmp_path: Path) -> None:
         ("regimes: {bad: {noise: 2}}\narms: {random: {method: random}}", r"regimes\.bad: noise is 2"),
         ("regimes: {bad: {nosie: 0.2}}\narms: {random: {method: random}}", r"regimes\.bad: .*nosie"),
         ("seeds: 0\narms: {random: {method: random}}", "seeds is 0"),
+        ("arms: {random: {method: random}}\ntrain: {trainer: composer}", r"train\.trainer: that is the sweep's own"),
         ("lengths: 3\narms: {random: {method: random}}", "lengths"),
     ],
 )
 def test_wrong_sweeps_are_refused(text: str, words: str, digits: Path, tmp_path: Path) -> None:
-    epochs = "" if "epochs" in text else "epochs: [4]\n"
+    epochs = "epochs: [4]\n" + ("" if "savings" in text else "savings: [0.5]\n")
     with pytest.raises(ConfigError, match=words):
         load_sweep(sweep_file(tmp_path, digits, epochs + text))
 
@@ -198,6 +200,22 @@ def test_a_sweep_goes_on_where_it_stopped(digits: Path, tmp_path: Path) -> None:
     timeless = {"seconds": 0, "boundary_seconds": 0, "scoring_seconds": 0, "curve": []}
     assert repr(replace(after[kept[1].key], **timeless)) == repr(replace(kept[1], **timeless))
     assert "12.30" in again.output
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("{method: ucb, alhpa: 0.5}", r"batches, 4 epochs, saving 0\.4: .*alhpa"),
+        ("{method: infobatch, progress: samples}", r"batches, .*progress is 'samples', but InfoBatch"),
+        ("{method: random, annealing: 0.75}", r"batches, .*saves 0\.\d+ at most in 4 epochs, not 0\.4"),
+        ("{score: craig, stratum: 3}", r"batches, .*stratum"),
+    ],
+)
+def test_arms_that_cannot_be_run_are_refused_before_any_is(digits: Path, tmp_path: Path, arm: str, words: str) -> None:
+    path = sweep_file(tmp_path, digits, ARMS.replace("{method: infobatch}", arm))
+    with pytest.raises(ConfigError, match=words):
+        execute(load_sweep(path), tmp_path / "out", processes=1)
+    assert not (tmp_path / "out" / "results.parquet").exists()
 
 
 def test_runs_that_fail_are_told_and_the_others_go_on(digits: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .results import RESULTS_FILE, read_outcomes, write_outcomes
-from .run import Outcome, dataset_of, perform
+from .run import Outcome, check, dataset_of, perform
 from .sweep import Run, Sweep, runs_of
 
 __all__ = ["execute"]
@@ -37,6 +37,9 @@ def execute(
         planned: told how many runs are left to do.
         finished: told of every run as it ends.
 
+    Raises:
+        ConfigError: for an arm that cannot be run as it is given.
+
     Returns:
         The results of all runs of the sweep, those of before included; and what went wrong with others.
     """
@@ -45,6 +48,9 @@ def execute(
     known = {outcome.key: outcome for outcome in read_outcomes(file)}
     runs = list(runs_of(sweep))
     left = [run for run in runs if run.key not in known]
+    for run in left:
+        if run.seed == 0 and run.regime == runs[0].regime:  # the others differ in their data alone
+            check(run, Path(run.source))
     planned(len(left))
     failed: list[tuple[Run, Exception]] = []
     threads = max(1, (os.cpu_count() or 1) // processes)

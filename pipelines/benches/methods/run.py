@@ -23,14 +23,14 @@ from ...corpora.regimes import write_regime
 from ...training.datasets import build_loaders
 from ...training.loop_host import Host
 from ...training.score import score
-from ...training.score_settings import load_scoring
-from ...training.settings import Settings, load_settings
+from ...training.score_settings import Scoring, load_scoring
+from ...training.settings import ConfigError, Settings, load_settings
 from ...training.tasks import Classification, build_task
 from ...training.train import check_data, check_method
 from .savings import Search, planned_prune_ratio
 from .sweep import FULL, SHORTER, Run, regime_of
 
-__all__ = ["Outcome", "dataset_of", "perform"]
+__all__ = ["Outcome", "check", "dataset_of", "perform"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,23 @@ def perform(run: Run, data: Path, *, guess: float | None = None) -> Outcome:
         return _Performed(run, data, Path(folder), guess).outcome()
 
 
+def check(run: Run, data: Path) -> None:
+    """Refuse a run that cannot be done, before any is.
+
+    Args:
+        run: to do.
+        data: a dataset of as many samples as its own, or about.
+
+    Raises:
+        ConfigError: for settings that are wrong, naming the arm.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _Performed(run, data, Path(folder), None).check()
+        except ValueError as error:
+            raise ConfigError(f"{run.arm}, {run.epochs} epochs, saving {run.saving}: {error}") from error
+
+
 class _Performed:
     def __init__(self, run: Run, data: Path, folder: Path, guess: float | None) -> None:
         self.run, self.folder, self.guess = run, folder, guess
@@ -123,6 +140,17 @@ class _Performed:
         }
         OmegaConf.save(OmegaConf.merge(base, run.train), self.config)
 
+    def check(self) -> None:
+        if self.run.arm == FULL:
+            settings = load_settings(self.config, ["pruning.method=none"])
+        elif "score" in self.run.given:
+            settings = self._scoring().settings
+        else:
+            settings = self._settings(0.5)
+            self._planned()
+        check_data(settings, self.description, 1)
+        check_method(settings)
+
     def outcome(self) -> Outcome:
         run = self.run
         if run.arm == FULL:
@@ -135,11 +163,12 @@ class _Performed:
         ratio = self._planned()
         if ratio is not None:
             return self._train(self._settings(ratio), prune_ratio=ratio)
-        search = Search(run.saving or 0.0, self.guess or run.saving or 0.0)
-        while True:
-            outcome = self._train(self._settings(search.ratio), prune_ratio=search.ratio)
-            if search.is_over(outcome.save_ratio):
-                return outcome
+        assert run.saving is not None
+        saving, tried = run.saving, []
+        search = Search(saving, self.guess or saving)
+        while not tried or not search.is_over(tried[-1].save_ratio):
+            tried.append(self._train(self._settings(search.ratio), prune_ratio=search.ratio))
+        return min(tried, key=lambda one: abs(one.save_ratio - saving))
 
     # The saving --------------------------------------------------------------------------------------------------
 
@@ -166,16 +195,19 @@ class _Performed:
 
     def _on_a_subset(self) -> Outcome:
         """Score, then train on the best of the samples alone."""
-        run, started = self.run, time.perf_counter()
-        given = {**run.given, "method": run.given["score"], "prune_ratio": run.saving}
-        del given["score"]
-        overrides = [f"{name}={_text(value)}" for name, value in given.items()]
-        result = score(load_scoring(self.config, [*overrides, f"folder={self.folder / 'scores'}"]))
+        started = time.perf_counter()
+        result = score(self._scoring())
         assert result is not None, "there is one rank"
         seconds = time.perf_counter() - started
         # Every epoch keeps as many, so that both ways to count progress are one.
         list_ = ["pruning.method=fixed_subset", f"pruning.skip_list={result.skip_list}", "pruning.progress=epochs"]
         return self._train(load_settings(self.config, list_), scoring_seconds=seconds)
+
+    def _scoring(self) -> Scoring:
+        given = {**self.run.given, "method": self.run.given["score"], "prune_ratio": self.run.saving}
+        del given["score"]
+        overrides = [f"{name}={_text(value)}" for name, value in given.items()]
+        return load_scoring(self.config, [*overrides, f"folder={self.folder / 'scores'}"])
 
     # Training ----------------------------------------------------------------------------------------------------
 

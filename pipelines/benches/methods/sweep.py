@@ -23,6 +23,8 @@ __all__ = ["BASELINES", "FULL", "RANDOM", "SHORTER", "Run", "Sweep", "load_sweep
 
 FULL, SHORTER, RANDOM = "full data", "full data, as many steps", "random"
 BASELINES = (RANDOM, SHORTER)
+# Settings of a training config that the sweep decides on.
+OWN = {"autoresume", "folder", "load_path", "max_duration", "overwrite", "run_name", "save_interval", "seed", "trainer"}
 
 
 @dataclass
@@ -35,9 +37,9 @@ class Sweep:
     """Of the training split, drawn anew for every seed; null takes all."""
     size: int | None = None
     """Side that images are scaled down to; null leaves them."""
-    regimes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"clean": {}})
-    """What becomes of the training split, by name: `noise`, `tail`, `copies`."""
-    savings: list[float] = field(default_factory=lambda: [0.5])
+    regimes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What becomes of the training split, by name: `noise`, `tail`, `copies`; none is {clean: {}}."""
+    savings: list[float] = MISSING
     """Save ratios that every method is brought to."""
     epochs: list[int] = MISSING
     """Lengths of a full-data run."""
@@ -104,6 +106,7 @@ def load_sweep(path: str | Path) -> Sweep:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error.full_key}: {(error.msg or str(error)).splitlines()[0]}.") from error
     assert isinstance(sweep, Sweep)
+    sweep.regimes = sweep.regimes or {"clean": {}}  # no default, which would be merged with what is given
     _check(sweep, str(path))
     read_description(sweep.source)
     return sweep
@@ -115,6 +118,8 @@ def _check(sweep: Sweep, path: str) -> None:
             Regime(**given)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{path}: regimes.{name}: {error}") from error
+    for name in sorted(OWN & sweep.train.keys()):
+        raise ConfigError(f"{path}: train.{name}: that is the sweep's own; leave it out.")
     for saving in sweep.savings:
         if not 0 < saving < 1:
             raise ConfigError(f"{path}: savings has {saving}, but a save ratio lies in (0, 1).")
