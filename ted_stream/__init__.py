@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ted_stream.engine import SelectionWarning
     from ted_stream.methods import (
         RCAP,
         TED,
@@ -51,6 +52,7 @@ __all__ = [
     "RandomPruning",
     "RePB",
     "SeTa",
+    "SelectionWarning",
     "SkipList",
     "SkipListError",
     "drop_pruned",
@@ -59,6 +61,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ted_stream.engine": ("SelectionWarning",),
     "ted_stream.methods": (
         "Composed",
         "DynamicDUAL",

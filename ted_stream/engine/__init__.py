@@ -3,6 +3,7 @@
 from ted_stream.engine.batch_ids import BatchIds, read_ids
 from ted_stream.engine.data import PrunableData, prunable_data
 from ted_stream.engine.engine import PruningEngine
+from ted_stream.engine.guard import SelectionWarning
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord
 from ted_stream.engine.run_folder import RunFolder, checked_folder
@@ -15,6 +16,7 @@ __all__ = [
     "PruningEngine",
     "Ranks",
     "RunFolder",
+    "SelectionWarning",
     "StepRecorder",
     "checked_folder",
     "prunable_data",

@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ted_stream.engine.plan import RunPlan
+from ted_stream.engine.record import EpochRecord
+from ted_stream.engine.signs import scores_alike
 from ted_stream.methods import Chosen
 from ted_stream.pruning import Owned
 from ted_stream.skip_list import DatasetLayout, SkipList
 
-__all__ = ["choose_skip_list", "num_returning"]
+__all__ = ["choose_skip_list", "make_record"]
 
 
 def choose_skip_list(
@@ -128,7 +130,31 @@ def _gather_bits(owned: Owned, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return owned.communicator.all_reduce_sum(bits)  # the owners' bits are disjoint, in a shared byte too
 
 
-def num_returning(before: SkipList, now: SkipList) -> int:
+def make_record(owned: Owned, skip_list: SkipList, previous: SkipList | None, loss_factor: float) -> EpochRecord:
+    """What is known of an epoch at its start; collective.
+
+    Args:
+        owned: what it was chosen from.
+        skip_list: its own.
+        previous: that of the epoch before, if there was one.
+        loss_factor: see :class:`EpochRecord`.
+    """
+    size, unmeasured = owned.num_samples, owned.count(np.isnan(owned.scores))
+    return EpochRecord(
+        epoch=owned.epoch,
+        keep_ratio=skip_list.keep_ratio,
+        kept=skip_list.num_kept,
+        returning=0 if previous is None else _num_returning(previous, skip_list),
+        expected_returning=0.0 if previous is None else skip_list.num_kept * (size - previous.num_kept) / size,
+        unmeasured=unmeasured,
+        scores_alike=scores_alike(owned),
+        skip_list=f"skip_lists/ep{owned.epoch:04d}.parquet",
+        digest=skip_list.digest,
+        loss_factor=loss_factor,
+    )
+
+
+def _num_returning(before: SkipList, now: SkipList) -> int:
     """How many samples the list keeps that the one before pruned."""
     pairs = zip(before.pruned, now.pruned, strict=True)
     return sum(was.difference_cardinality(pruned) for was, pruned in pairs)

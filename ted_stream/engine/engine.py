@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ted_stream.engine.choosing import choose_skip_list, num_returning
+from ted_stream.engine.choosing import choose_skip_list, make_record
 from ted_stream.engine.data import PrunableData
 from ted_stream.engine.folding import fold_epoch
 from ted_stream.engine.given import Given
+from ted_stream.engine.guard import Guard
 from ted_stream.engine.plan import RunPlan
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord
@@ -92,6 +93,7 @@ class PruningEngine:
         self.plan = RunPlan(method=method, num_samples=samples, epochs=0)
         self._probe = StepProbe(method.measure(), weighted=method.weighs_samples, output_layer=output_layer, loss=loss)
         self.step = StepRecorder(self._probe, labelled=method.needs_labels)
+        self._guard = Guard(method, self.ranks)
         self.output_layer = output_layer
         self._stream_keys = list(data.layout.stream_keys)
         self._allow_other_settings = allow_other_settings
@@ -169,16 +171,7 @@ class PruningEngine:
         # An epoch that was interrupted in its first batch begins again, and counts once.
         before = [record for record in self.records if record.epoch < epoch]
         previous = self.active if not before or before[-1] is self.records[-1] else self._read_list(before[-1])
-        record = EpochRecord(
-            epoch=epoch,
-            keep_ratio=skip_list.keep_ratio,
-            kept=skip_list.num_kept,
-            returning=num_returning(previous, skip_list) if before and previous is not None else 0,
-            unmeasured=self.store.num_unmeasured(),
-            skip_list=f"skip_lists/ep{epoch:04d}.parquet",
-            digest=skip_list.digest,
-            loss_factor=factor,
-        )
+        record = make_record(owned, skip_list, previous if before else None, factor)
         self.folder.write(record.skip_list, lambda: to_bytes(skip_list))
         self.records = [*before, record]
         self._activate(skip_list)
@@ -193,15 +186,21 @@ class PruningEngine:
             self.step.weigh(weights, self.records[-1].loss_factor)
 
     def end_epoch(self) -> EpochRecord:
-        """Fold the epoch's measurements into the running scores."""
+        """Fold the epoch's measurements into the running scores, and warn if the selection degenerates.
+
+        Raises:
+            SelectionWarning: where warnings are made errors, when all is written; on rank 0, a RuntimeError on others.
+        """
         start = time.perf_counter()
         record = self.records[-1]
         measurements = self.step.measurements()
         self.step.clear()
-        forwarded, record.non_finite = fold_epoch(self.method, self.store, measurements, record.epoch)
-        record.forwarded = forwarded // (self.data.replication or 1)
+        counts = fold_epoch(self.method, self.store, measurements, record.epoch)
+        record.forwarded, record.non_finite = (count // (self.data.replication or 1) for count in counts)
+        found = self._guard.look(self.plan, self.records, measurements)
         self._fold_seconds = time.perf_counter() - start
         self.folder.write("run.json", lambda: json.dumps(self.summary(), indent=1).encode())
+        self._guard.say(found)
         return record
 
     def scores(self) -> NDArray[np.float32]:
@@ -264,10 +263,9 @@ class PruningEngine:
             "folder": self.folder.location,
             "output_layer": self.output_layer or "",
             "records": [asdict(record) for record in self.records],
+            "first_classes": self._guard.first_classes,
             "scores": self.store.state_dict(everywhere=everywhere),
-            "measurements": pack_measurements(
-                self.step.measurements(), communicator, labelled=self.method.needs_labels, everywhere=everywhere
-            ),
+            "measurements": pack_measurements(self.step.measurements(), communicator, everywhere=everywhere),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -281,6 +279,7 @@ class PruningEngine:
         refuse_other_state(state, self._identity, allow_other_settings=self._allow_other_settings)
         self.store.load_state_dict(state["scores"])
         self.records = [EpochRecord(**record) for record in state["records"]]
+        self._guard.first_classes = state.get("first_classes", [])
         self.output_layer = self._probe.output_layer = goes_on_at(self.output_layer, state["output_layer"])
         measurements = state["measurements"]
         self.step.clear(load_measurements(measurements, rank=self.ranks.rank, world_size=self.ranks.world_size))

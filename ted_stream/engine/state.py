@@ -18,7 +18,8 @@ __all__ = [
     "warn_of_missing_scores",
 ]
 
-STATE_VERSION = 3
+STATE_VERSION = 4
+_READABLE = (3, STATE_VERSION)  # 3 has records without the figures that the guard looks at
 
 
 def refuse_other_streams(scored: list[str], found: list[str]) -> None:
@@ -40,16 +41,16 @@ def refuse_other_state(state: dict[str, Any], mine: dict[str, Any], *, allow_oth
 
     Args:
         state: of the checkpoint.
-        mine: ``version``, ``method``, ``seed``, ``given`` and ``stream_keys`` of this run.
+        mine: ``method``, ``seed``, ``given`` and ``stream_keys`` of this run.
         allow_other_settings: pass over another method or seed.
 
     Raises:
         ValueError: naming both values.
     """
-    if state.get("version") != mine["version"]:
+    if state.get("version") not in _READABLE:
         raise ValueError(
-            f"The checkpoint's pruning state has version {state.get('version')}, but this ted-stream reads version "
-            f"{mine['version']}; resume with the version that wrote it."
+            f"The checkpoint's pruning state has version {state.get('version')}, but this ted-stream reads versions "
+            f"{_READABLE[0]} to {_READABLE[-1]}; resume with the version that wrote it."
         )
     refuse_other_streams(state["stream_keys"], mine["stream_keys"])
     others = sorted(name for name, digest in mine["given"].items() if state["given"].get(name, digest) != digest)
@@ -95,22 +96,20 @@ def goes_on_at(asked: str | None, measured: str) -> str | None:
     return measured or asked
 
 
-def pack_measurements(
-    mine: Measurements, communicator: Communicator, *, labelled: bool, everywhere: bool
-) -> dict[str, torch.Tensor]:
+def pack_measurements(mine: Measurements, communicator: Communicator, *, everywhere: bool) -> dict[str, torch.Tensor]:
     """The measurements of all ranks, (m,) int64 each; of floats the bits, since NaN equals nothing.
 
     Args:
         mine: of this rank.
         communicator: the ranks.
-        labelled: whether classes are noted, on every rank alike.
         everywhere: all ranks get them; else rank 0 alone, and the others nothing.
     """
     gather = communicator.all_gather if everywhere else communicator.gather
     packed = {}
     columns = {"ids": mine.ids, "importance": mine.importance, "steps": mine.steps}
-    if labelled:
-        columns["labels"] = np.empty(0, np.int64) if mine.labels is None else mine.labels
+    noted = np.array([mine.labels is not None], np.int64)
+    if communicator.all_reduce_sum(noted)[0]:  # classes, on some rank
+        columns["labels"] = mine.all_labels
     for name, column in columns.items():
         parts = gather(column.view(np.int64))
         if parts is not None:

@@ -23,7 +23,8 @@ class StepRecorder:
 
     Args:
         probe: measures and weighs microbatches.
-        labelled: note the samples' classes too.
+        labelled: note the samples' classes, and refuse targets that are none. Without it they are noted where something
+            is measured and the targets are classes.
 
     Attributes:
         loss_factor: what the host must multiply the loss by, beside the weights of single samples.
@@ -35,6 +36,7 @@ class StepRecorder:
     def __init__(self, probe: StepProbe, *, labelled: bool = False) -> None:
         self._probe = probe
         self._labelled = labelled
+        self._notes_classes = labelled or probe.measure is not None
         self._weights: Tensor | None = None
         self.loss_factor = 1.0
         self.suspects: list[str] = []
@@ -108,9 +110,21 @@ class StepRecorder:
         Raises:
             ValueError: if classes are asked for, and the targets are none.
         """
-        if self._labelled:
-            self._pending_labels.append(class_labels(batch))
+        if self._notes_classes:
+            self._note_classes(batch)
         self._probe.before_backward(batch, outputs, loss, counted)
+
+    def _note_classes(self, batch: Any) -> None:
+        try:
+            labels = class_labels(batch)
+            if len(labels) == batch_size(batch):
+                self._pending_labels.append(labels.clone())  # a view would keep all of its batch
+                return
+        except ValueError:
+            if self._labelled:
+                raise
+        if not self._labelled:
+            self._notes_classes, self._pending_labels, self._labels = False, [], []
 
     def after_backward(self) -> None:
         """Read what the backward pass left."""

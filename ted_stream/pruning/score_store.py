@@ -35,15 +35,20 @@ class Measurements:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def all_labels(self) -> NDArray[np.int64]:
+        """(m,) int64, the labels, -100 for all where they were not asked for."""
+        return np.full(len(self), IGNORE_INDEX, np.int64) if self.labels is None else self.labels
+
     @classmethod
     def concatenate(cls, parts: "list[Measurements]") -> "Measurements":
         """The parts one after the other."""
-        labels = [part.labels for part in parts if part.labels is not None]
+        labelled = any(part.labels is not None for part in parts)
         return cls(
             ids=np.concatenate([part.ids for part in parts]),
             importance=np.concatenate([part.importance for part in parts]),
             steps=np.concatenate([part.steps for part in parts]),
-            labels=np.concatenate(labels) if labels else None,
+            labels=np.concatenate([part.all_labels for part in parts]) if labelled else None,
         )
 
 
@@ -177,9 +182,7 @@ class ScoreStore:
         """
         assert self.labels is not None
         self._refuse_other_ids(measurements.ids)
-        labels = measurements.labels
-        labels = np.full(len(measurements), IGNORE_INDEX) if labels is None else labels
-        labels = self._checked_labels(labels)
+        labels = self._checked_labels(measurements.all_labels)
         ids, labels = self._to_owners(measurements.ids, labels)
         local = ids - self.first_id
         seen = np.full(len(self.labels), -1, np.int64)

@@ -1,0 +1,57 @@
+"""Figures of an epoch by which a degenerate selection shows, the same on every rank."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ted_stream.pruning import Communicator, Owned
+
+__all__ = ["LITTLE", "count_classes", "find_scarce", "scores_alike"]
+
+LITTLE = 0.1  # of what is expected
+_FEWEST = 10  # expected samples of a class: of fewer, chance may leave none
+_MOST_CLASSES = 1 << 16  # targets that are numbered further are no classes
+_ROUNDING = 1e-6  # of the largest score
+
+
+def count_classes(labels: NDArray[np.int64] | None, communicator: Communicator) -> NDArray[np.int64]:
+    """(C,) samples of every class over all ranks, repeats included; empty where there are no classes; collective.
+
+    Args:
+        labels: (m,) of this rank, below zero where a sample has none; ``None`` where its targets are no classes.
+        communicator: the ranks.
+    """
+    labels = np.empty(0, np.int64) if labels is None else labels[labels >= 0]
+    largest = int(np.max(communicator.all_gather(np.array([labels.max(initial=-1)], np.int64))))
+    if not 0 <= largest < _MOST_CLASSES:
+        return np.empty(0, np.int64)
+    return communicator.all_reduce_sum(np.bincount(labels, minlength=largest + 1).astype(np.int64))
+
+
+def find_scarce(counts: NDArray[np.int64], first: Sequence[int]) -> list[int]:
+    """The classes that have less than a tenth of their share in the first epoch, and of an equal share.
+
+    The latter so that shares of classes that were asked for are none to warn of: a class that is cut to the size of
+    the others is not gone.
+
+    Args:
+        counts: (C,) samples of every class in an epoch.
+        first: the same of the run's first epoch, before anything was measured.
+    """
+    total, known = int(counts.sum()), np.array(first, np.int64)
+    if not total or not known.any():
+        return []
+    now = np.zeros(len(known), np.int64)
+    now[: len(counts)] = counts[: len(known)]
+    expected = np.minimum(total * known / known.sum(), total / np.count_nonzero(known))
+    return np.flatnonzero((expected >= _FEWEST) & (now < LITTLE * expected)).tolist()
+
+
+def scores_alike(owned: Owned) -> bool:
+    """Whether all samples are measured and their scores are the same, up to rounding; collective."""
+    scores = owned.scores  # NaN of a sample that was never measured goes through min and max
+    mine = np.array([scores.min(initial=np.inf), scores.max(initial=-np.inf)], np.float64)
+    lows, highs = np.stack(owned.communicator.all_gather(mine)).T
+    low, high = lows.min(), highs.max()
+    return bool(np.isfinite([low, high]).all() and high - low <= _ROUNDING * max(abs(low), abs(high)))
