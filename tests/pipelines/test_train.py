@@ -23,7 +23,7 @@ def settings(digits, tmp_path):
     return load
 
 
-COMPARED = ("none", "importance_sampling", "infobatch", "random", "rcap", "ted")
+COMPARED = ("none", "shorter", "importance_sampling", "infobatch", "random", "rcap", "ted")
 
 
 def test_compare_runs_every_method_with_every_seed(settings, tmp_path):
@@ -36,7 +36,15 @@ def test_compare_runs_every_method_with_every_seed(settings, tmp_path):
     full = results["none"]
     assert (full.forwarded, full.save_ratio, full.planned_save_ratio) == (3 * 1437, 0.0, 0.0)
     assert full.skip_lists is None
-    pruned = [result for method, result in results.items() if method != "none"]
+    shorter = results["shorter"]
+    kept = [
+        json.loads((Path(results["random"].folder) / "run.json").read_text())["epochs"][at]["kept"] for at in (1, 2)
+    ]
+    steps = sum(-(-count // 64) for count in kept)  # after an epoch of 23
+    assert shorter.forwarded == 1437 + steps * 64
+    assert shorter.save_ratio == 1 - shorter.forwarded / (3 * 1437)
+    assert (shorter.method, shorter.skip_lists) == ("shorter", None)
+    pruned = [result for method, result in results.items() if method not in ("none", "shorter")]
     for result in pruned:
         assert result.save_ratio > (0.1 if result.method == "infobatch" else 0.3)
         assert result.skip_lists is not None
