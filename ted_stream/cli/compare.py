@@ -19,9 +19,7 @@ def compare(
     ] = None,
     methods: Annotated[
         str,
-        typer.Option(
-            help="Separated by commas; none is full data, shorter full data for as many steps as random takes."
-        ),
+        typer.Option(help="By commas; none is full data, shorter full data for as many steps as random takes."),
     ] = "none,shorter,random,ted",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per method; seeds count up from the config's.")] = 3,
 ) -> None:
