@@ -44,13 +44,13 @@ def _picture(outcomes: Sequence[Outcome], title: str, label: str, of: Callable[[
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    plot = figure.add_subplot()
     by_arm: dict[str, dict[float, list[Outcome]]] = {}
     for (_, _, saving), arms in sorted(grouped(outcomes).items()):
         for name, found in arms.items():
             by_arm.setdefault(name, {})[saving if name != FULL else 0.0] = found
+    figure = Figure(figsize=(10, max(6, 0.22 * len(by_arm))), layout="constrained")  # the legend has a line for each
+    FigureCanvasAgg(figure)
+    plot = figure.add_subplot()
     for number, (name, points) in enumerate(by_arm.items()):
         groups = list(points.values())
         plot.errorbar(
