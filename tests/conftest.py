@@ -18,6 +18,8 @@ from streaming.base.shared import SharedMemory
 from ted_stream.reading import node_jobs
 from ted_stream.testing.processes import run_to_the_end
 
+# Of the tables that commands print: taken over by the first one that a process prints.
+os.environ["COLUMNS"] = "200"
 NUM_FEATURES = 6
 NUM_CLASSES = 3
 LAUNCHERS = {

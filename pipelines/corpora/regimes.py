@@ -42,15 +42,15 @@ class Regime:
         if check_whole("copies", self.copies, fix="it is how many times each sample is there.") < 1:
             raise ValueError(f"copies is {self.copies}, but must be at least 1; 1 leaves each sample there once.")
 
-    def rows(self, labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    def rows(self, labels: NDArray[np.int64], classes: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """The samples that are left, repeated: their numbers, ascending.
 
         Args:
             labels: (N,) classes from 0.
+            classes: C, how many there are.
             rng: decides which samples of a class are left.
         """
         if self.tail > 1:
-            classes = int(labels.max()) + 1
             left = []
             for number in range(classes):
                 rows = rng.permutation(np.flatnonzero(labels == number))
@@ -61,10 +61,9 @@ class Regime:
             rows = np.arange(len(labels))
         return np.repeat(rows, self.copies)
 
-    def relabelled(self, labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    def relabelled(self, labels: NDArray[np.int64], classes: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """(N,) the labels, a share of them replaced."""
         wrong = rng.permutation(len(labels))[: round(self.noise * len(labels))]
-        classes = int(labels.max()) + 1
         replaced = labels.copy()
         replaced[wrong] = (labels[wrong] + rng.integers(1, classes, size=len(wrong))) % classes
         return replaced
@@ -98,16 +97,19 @@ def write_regime(
     description = read_description(source)
     if description.kind != "images":
         raise ValueError(f"{source} holds {description.kind}; a regime is made of decoded images, such as cifar10.")
-    rng = np.random.default_rng(seed)
+    if regime.noise and len(description.classes) < 2:
+        raise ValueError(f"{source} has one class, so no label can be replaced by another; set noise to 0.")
+    rng = np.random.default_rng([seed, 1])  # not that of the stored order, or wrong labels would come first
     images, labels = _read(source, "train")
     if samples is not None:
         if samples > len(labels):
             raise ValueError(f"samples is {samples}, but {source} has {len(labels)} to train on; ask for fewer.")
         chosen = np.sort(rng.permutation(len(labels))[:samples])
         images, labels = images[chosen], labels[chosen]
-    rows = regime.rows(labels, rng)
+    classes = len(description.classes)
+    rows = regime.rows(labels, classes, rng)
     # Copies of a sample share its label, wrong or not.
-    labels = regime.relabelled(labels, rng)[rows]
+    labels = regime.relabelled(labels, classes, rng)[rows]
     test_images, test_labels = _read(source, "test")
     splits = {
         "train": (_scaled(images[rows], size), labels),

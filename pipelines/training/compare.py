@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean, stdev
+from typing import Any
 
-from ted_stream.engine.plan import RunPlan
 from ted_stream.files import join, write_bytes
 
 from ..corpora.prepared import read_description
 from .results import Result
 from .settings import METHOD_NAMES, ConfigError, Settings, epochs, replaced, settings_of
+from .shorter import shorter_run
 from .train import check_method, train
 
 __all__ = ["COMPARISON_FILE", "SHORTER", "Arm", "compare", "headline"]
@@ -83,9 +84,8 @@ def compare(
             runs[method, seed] = replaced(
                 settings,
                 {
-                    "pruning.method": "none" if method == SHORTER else method,
+                    **(_shorter(settings) if method == SHORTER else {"pruning.method": method}),
                     **{f"pruning.{other}": None for other in others},
-                    **({"max_duration": f"{_steps_of_random(settings)}ba"} if method == SHORTER else {}),
                     "seed": seed,
                     "run_name": f"{settings.run_name}-{name}",
                     "folder": join(settings.folder, name),
@@ -106,18 +106,18 @@ def compare(
     return arms
 
 
-def _steps_of_random(settings: Settings) -> int:
-    """The steps of random subsets under the settings' schedule."""
-    given = {name: value for name, value in settings.pruning.given.items() if name in settings_of("random")}
-    method = replaced(
-        settings,
-        {"pruning.method": "random", **{f"pruning.{name}": None for name in settings.pruning.given}}
-        | {f"pruning.{name}": value for name, value in given.items()},
-    ).pruning.value
+def _shorter(settings: Settings) -> dict[str, Any]:
+    """Full data for as many steps as random subsets take under the settings' schedule."""
+    if settings.data.skip_list is not None:
+        raise ConfigError(
+            f"data.skip_list is {settings.data.skip_list}, and {SHORTER} is a run on all data; set it to null, or take "
+            f"{SHORTER} out of the methods."
+        )
+    shared = {name: value for name, value in settings.pruning.given.items() if name in settings_of("random")}
+    others = {f"pruning.{name}": None for name in settings.pruning.given.keys() - shared.keys()}
+    method = replaced(settings, {"pruning.method": "random", **others}).pruning.value
     assert method is not None
-    samples = read_description(settings.data.path).samples["train"]
-    plan = RunPlan(method=method, num_samples=samples, epochs=epochs(settings, 1))
-    return sum(-(-(plan.kept(epoch) or 0) // settings.data.batch_size) for epoch in range(plan.epochs))
+    return shorter_run(settings, method, samples=read_description(settings.data.path).samples["train"])
 
 
 def _beside_longer(result: Result, settings: Settings) -> Result:

@@ -22,7 +22,7 @@ from ted_stream.files import join
 from .datasets import Loaders
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
-from .settings import Settings, steps
+from .settings import Settings, epochs, steps
 from .tasks import Classification, Task
 
 __all__ = ["Host", "composer_model", "join_ranks"]
@@ -110,7 +110,7 @@ class Host:
             trainer.fit()
             state = trainer.state
             return Trained(
-                epochs=state.timestamp.epoch.value,
+                epochs=epochs(settings, len(loaders.train)) if self.pruning is None else state.timestamp.epoch.value,
                 metrics={name: float(metric.compute()) for name, metric in state.eval_metrics["test"].items()},
                 forwarded=state.timestamp.sample.value,
                 seconds=state.timestamp.total_wct.total_seconds(),

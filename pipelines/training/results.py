@@ -85,7 +85,8 @@ def result_of(settings: Settings, trained: Trained, *, samples: int) -> Result:
         metrics=trained.metrics,
         samples=samples,
         forwarded=trained.forwarded,
-        save_ratio=1 - trained.forwarded / (samples * trained.epochs),
+        # In batches the last epoch is one in part, of a run that leaves nothing out.
+        save_ratio=0.0 if settings.max_duration.endswith("ba") else 1 - trained.forwarded / (samples * trained.epochs),
         planned_save_ratio=0.0 if engine is None else engine.plan.save_ratio,
         seconds=trained.seconds,
         wall_seconds=trained.wall_seconds,

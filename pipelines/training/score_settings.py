@@ -216,6 +216,11 @@ def _check_settings(scoring: Scoring) -> None:
         raise ConfigError(
             f"data.skip_list is {settings.data.skip_list}, but all samples are scored; set data.skip_list=null."
         )
+    if settings.max_duration.endswith("ba"):
+        raise ConfigError(
+            f"max_duration is {settings.max_duration}, but what scores samples is trained for whole epochs; give them, "
+            "such as 8ep."
+        )
     if settings.load_path is not None:
         raise ConfigError(
             f"load_path is {settings.load_path}; a scoring run goes on from its own folder: set load_path=null and "

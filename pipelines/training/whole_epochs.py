@@ -43,7 +43,7 @@ class WholeEpochs(nullcontext):
     def __iter__(self) -> Iterator[int]:
         """The epochs that are left."""
         self._reader.begin()
-        while self._reader.epoch * self._length < self.steps:
+        while self._reader.epoch * self._length + self._reader.done < self.steps:
             yield self._reader.epoch
 
     def batches(self) -> Iterator[Any]:
@@ -67,7 +67,7 @@ class WholeEpochs(nullcontext):
         return loss if self._share == 1 else loss * self._share
 
     def stretch(self, scheduler: LRScheduler) -> LRScheduler:
-        """The scheduler: every epoch is whole."""
+        """The scheduler: no epoch is pruned."""
         return scheduler
 
     def state_dict(self) -> dict[str, Any]:

@@ -38,8 +38,11 @@ def quiet() -> None:
     """Leave our own warnings visible and the host libraries' chatter out."""
     for name in ("composer", "streaming", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    from ted_stream.engine.guard import SelectionWarning
+
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", module="ted_stream")
+    warnings.filterwarnings("default", category=SelectionWarning)  # which points at the line that trains
 
 
 def shown_metric(name: str, mean: float, deviation: float | None = None) -> str:

@@ -120,11 +120,15 @@ class StepRecorder:
             if len(labels) == batch_size(batch):
                 self._pending_labels.append(labels.clone())  # a view would keep all of its batch
                 return
+            if self._labelled:
+                raise ValueError(
+                    f"The batch has {batch_size(batch)} samples and {len(labels)} targets, so the samples' classes are "
+                    "not known. Give one whole-numbered target per sample."
+                )
         except ValueError:
             if self._labelled:
                 raise
-        if not self._labelled:
-            self._notes_classes, self._pending_labels, self._labels = False, [], []
+        self._notes_classes, self._pending_labels, self._labels = False, [], []
 
     def after_backward(self) -> None:
         """Read what the backward pass left."""

@@ -179,8 +179,11 @@ def _sweep() -> Iterator[tuple[int, list[str]]]:
     for path in _folder().iterdir():
         if not path.name.isdigit():
             continue
-        prefix, text = int(path.name), path.read_text()
-        entry = json.loads(text) if text.endswith("}") else {"pid": 0, "root": gettempdir()}
+        try:
+            text = path.read_text()
+        except FileNotFoundError:  # the system has cleaned up
+            continue
+        prefix, entry = int(path.name), json.loads(text) if text.endswith("}") else {"pid": 0, "root": gettempdir()}
         if prefix not in _held and _is_left(path):
             _remove(prefix, entry["root"])
         elif not (entry["pid"] == os.getpid() and _has_read(prefix, entry["root"])):
@@ -226,7 +229,7 @@ def _remove(prefix: int, root: str) -> None:
     for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
         (Path(root) / _get_path(prefix, name)).unlink(missing_ok=True)
     shutil.rmtree(node_folder(root, prefix), ignore_errors=True)
-    (_folder() / str(prefix)).unlink()
+    (_folder() / str(prefix)).unlink(missing_ok=True)
 
 
 def _folder() -> Path:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -200,6 +201,27 @@ def test_a_sweep_goes_on_where_it_stopped(digits: Path, tmp_path: Path) -> None:
     timeless = {"seconds": 0, "boundary_seconds": 0, "scoring_seconds": 0, "curve": []}
     assert repr(replace(after[kept[1].key], **timeless)) == repr(replace(kept[1], **timeless))
     assert "12.30" in again.output
+
+
+def test_one_sweep_at_a_time_in_a_folder(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".sweep.lock"), pytest.raises(ConfigError, match="another sweep is at work"):
+        execute(load_sweep(sweep_file(tmp_path, digits, ARMS)), tmp_path / "out", processes=1)
+
+
+def test_names_are_those_of_the_file(digits: Path, tmp_path: Path) -> None:
+    """Results are known by what was run: an arm of another name is the same run."""
+    arms = "arms:\n  random: {method: random}\n  NAME: {method: ucb}\n"
+    text = f"epochs: [3]\nsavings: [0.3]\nseeds: 1\nsamples: 200\n{arms}"
+    out = tmp_path / "out"
+    first, _ = execute(load_sweep(sweep_file(tmp_path, digits, text.replace("NAME", "a"))), out, processes=1)
+    left: list[int] = []
+    again, _ = execute(
+        load_sweep(sweep_file(tmp_path, digits, text.replace("NAME", "b"))), out, processes=1, planned=left.append
+    )
+    assert left == [0]
+    assert [one.arm for one in again] == [FULL, SHORTER, "random", "b"]
+    assert [one.accuracy for one in again] == [one.accuracy for one in first]
 
 
 @pytest.mark.parametrize(

@@ -137,9 +137,10 @@ def refused(remote: str | None, local: str) -> str:
 def left_of(pids: list[int]) -> list[str]:
     """What there is of processes that have ended."""
     left = []
-    for path in node_jobs._folder().iterdir():
-        if path.name.isdigit() and json.loads(path.read_text())["pid"] in pids:
-            left += [path.name, *(found.name for found in Path("/dev/shm").glob(f"{path.name}_*"))]
+    with node_jobs._one_at_a_time():  # other tests' jobs claim and remove theirs
+        for path in node_jobs._folder().iterdir():
+            if path.name.isdigit() and json.loads(path.read_text())["pid"] in pids:
+                left += [path.name, *(found.name for found in Path("/dev/shm").glob(f"{path.name}_*"))]
     return left
 
 

@@ -31,7 +31,9 @@ def ids_of(dataset: StreamingDataset, workers: int, epochs: int = 2) -> list[lis
 def main() -> None:
     folder, out = sys.argv[1:]
     warnings.simplefilter("ignore")
-    if "RANK" in os.environ:  # or every dataset would, and end it: at one address, one so soon after another can fail
+    if (
+        int(os.environ.get("WORLD_SIZE", "1")) > 1
+    ):  # or every dataset would, and end it: at one address, one so soon after another can fail
         dist.init_process_group("gloo")
     everything, pruned = {}, {}
     for algorithm, workers in itertools.product(ALGORITHMS, WORKERS):

@@ -7,10 +7,14 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from ...training.settings import ConfigError
 from .results import RESULTS_FILE, read_outcomes, write_outcomes
 from .run import Outcome, check, dataset_of, perform
 from .sweep import Run, Sweep, runs_of
@@ -38,12 +42,27 @@ def execute(
         finished: told of every run as it ends.
 
     Raises:
-        ConfigError: for an arm that cannot be run as it is given.
+        ConfigError: for an arm that cannot be run as it is given, or another sweep in the folder.
 
     Returns:
         The results of all runs of the sweep, those of before included; and what went wrong with others.
     """
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".sweep.lock", timeout=0):
+            return _execute(sweep, out, processes=processes, planned=planned, finished=finished)
+    except Timeout as error:
+        raise ConfigError(f"another sweep is at work in {out}; wait for it, or name another folder.") from error
+
+
+def _execute(
+    sweep: Sweep,
+    out: Path,
+    *,
+    processes: int,
+    planned: Callable[[int], None],
+    finished: Callable[[Run, Outcome | Exception], None],
+) -> tuple[list[Outcome], list[tuple[Run, Exception]]]:
     file = out / RESULTS_FILE
     known = {outcome.key: outcome for outcome in read_outcomes(file)}
     runs = list(runs_of(sweep))
@@ -71,8 +90,13 @@ def execute(
                     known[outcome.key] = outcome
                     write_outcomes(file, known.values())
                     finished(ended, outcome)
-            if run is not None:
+            if run is None:
+                break
+            try:
                 pending[pool.submit(_perform, run, out / DATA, _guess(run, known.values()))] = run
+            except BrokenExecutor as error:  # one of its processes was killed, which ends all
+                failed.append((run, error))
+                finished(run, error)
     return _in_order(runs, known), failed
 
 
@@ -108,4 +132,5 @@ def _guess(run: Run, known: Any) -> float | None:
 
 
 def _in_order(runs: Sequence[Run], known: dict[str, Outcome]) -> list[Outcome]:
-    return [known[run.key] for run in runs if run.key in known]
+    named = ((run, known[run.key]) for run in runs if run.key in known)
+    return [replace(outcome, regime=run.regime, arm=run.arm) for run, outcome in named]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from omegaconf import OmegaConf
 
 from ted_stream.engine import PruningEngine
 from ted_stream.engine.generators import seed_generators
-from ted_stream.methods import METHODS, Method
-from ted_stream.pruning import num_kept
+from ted_stream.methods import Method
 
 from ...corpora.prepared import Description, read_description
 from ...corpora.regimes import write_regime
@@ -24,10 +23,11 @@ from ...training.datasets import build_loaders
 from ...training.loop_host import Host
 from ...training.score import score
 from ...training.score_settings import Scoring, load_scoring
-from ...training.settings import ConfigError, Settings, load_settings
+from ...training.settings import ConfigError, Settings, load_settings, replaced
+from ...training.shorter import shorter_run
 from ...training.tasks import Classification, build_task
 from ...training.train import check_data, check_method
-from .savings import Search, planned_prune_ratio
+from .savings import TOLERANCE, Search, planned_prune_ratio
 from .sweep import FULL, SHORTER, Run, regime_of
 
 __all__ = ["Outcome", "check", "dataset_of", "perform"]
@@ -83,7 +83,8 @@ class Outcome:
 def dataset_of(run: Run, folder: Path) -> Path:
     """The folder of a run's dataset, which is made where it is missing."""
     regime, rest = regime_of(run.data)
-    name = "-".join(f"{key}{value}" for key, value in sorted(run.data.items()) if value is not None)
+    given = {"of": run.source_digest[:8], **{key: value for key, value in run.data.items() if value is not None}}
+    name = "-".join(f"{key}{value}" for key, value in sorted(given.items()))
     out = folder / f"{name}-seed{run.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{out.name}.lock"):
@@ -134,11 +135,10 @@ class _Performed:
             "folder": str(folder / "run"),
             "overwrite": True,
             "progress_bar": False,
-            "eval_interval": f"{run.epochs}ep",
             "max_duration": f"{run.epochs}ep",
-            "data": {"path": str(data), "in_memory": True},
+            "data": {"path": str(data), "in_memory": True, "skip_list": None},
         }
-        OmegaConf.save(OmegaConf.merge(base, run.train), self.config)
+        OmegaConf.save(OmegaConf.merge({"eval_interval": f"{run.epochs}ep"}, run.train, base), self.config)
 
     def check(self) -> None:
         if self.run.arm == FULL:
@@ -156,8 +156,7 @@ class _Performed:
         if run.arm == FULL:
             return self._train(load_settings(self.config, ["pruning.method=none"]))
         if run.arm == SHORTER:
-            settings = load_settings(self.config, ["pruning.method=none", f"max_duration={self._random_steps()}ba"])
-            return self._train(settings)
+            return self._train(self._shorter())
         if "score" in run.given:
             return self._on_a_subset()
         ratio = self._planned()
@@ -176,22 +175,23 @@ class _Performed:
         overrides = [f"pruning.{name}={_text(value)}" for name, value in self.run.given.items()]
         return load_settings(self.config, [*overrides, f"pruning.prune_ratio={prune_ratio!r}"])
 
-    def _method(self, prune_ratio: float) -> Method:
-        own = {name: value for name, value in self.run.given.items() if name not in ("method", "progress")}
-        make: Any = METHODS[self.run.given["method"]]
-        return make(prune_ratio=prune_ratio, **own)
-
     def _planned(self) -> float | None:
-        saving = self.run.saving
+        saving, method = self.run.saving, self._settings(0.5).pruning.value
         assert saving is not None
-        return planned_prune_ratio(self._method, saving, num_samples=self.samples, epochs=self.run.epochs)
+        assert method is not None
 
-    def _random_steps(self) -> int:
+        def make(ratio: float) -> Method:
+            changed: Any = method
+            return replace(changed, prune_ratio=ratio)
+
+        return planned_prune_ratio(make, saving, num_samples=self.samples, epochs=self.run.epochs)
+
+    def _shorter(self) -> Settings:
         ratio = self._planned()
         assert ratio is not None, "random is planned"
-        batch, method = load_settings(self.config).data.batch_size, self._method(ratio)
-        ratios = (method.keep_ratio(epoch, self.run.epochs) for epoch in range(self.run.epochs))
-        return sum(-(-num_kept(kept or 1.0, self.samples) // batch) for kept in ratios)
+        random = self._settings(ratio)
+        assert random.pruning.value is not None
+        return replaced(random, shorter_run(random, random.pruning.value, samples=self.samples))
 
     def _on_a_subset(self) -> Outcome:
         """Score, then train on the best of the samples alone."""
@@ -237,7 +237,7 @@ class _Performed:
             seed=run.seed,
             prune_ratio=prune_ratio,
             save_ratio=save_ratio,
-            solved=run.saving is None or run.arm == SHORTER or abs(save_ratio - run.saving) <= 0.0101,
+            solved=run.saving is None or abs(save_ratio - run.saving) <= TOLERANCE + 1e-4,
             accuracy=trained.metrics["MulticlassAccuracy"],
             worst_class=_worst_class(host, self.description),
             cross_entropy=trained.metrics["CrossEntropy"],

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ted_stream.engine.plan import RunPlan
 from ted_stream.methods import Method
 
-__all__ = ["MOST", "Search", "planned_prune_ratio"]
+__all__ = ["MOST", "TOLERANCE", "Search", "planned_prune_ratio"]
 
 MOST = 0.999  # no method prunes more
 TOLERANCE = 0.01

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ted_stream.methods import METHODS
@@ -48,7 +48,7 @@ class Sweep:
     """By name, the settings of `pruning` but for `prune_ratio`, which is found; or, of a method that scores once,
     `score` with its name and the settings of a scoring run, to train on its subset."""
     train: dict[str, Any] = MISSING
-    """A training config without data.path, pruning and max_duration."""
+    """A training config, but for what the sweep decides on: data, method, length and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,13 @@ class Run:
         """A digest of all that its result hangs on; names of regimes and arms do not matter."""
         parts = {name: value for name, value in asdict(self).items() if name not in ("regime", "arm", "source")}
         parts["baseline"] = self.arm if self.arm in (FULL, SHORTER) else ""
-        parts["description"] = (Path(self.source) / DESCRIPTION_FILE).read_text()
+        parts["description"] = self.source_digest
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def source_digest(self) -> str:
+        """Of the dataset's description, which has its counts, means and how it was made."""
+        return hashlib.sha256((Path(self.source) / DESCRIPTION_FILE).read_bytes()).hexdigest()
 
     @property
     def group(self) -> tuple[str, int, float | None]:
@@ -101,7 +106,13 @@ def load_sweep(path: str | Path) -> Sweep:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no config file {path}.")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Sweep), OmegaConf.load(path))
+        given = OmegaConf.load(path)
+    except Exception as error:  # YAML's own errors share no base with OmegaConf's
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(given, DictConfig):
+        raise ConfigError(f"{path} must hold settings by name, found a {type(given).__name__}.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Sweep), given)
         sweep = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error.full_key}: {(error.msg or str(error)).splitlines()[0]}.") from error
@@ -109,17 +120,28 @@ def load_sweep(path: str | Path) -> Sweep:
     sweep.regimes = sweep.regimes or {"clean": {}}  # no default, which would be merged with what is given
     _check(sweep, str(path))
     read_description(sweep.source)
+    named: dict[str, Run] = {}
+    for run in runs_of(sweep):
+        same = named.setdefault(run.key, run)
+        if same is not run:
+            raise ConfigError(
+                f"{path}: {run.regime}, {run.arm} is the same as {same.regime}, {same.arm}; leave one of them out."
+            )
     return sweep
 
 
 def _check(sweep: Sweep, path: str) -> None:
     for name, given in sweep.regimes.items():
+        if "/" in name:
+            raise ConfigError(f"{path}: regimes.{name}: the name becomes that of files; write it without a slash.")
         try:
             Regime(**given)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{path}: regimes.{name}: {error}") from error
     for name in sorted(OWN & sweep.train.keys()):
         raise ConfigError(f"{path}: train.{name}: that is the sweep's own; leave it out.")
+    if not sweep.savings:
+        raise ConfigError(f"{path}: savings is empty; give save ratios such as [0.5].")
     for saving in sweep.savings:
         if not 0 < saving < 1:
             raise ConfigError(f"{path}: savings has {saving}, but a save ratio lies in (0, 1).")

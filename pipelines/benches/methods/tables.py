@@ -40,7 +40,8 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         parts.append(f"## {regime}, {epochs} epochs, save ratio {saving:g}\n\n{_means(arms)}\n{_unsolved(arms)}")
     for regime in dict.fromkeys(one.regime for one in outcomes):
         parts.append(
-            f"## {regime}: seconds until a test first finds the accuracy that full data ends with\n\n"
+            f"## {regime}: seconds until a test first finds the accuracy that full data ends with, the least of an "
+            f"arm's lengths and savings\n\n"
             f"{_times_to_full([one for one in outcomes if one.regime == regime])}"
         )
     return "\n".join(parts)
@@ -115,11 +116,18 @@ def _times_to_full(outcomes: Sequence[Outcome]) -> str:
 def _unsolved(arms: dict[str, list[Outcome]]) -> str:
     lines = []
     for name, found in arms.items():
+        diverged = sum(bool(np.isnan(one.cross_entropy)) for one in found)
+        if diverged:
+            lines.append(f"Diverged, and in the means as what they are: {name} ({diverged} of {len(found)} runs).\n")
         others = [one for one in found if not one.solved]
         if others:
-            saved = ", ".join(f"{one.save_ratio:.3f} at prune_ratio {one.prune_ratio:.3f}" for one in others)
+            saved = ", ".join(f"{one.save_ratio:.3f}{_at(one.prune_ratio)}" for one in others)
             lines.append(f"Not at the saving asked for: {name} ({saved}).\n")
     return "".join(lines)
+
+
+def _at(prune_ratio: float) -> str:
+    return "" if np.isnan(prune_ratio) else f" at prune_ratio {prune_ratio:.3f}"
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
