@@ -34,6 +34,7 @@ __all__ = [
     "check_choice",
     "epochs",
     "load_settings",
+    "read_yaml",
     "replaced",
     "settings_of",
     "steps",
@@ -266,6 +267,16 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
         ConfigError: an unknown key (the nearest valid one is named), a value of the wrong type or range, or a
             setting without a value.
     """
+    return _merged(OmegaConf.structured(Settings), [(str(path), read_yaml(path)), *_parsed(overrides)])
+
+
+def read_yaml(path: str | Path) -> DictConfig:
+    """The settings by name that a file holds, not looked at.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ConfigError: it holds no YAML, or something else.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no config file {path}.")
@@ -275,7 +286,7 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(given, DictConfig):
         raise ConfigError(f"{path} must hold settings by name, found a {type(given).__name__}.")
-    return _merged(OmegaConf.structured(Settings), [(str(path), given), *_parsed(overrides)])
+    return given
 
 
 def replaced(settings: Settings, changes: Mapping[str, Any]) -> Settings:

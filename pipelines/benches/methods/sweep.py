@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ted_stream.methods import METHODS
@@ -17,7 +17,7 @@ from ted_stream.methods import METHODS
 from ...corpora.prepared import DESCRIPTION_FILE, read_description
 from ...corpora.regimes import Regime
 from ...training.reference import SCORERS
-from ...training.settings import ConfigError
+from ...training.settings import ConfigError, read_yaml
 
 __all__ = ["BASELINES", "FULL", "RANDOM", "SHORTER", "Run", "Sweep", "load_sweep", "regime_of", "runs_of"]
 
@@ -103,14 +103,7 @@ def load_sweep(path: str | Path) -> Sweep:
         FileNotFoundError: no such file, or no dataset where it says.
         ConfigError: a wrong name or value.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no config file {path}.")
-    try:
-        given = OmegaConf.load(path)
-    except Exception as error:  # YAML's own errors share no base with OmegaConf's
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(given, DictConfig):
-        raise ConfigError(f"{path} must hold settings by name, found a {type(given).__name__}.")
+    given = read_yaml(path)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Sweep), given)
         sweep = OmegaConf.to_object(merged)
