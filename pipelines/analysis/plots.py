@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..figures import as_png
 from ..training.compare import headline
 from .results import RunAnalysis
 
 __all__ = ["figures"]
 
 METRICS = {"MulticlassAccuracy": "test accuracy", "LanguageCrossEntropy": "test loss per token"}
-WIDTH, HEIGHT, DPI = 9.0, 3.8, 120
+WIDTH, HEIGHT = 9.0, 3.8
 
 
 def figures(runs: Sequence[RunAnalysis]) -> Mapping[str, bytes]:
@@ -34,13 +34,7 @@ def figures(runs: Sequence[RunAnalysis]) -> Mapping[str, bytes]:
         drawn["gradients.png"] = lambda: _gradients(runs)
     if any(run.interpolation for run in runs):
         drawn["interpolation.png"] = lambda: _interpolation(runs)
-    return {name: _png(draw()) for name, draw in drawn.items()}
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
-    return file.getvalue()
+    return {name: as_png(draw()) for name, draw in drawn.items()}
 
 
 def _two_axes(title: str) -> tuple[Figure, Axes, Axes]:

@@ -21,7 +21,7 @@ from ted_stream.skip_list import DatasetLayout, SkipList, read_skip_list
 
 from ..training.checkpoints import FORMAT
 from ..training.score import ASKED_FILE
-from ..training.settings import ConfigError, Settings, epochs, load_settings, replaced
+from ..training.settings import ConfigError, Settings, counts_batches, epochs, load_settings, replaced
 from ..training.train import CONFIG_FILE
 
 __all__ = ["Run", "read_run", "read_weights"]
@@ -78,7 +78,7 @@ class Run:
     @property
     def num_epochs(self) -> int:
         """T, of the run as it was asked for."""
-        return epochs(self.settings, 1)  # in epochs, see read_run
+        return epochs(self.settings)
 
     @property
     def evaluation(self) -> Settings:
@@ -153,7 +153,7 @@ def read_run(folder: str | Path, overrides: Sequence[str] = ()) -> Run:
             "`ted-stream train`."
         )
     settings = load_settings(folder / CONFIG_FILE, overrides)
-    if not settings.max_duration.endswith("ep"):
+    if counts_batches(settings):
         raise ConfigError(
             f"{folder} was trained for {settings.max_duration}, which ends within an epoch, and analyses go by whole "
             "epochs; name a run whose max_duration is in epochs, such as 8ep."

@@ -23,6 +23,7 @@ from ted_stream.pruning.hashing import hash_ids
 from ted_stream.sampler import PrunedSampler
 from ted_stream.skip_list import read_skip_list
 
+from ..corpora.images import read_images
 from ..corpora.prepared import read_description
 from ..training.networks import convnet
 
@@ -83,18 +84,17 @@ class _Data:
 
 
 def _load(trial: Trial) -> _Data:
-    from streaming import LocalDataset
-
     description = read_description(trial.path)
     rng = np.random.default_rng(trial.seed)
 
     def split(name: str, rows: NDArray[np.int64] | None) -> tuple[Tensor, Tensor]:
-        dataset = LocalDataset(str(Path(trial.path) / name))
-        samples = [dataset[int(row)] for row in (range(len(dataset)) if rows is None else rows)]
-        images = torch.from_numpy(np.stack([sample["image"] for sample in samples])).float()
+        pixels, classes, _ = read_images(Path(trial.path) / name)
+        if rows is not None:
+            pixels, classes = pixels[rows], classes[rows]
+        images = torch.from_numpy(pixels).float()
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
         images = (images - torch.tensor(description.mean)[:, None, None]) / torch.tensor(description.std)[:, None, None]
-        return adaptive_avg_pool2d(images, trial.size), torch.tensor([int(sample["label"]) for sample in samples])
+        return adaptive_avg_pool2d(images, trial.size), torch.from_numpy(classes)
 
     rows = np.sort(rng.permutation(description.samples["train"])[: trial.samples])
     images, labels = split("train", rows)

@@ -7,12 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from ted_stream.skip_list import StreamLayout
 
 from .prepared import DESCRIPTION_FILE, Description
 
-__all__ = ["write_images"]
+__all__ = ["read_images", "write_images"]
 
 Progress = Callable[[int], None]  # called with the number of samples just written
+
+
+def read_images(split: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], StreamLayout]:
+    """All of a split that :func:`write_images` wrote, in memory.
+
+    Args:
+        split: its local folder.
+
+    Returns:
+        Images (N, H, W) or (N, H, W, C) and labels (N,) in the order of the shards, and the layout of these.
+    """
+    from streaming import LocalDataset
+
+    from ted_stream.reading.dataset import stream_layout
+
+    shards: Any = LocalDataset(str(split))
+    samples = [shards[at] for at in range(len(shards))]
+    images = np.stack([sample["image"] for sample in samples])
+    return images, np.array([int(sample["label"]) for sample in samples]), stream_layout(shards.shards)
 
 
 def write_images(

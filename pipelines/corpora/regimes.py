@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ted_stream.pruning.settings import check_number, check_whole
 
-from .images import write_images
+from .images import read_images, write_images
 from .prepared import Description, new_dataset, read_description
 
 __all__ = ["Regime", "write_regime"]
@@ -100,7 +99,7 @@ def write_regime(
     if regime.noise and len(description.classes) < 2:
         raise ValueError(f"{source} has one class, so no label can be replaced by another; set noise to 0.")
     rng = np.random.default_rng([seed, 1])  # not that of the stored order, or wrong labels would come first
-    images, labels = _read(source, "train")
+    images, labels, _ = read_images(Path(source) / "train")
     if samples is not None:
         if samples > len(labels):
             raise ValueError(f"samples is {samples}, but {source} has {len(labels)} to train on; ask for fewer.")
@@ -110,7 +109,7 @@ def write_regime(
     rows = regime.rows(labels, classes, rng)
     # Copies of a sample share its label, wrong or not.
     labels = regime.relabelled(labels, classes, rng)[rows]
-    test_images, test_labels = _read(source, "test")
+    test_images, test_labels, _ = read_images(Path(source) / "test")
     splits = {
         "train": (_scaled(images[rows], size), labels),
         "test": (_scaled(test_images, size), test_labels),
@@ -126,14 +125,6 @@ def write_regime(
             seed=seed,
             notes=notes,
         )
-
-
-def _read(source: str | Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    from streaming import LocalDataset
-
-    shards: Any = LocalDataset(str(Path(source) / split))
-    samples = [shards[at] for at in range(len(shards))]
-    return np.stack([sample["image"] for sample in samples]), np.array([int(sample["label"]) for sample in samples])
 
 
 def _scaled(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

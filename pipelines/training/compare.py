@@ -122,7 +122,7 @@ def _shorter(settings: Settings) -> dict[str, Any]:
 
 def _beside_longer(result: Result, settings: Settings) -> Result:
     """The result of the shorter run, with what it saves of the full one."""
-    save_ratio = 1 - result.forwarded / (result.samples * epochs(settings, 1))
+    save_ratio = 1 - result.forwarded / (result.samples * epochs(settings))
     return replace(result, method=SHORTER, save_ratio=save_ratio, planned_save_ratio=save_ratio)
 
 

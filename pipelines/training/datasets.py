@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from streaming import StreamingDataset
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ted_stream import PrunedSampler, PrunedStreamingDataset
-from ted_stream.engine import PrunableData, Ranks
+from ted_stream.engine import PrunableData, Ranks, deciding_data
 from ted_stream.files import is_remote, join
 from ted_stream.reading import Prunable
 
@@ -104,8 +105,7 @@ class Loaders:
     @property
     def prunable(self) -> PrunableData:
         """What decides on the samples of an epoch."""
-        decides: Any = self.train.sampler if isinstance(self.train.sampler, PrunedSampler) else self.train.dataset
-        return decides
+        return deciding_data(self.train)
 
 
 def build_loaders(settings: Settings, description: Description, *, ranks: int) -> Loaders:
@@ -172,12 +172,10 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
 
 def _transforms(settings: Settings, description: Description) -> tuple[ImageTransform, ImageTransform]:
     """With augmentation, and without."""
-    channels_last = bool(settings.model.channels_last)
     padding = description.shape[0] // CROP_PADDING if settings.data.augment == "crop_flip" else None
-    both = (padding, None)
-    mean, std = description.mean, description.std
-    augmented, plain = (ImageTransform(mean, std, padding=each, channels_last=channels_last) for each in both)
-    return augmented, plain
+    channels_last = bool(settings.model.channels_last)
+    transform = partial(ImageTransform, description.mean, description.std, channels_last=channels_last)
+    return transform(padding=padding), transform(padding=None)
 
 
 def _in_memory(settings: Settings, description: Description, *, ranks: int) -> Loaders:

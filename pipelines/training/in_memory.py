@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from streaming import LocalDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ted_stream.reading.dataset import stream_layout
 from ted_stream.skip_list import DatasetLayout
 
+from ..corpora.images import read_images
 from .image_batches import ImageTransform
 
 __all__ = ["FromMemory", "ImagesInMemory"]
@@ -32,11 +30,16 @@ class ImagesInMemory(Dataset):
     """
 
     def __init__(self, local: str) -> None:
-        shards: Any = LocalDataset(local)
-        samples = [shards[at] for at in range(len(shards))]
-        self.images = torch.from_numpy(np.stack([sample["image"] for sample in samples]))
-        self.labels = [int(sample["label"]) for sample in samples]
-        self.layout = DatasetLayout(streams=(stream_layout(shards.shards),))
+        images, labels, layout = read_images(local)
+        self.images = torch.from_numpy(images)
+        self.labels = labels.tolist()
+        self.layout = DatasetLayout(streams=(layout,))
+
+    def on(self, device: torch.device) -> Tensor:
+        """The images, which stay on the device that they were last asked for on."""
+        if self.images.device != device:
+            self.images = self.images.to(device)
+        return self.images
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +57,7 @@ class FromMemory:
     """
 
     def __init__(self, data: ImagesInMemory, transform: ImageTransform) -> None:
-        self.images, self.transform = data.images, transform
+        self.data, self.transform = data, transform
 
     def __call__(self, batch: Sequence[Any]) -> list[Any]:
         """Transform a batch whose first element is (B,) int64 ids.
@@ -63,7 +66,4 @@ class FromMemory:
             The same batch with (B, C, H, W) float32 in front, on the device of the ids.
         """
         ids, *others = batch
-        if self.images.device != ids.device:
-            self.images = self.images.to(ids.device)
-        found: Tensor = self.images[ids]
-        return self.transform([found, *others])
+        return self.transform([self.data.on(ids.device)[ids], *others])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ted_stream.engine import PruningEngine
 from ted_stream.files import join
 
-from .settings import Settings
+from .settings import Settings, counts_batches
 
 __all__ = ["RESULT_FILE", "Result", "Trained", "result_of"]
 
@@ -86,7 +86,7 @@ def result_of(settings: Settings, trained: Trained, *, samples: int) -> Result:
         samples=samples,
         forwarded=trained.forwarded,
         # In batches the last epoch is one in part, of a run that leaves nothing out.
-        save_ratio=0.0 if settings.max_duration.endswith("ba") else 1 - trained.forwarded / (samples * trained.epochs),
+        save_ratio=0.0 if counts_batches(settings) else 1 - trained.forwarded / (samples * trained.epochs),
         planned_save_ratio=0.0 if engine is None else engine.plan.save_ratio,
         seconds=trained.seconds,
         wall_seconds=trained.wall_seconds,

@@ -17,7 +17,7 @@ from ted_stream.methods.static.subset import BALANCES
 from ted_stream.pruning.settings import check_number
 
 from .reference import SCORERS, Reference
-from .settings import ConfigError, Settings, check_choice, load_settings
+from .settings import ConfigError, Settings, check_choice, counts_batches, load_settings
 
 __all__ = ["Scoring", "load_scoring"]
 
@@ -216,7 +216,7 @@ def _check_settings(scoring: Scoring) -> None:
         raise ConfigError(
             f"data.skip_list is {settings.data.skip_list}, but all samples are scored; set data.skip_list=null."
         )
-    if settings.max_duration.endswith("ba"):
+    if counts_batches(settings):
         raise ConfigError(
             f"max_duration is {settings.max_duration}, but what scores samples is trained for whole epochs; give them, "
             "such as 8ep."

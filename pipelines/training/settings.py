@@ -32,6 +32,7 @@ __all__ = [
     "Scheduler",
     "Settings",
     "check_choice",
+    "counts_batches",
     "epochs",
     "load_settings",
     "read_yaml",
@@ -449,14 +450,26 @@ def steps(settings: Settings, length: int) -> int:
     return round(duration.in_batches(length=length, steps=0))
 
 
-def epochs(settings: Settings, length: int) -> int:
+def epochs(settings: Settings, length: int | None = None) -> int:
     """The epochs of ``max_duration``, the last perhaps in part.
 
     Args:
         settings: of the run.
-        length: batches of an epoch on full data.
+        length: batches of an epoch on full data; needed where the duration may be in batches.
+
+    Raises:
+        ConfigError: it is in batches, and an epoch's length is not given.
     """
-    return -(-steps(settings, length) // length)
+    if length is not None:
+        return -(-steps(settings, length) // length)
+    if counts_batches(settings):
+        raise ConfigError(f"max_duration is {settings.max_duration!r}, expected epochs such as '8ep'.")
+    return steps(settings, 1)
+
+
+def counts_batches(settings: Settings) -> bool:
+    """Whether ``max_duration`` is in batches."""
+    return settings.max_duration.endswith("ba")
 
 
 def check_choice(name: str, value: str, valid: Sequence[str]) -> None:

@@ -201,7 +201,7 @@ def _refuse_too_few_epochs(method: TrajectoryScore, settings: Settings) -> None:
     """
     running, row = method.running(), np.zeros(1, np.int64)
     columns = {name: np.full(1, np.nan, np.float32) for name in running.columns}
-    for epoch in range(epochs(settings, 1)):
+    for epoch in range(epochs(settings)):
         running.fold(columns, row, np.full(1, 0.5), epoch)
     if method.lacks_score(columns).any():
         raise ConfigError(

@@ -8,7 +8,7 @@ from ted_stream.engine.ranks import Ranks
 from ted_stream.sampler import PrunedSampler
 from ted_stream.skip_list import DatasetLayout, SkipList
 
-__all__ = ["PrunableData", "prunable_data", "start_streaming_at"]
+__all__ = ["PrunableData", "deciding_data", "prunable_data", "start_streaming_at"]
 
 
 class PrunableData(Protocol):
@@ -57,25 +57,32 @@ class PrunableData(Protocol):
         ...
 
 
+def deciding_data(loader: Any) -> PrunableData:
+    """What decides on the samples of a training dataloader, perhaps by a fixed skip-list.
+
+    Raises:
+        ValueError: if there is no such thing; the message says what to change.
+    """
+    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "sampler", None)
+    if isinstance(loader, DataLoader) and callable(getattr(dataset, "activate", None)):
+        return dataset  # pyright: ignore[reportReturnType]
+    if isinstance(loader, DataLoader) and isinstance(sampler, PrunedSampler):
+        return sampler
+    raise ValueError(
+        f"The training data is a {type(loader).__name__} over a {type(dataset).__name__}, which cannot be "
+        "pruned. Pass a torch DataLoader over a PrunedStreamingDataset, or make your own StreamingDataset "
+        "prunable: class Mine(Prunable, YourDataset): pass. For a map-style dataset, pass the DataLoader "
+        "sampler=PrunedSampler(dataset) (and neither shuffle nor batch_sampler)."
+    )
+
+
 def prunable_data(loader: Any) -> PrunableData:
-    """What decides on the samples of a training dataloader.
+    """What decides on the samples of a training dataloader, and is free to be pruned.
 
     Raises:
         ValueError: if there is no such thing, or it has a fixed skip-list; the message says what to change.
     """
-    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "sampler", None)
-    data: PrunableData
-    if isinstance(loader, DataLoader) and callable(getattr(dataset, "activate", None)):
-        data = dataset  # pyright: ignore[reportAssignmentType]
-    elif isinstance(loader, DataLoader) and isinstance(sampler, PrunedSampler):
-        data = sampler
-    else:
-        raise ValueError(
-            f"The training data is a {type(loader).__name__} over a {type(dataset).__name__}, which cannot be "
-            "pruned. Pass a torch DataLoader over a PrunedStreamingDataset, or make your own StreamingDataset "
-            "prunable: class Mine(Prunable, YourDataset): pass. For a map-style dataset, pass the DataLoader "
-            "sampler=PrunedSampler(dataset) (and neither shuffle nor batch_sampler)."
-        )
+    data = deciding_data(loader)
     if data.fixed_skip_list is not None:
         raise ValueError(
             "The training data has a fixed skip_list, which pruning while training would replace at every epoch. "

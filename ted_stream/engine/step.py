@@ -117,10 +117,7 @@ class StepRecorder:
     def _note_classes(self, batch: Any) -> None:
         try:
             labels = class_labels(batch)
-            if len(labels) == batch_size(batch):
-                self._pending_labels.append(labels.clone())  # a view would keep all of its batch
-                return
-            if self._labelled:
+            if len(labels) != batch_size(batch):
                 raise ValueError(
                     f"The batch has {batch_size(batch)} samples and {len(labels)} targets, so the samples' classes are "
                     "not known. Give one whole-numbered target per sample."
@@ -128,7 +125,9 @@ class StepRecorder:
         except ValueError:
             if self._labelled:
                 raise
-        self._notes_classes, self._pending_labels, self._labels = False, [], []
+            self._notes_classes, self._pending_labels, self._labels = False, [], []
+            return
+        self._pending_labels.append(labels.clone())  # a view would keep all of its batch
 
     def after_backward(self) -> None:
         """Read what the backward pass left."""

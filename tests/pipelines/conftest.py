@@ -1,7 +1,9 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ted_stream.pipelines.corpora.digits import prepare_digits
@@ -14,6 +16,15 @@ def digits(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "digits"
     prepare_digits(out)
     return out
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As launched ranks have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scoring import METHOD_SETTINGS, Command, command_on
 from streaming import StreamingDataset
 from typer.testing import CliRunner
@@ -26,12 +25,7 @@ N, KEPT = 1437, 432  # of 30 %
 LAST_LIST = "run-subset/skip_lists/ep0001.parquet"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

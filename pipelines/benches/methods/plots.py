@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from matplotlib.figure import Figure
+
 from ted_stream.files import write_bytes
 
+from ...figures import as_png
 from .run import Outcome
 from .sweep import FULL
 from .tables import grouped
@@ -41,15 +43,11 @@ def draw(outcomes: Sequence[Outcome], out: Path) -> list[Path]:
 
 
 def _picture(outcomes: Sequence[Outcome], title: str, label: str, of: Callable[[Outcome], float]) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     by_arm: dict[str, dict[float, list[Outcome]]] = {}
     for (_, _, saving), arms in sorted(grouped(outcomes).items()):
         for name, found in arms.items():
             by_arm.setdefault(name, {})[saving if name != FULL else 0.0] = found
     figure = Figure(figsize=(10, max(6, 0.22 * len(by_arm))), layout="constrained")  # the legend has a line for each
-    FigureCanvasAgg(figure)
     plot = figure.add_subplot()
     for number, (name, points) in enumerate(by_arm.items()):
         groups = list(points.values())
@@ -66,6 +64,4 @@ def _picture(outcomes: Sequence[Outcome], title: str, label: str, of: Callable[[
     plot.set(title=title, xlabel=label, ylabel="test accuracy, % (mean and standard deviation over seeds)")
     plot.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    return file.getvalue()
+    return as_png(figure)

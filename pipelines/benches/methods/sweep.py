@@ -57,6 +57,7 @@ class Run:
 
     Attributes:
         source: of the dataset.
+        source_digest: of its description, which has its counts, means and how it was made.
         data: what the dataset is made with, beside the seed.
         regime: its name.
         epochs: of a full-data run.
@@ -68,6 +69,7 @@ class Run:
     """
 
     source: str
+    source_digest: str
     data: dict[str, Any]
     regime: str
     epochs: int
@@ -82,13 +84,7 @@ class Run:
         """A digest of all that its result hangs on; names of regimes and arms do not matter."""
         parts = {name: value for name, value in asdict(self).items() if name not in ("regime", "arm", "source")}
         parts["baseline"] = self.arm if self.arm in (FULL, SHORTER) else ""
-        parts["description"] = self.source_digest
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def source_digest(self) -> str:
-        """Of the dataset's description, which has its counts, means and how it was made."""
-        return hashlib.sha256((Path(self.source) / DESCRIPTION_FILE).read_bytes()).hexdigest()
 
     @property
     def group(self) -> tuple[str, int, float | None]:
@@ -157,12 +153,14 @@ def _check(sweep: Sweep, path: str) -> None:
 
 def runs_of(sweep: Sweep) -> Iterator[Run]:
     """All runs; seeds are the outer loop, so that a sweep that is cut off has few seeds of everything."""
+    digest = hashlib.sha256((Path(sweep.source) / DESCRIPTION_FILE).read_bytes()).hexdigest()
     for seed in range(sweep.seeds):
         for regime, given in sweep.regimes.items():
             for epochs in sweep.epochs:
                 data = {"samples": sweep.samples, "size": sweep.size, **asdict(Regime(**given))}
                 same = {
                     "source": sweep.source,
+                    "source_digest": digest,
                     "data": data,
                     "regime": regime,
                     "epochs": epochs,
