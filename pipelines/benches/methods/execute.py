@@ -125,10 +125,10 @@ def _perform(run: Run, data: Path, guess: float | None) -> Outcome:
 
 
 def _guess(run: Run, known: Any) -> float | None:
-    """The prune ratio that was found for another seed."""
-    of_arm = [one for one in known if one.arm == run.arm]
-    same = [one.prune_ratio for one in of_arm if (one.regime, one.epochs, one.saving) == run.group]
-    return same[-1] if same else None
+    """The prune ratio that was found for the first seed, whichever ended when."""
+    of_arm = [one for one in known if one.arm == run.arm and one.seed < run.seed]
+    same = [one for one in of_arm if (one.regime, one.epochs, one.saving) == run.group]
+    return min(same, key=lambda one: one.seed).prune_ratio if same else None
 
 
 def _in_order(runs: Sequence[Run], known: dict[str, Outcome]) -> list[Outcome]:

@@ -32,6 +32,8 @@ from .sweep import FULL, SHORTER, Run, regime_of
 
 __all__ = ["Outcome", "check", "dataset_of", "perform"]
 
+SURROGATE_SEEDS = 1000  # a surrogate does not begin at the weights of the run that its scores are for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -205,6 +207,7 @@ class _Performed:
 
     def _scoring(self) -> Scoring:
         given = {**self.run.given, "method": self.run.given["score"], "prune_ratio": self.run.saving}
+        given["seed"] = SURROGATE_SEEDS + self.run.seed
         del given["score"]
         overrides = [f"{name}={_text(value)}" for name, value in given.items()]
         return load_scoring(self.config, [*overrides, f"folder={self.folder / 'scores'}"])
