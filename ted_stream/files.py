@@ -8,6 +8,7 @@ import re
 import secrets
 import tempfile
 from pathlib import Path
+from typing import Any
 
 __all__ = ["is_remote", "join", "read_bytes", "write_bytes"]
 
@@ -66,7 +67,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The contents of a file at a local path, or at a URI that streaming can download from.
 
     Raises:
-        FileNotFoundError: There is no such local file.
+        FileNotFoundError: There is no such file.
         IsADirectoryError: ``path`` names a folder.
         ValueError: ``path`` is empty, or streaming has no downloader for it. An object store raises its own errors.
     """
@@ -82,8 +83,23 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, "file")
-        CloudDownloader.direct_download(text, local)
+        try:
+            CloudDownloader.direct_download(text, local)
+        except Exception as error:
+            if _is_missing(error):
+                raise FileNotFoundError(
+                    f"There is no file {text!r}; check the URI, or that the run wrote it."
+                ) from error
+            raise
         return Path(local).read_bytes()
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether a store's error says that there is no such object; each store's own says it in another way."""
+    response: Any = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # boto's
+    told = metadata.get("HTTPStatusCode"), *(getattr(error, name, None) for name in ("code", "status_code", "status"))
+    return isinstance(error, FileNotFoundError) or 404 in told
 
 
 def _text(path: str | os.PathLike[str], to_be: str | None = None) -> str:

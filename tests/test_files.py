@@ -34,7 +34,7 @@ def test_files_on_an_object_store(s3: Any) -> None:
     write_bytes(path, b"one")
     write_bytes(path, b"two")
     assert read_bytes(path) == b"two"
-    with pytest.raises(Exception, match=r"s3://training/run/b\.bin not found"):
+    with pytest.raises(FileNotFoundError, match=r"no file .s3://training/run/b\.bin.; check the URI"):
         read_bytes("s3://training/run/b.bin")
 
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from ted_stream.cli import analyse, bench, compare, index, inspection, methods, prepare, score, train
+from ted_stream.cli import analyse, bench, compare, export, index, inspection, methods, prepare, score, train
 from ted_stream.cli.errors import Commands
 
 __all__ = ["app"]
@@ -20,6 +20,7 @@ app.command("train")(train.train)
 app.command("compare")(compare.compare)
 app.command("score")(score.score)
 app.command("analyse")(analyse.analyse)
+app.command("export")(export.export)
 app.command("inspect")(inspection.inspect)
 app.command("methods")(methods.methods)
 app.command("index")(index.index)

@@ -1,6 +1,5 @@
 """The run of a pruning method: measure, score, choose, and train the next epoch on what is kept."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -29,11 +28,11 @@ from ted_stream.engine.state import (
     warn_of_missing_scores,
 )
 from ted_stream.engine.step import StepRecorder
-from ted_stream.export import write_manifest
+from ted_stream.engine.writing import read_list, write_last_manifest, write_scores
 from ted_stream.methods import Method
 from ted_stream.pruning import Owned, ScoreStore
 from ted_stream.pruning.probe import StepProbe
-from ted_stream.skip_list import SkipList, from_bytes, to_bytes
+from ted_stream.skip_list import SkipList, to_bytes
 
 __all__ = ["PruningEngine"]
 
@@ -58,6 +57,7 @@ class PruningEngine:
         output_layer: name of the layer that makes the logits, where it is not found by what enters the loss.
         loss: the model's own loss function of (outputs, batch), where the trainer has one.
         allow_other_settings: go on with a state that another method, other settings or another seed made.
+        overwrite: replace an earlier run in the folder.
 
     Attributes:
         step: what a training step must call.
@@ -79,6 +79,7 @@ class PruningEngine:
         output_layer: str | None = None,
         loss: Callable[[Any, Any], Any] | None = None,
         allow_other_settings: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.method = method
         self.data = data
@@ -96,7 +97,7 @@ class PruningEngine:
         self._guard = Guard(method, self.ranks)
         self.output_layer = output_layer
         self._stream_keys = list(data.layout.stream_keys)
-        self._allow_other_settings = allow_other_settings
+        self._allow_other_settings, self._overwrite = allow_other_settings, overwrite
         self._fold_seconds, self._run = 0.0, ""
 
     def use(self, data: PrunableData) -> None:
@@ -122,11 +123,12 @@ class PruningEngine:
 
         Raises:
             ValueError: if it is in the middle of an epoch that nothing is known of.
+            FileExistsError: if it begins, and the folder holds another run.
+            RuntimeError: if a job that is at work has the folder.
         """
         epoch, batches_done = at
-        self.plan = RunPlan(
-            method=self.method, num_samples=self.store.num_samples, epochs=epochs, last_share=last_share
-        )
+        samples = self.store.num_samples
+        self.plan = RunPlan(method=self.method, num_samples=samples, epochs=epochs, last_share=last_share)
         self._run = run
         self.plan.warn_if_nothing_is_pruned()
         if batches_done and self.active is None:
@@ -136,6 +138,8 @@ class PruningEngine:
             )
         if epoch and not self.records:
             warn_of_missing_scores(epoch)
+        behind = self.records[-1].epoch + 1 if self.records else None
+        self.folder.claim(self.summary, goes_on_at=behind, overwrite=self._overwrite)
         self._probe.attach(model)
         self._activate(self.active if batches_done else None)
 
@@ -150,17 +154,15 @@ class PruningEngine:
 
     def finish(self) -> None:
         """Write the manifest of what the last pruned epoch kept, and let go of the data."""
-        pruned = [record for record in self.records if record.kept < self.store.num_samples]
-        if pruned:
-            skip_list, scores = self._read_list(pruned[-1]), self.store.gather_on_rank_zero()
-            path = self.folder.path("manifest.parquet")
-            self.ranks.on_rank_zero(lambda: None if scores is None else write_manifest(path, skip_list, scores))
+        write_last_manifest(self.folder, self.records, self.store, self.data.layout)
+        self.folder.write_run(self.summary, is_finished=True)
         self.ranks.on_every_rank(self.release)
 
     def release(self) -> None:
-        """Make the data whole again and take the hooks off the model; not collective, and again without effect."""
+        """Let go of the data, the model and the folder; not collective, and again without effect."""
         self._probe.detach()
         self.data.activate(None, sample_ids=False)
+        self.folder.release()
 
     def begin_epoch(self, epoch: int) -> EpochRecord:
         """Choose what an epoch (0-based) keeps, write its skip-list, and make it active."""
@@ -170,7 +172,9 @@ class PruningEngine:
         skip_list, factor, self.store.pending = choose_skip_list(self.plan, owned, self.data.layout, self._run)
         # An epoch that was interrupted in its first batch begins again, and counts once.
         before = [record for record in self.records if record.epoch < epoch]
-        previous = self.active if not before or before[-1] is self.records[-1] else self._read_list(before[-1])
+        previous = self.active
+        if before and before[-1] is not self.records[-1]:
+            previous = read_list(self.folder, before[-1], self.data.layout)
         record = make_record(owned, skip_list, previous if before else None, factor)
         self.folder.write(record.skip_list, lambda: to_bytes(skip_list))
         self.records = [*before, record]
@@ -199,7 +203,9 @@ class PruningEngine:
         record.forwarded, record.non_finite = (count // (self.data.replication or 1) for count in counts)
         found = self._guard.look(self.plan, self.records, measurements)
         self._fold_seconds = time.perf_counter() - start
-        self.folder.write("run.json", lambda: json.dumps(self.summary(), indent=1).encode())
+        self.folder.refuse_other_job()
+        write_scores(self.folder, self.method, self.store, self.data.layout, epoch=record.epoch)
+        self.folder.write_run(self.summary)
         self._guard.say(found)
         return record
 
@@ -235,10 +241,6 @@ class PruningEngine:
             "save_ratio": self.save_ratio,
             "epochs": [asdict(record) for record in self.records],
         }
-
-    def _read_list(self, record: EpochRecord) -> SkipList:
-        name, layout = record.skip_list, self.data.layout
-        return from_bytes(self.folder.read(name), source=self.folder.path(name), layout=layout, digest=record.digest)
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -284,4 +286,4 @@ class PruningEngine:
         measurements = state["measurements"]
         self.step.clear(load_measurements(measurements, rank=self.ranks.rank, world_size=self.ranks.world_size))
         if self.records:
-            self.active = self._read_list(self.records[-1])
+            self.active = read_list(self.folder, self.records[-1], self.data.layout)

@@ -1,12 +1,25 @@
 """The folder of a run: rank 0 writes and reads it for every rank."""
 
+import json
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+from filelock import FileLock, Timeout
 
 from ted_stream.engine.ranks import Ranks
-from ted_stream.files import join, read_bytes, write_bytes
+from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES
+from ted_stream.files import is_remote, join, read_bytes, write_bytes
 
-__all__ = ["RunFolder", "checked_folder"]
+__all__ = ["RunFolder", "RunLock", "checked_folder"]
+
+_LOCK = ".run.lock"
+_ORPHANS = 15.0  # seconds within which the workers of a killed rank 0, who hold its lock too, notice and end
+# Two runs that agree in these make the same lists of the same training.
+_IDENTITY = ("method", "settings", "seed", "dataset", "samples")
 
 
 def checked_folder(folder: object) -> str:
@@ -37,6 +50,48 @@ def checked_folder(folder: object) -> str:
     return text
 
 
+class RunLock:
+    """Says, while it is held, that a local run folder is in use; the system ends it with the process.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        # One per process and folder: a recipe holds it around the run, whose engine takes it again.
+        self._lock = FileLock(Path(folder).absolute() / _LOCK, is_singleton=True, thread_local=False)
+        self._is_held = False
+
+    def acquire(self) -> None:
+        """Take the folder; again without effect.
+
+        Raises:
+            RuntimeError: if a job that is at work has it.
+        """
+        if self._is_held:
+            return
+        try:
+            Path(self._folder).mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=_ORPHANS)
+        except Timeout as error:
+            raise RuntimeError(
+                f"{self._folder} is in use by a job that is at work, and two runs would write over each other's files. "
+                "Wait until it has ended, or give this run another folder."
+            ) from error
+        except NotImplementedError:  # a file system without locks; there, only the job's number in run.json tells
+            return
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+        self._is_held = True
+
+    def release(self) -> None:
+        """Let go; again without effect."""
+        if self._is_held:
+            self._lock.release()
+            self._is_held = False
+
+
 class RunFolder:
     """Small files at a local path, or at a URI that streaming can upload to and download from.
 
@@ -47,7 +102,119 @@ class RunFolder:
 
     def __init__(self, location: str, ranks: Ranks) -> None:
         self.location = location
-        self._ranks = ranks
+        self.ranks = ranks
+        self._job = ""  # says whose the folder is: this object's, once it has claimed it; on rank 0
+        self._lock = None if is_remote(location) else RunLock(location)
+
+    # Whose it is -------------------------------------------------------------------------------------------------
+
+    def claim(self, make: Callable[[], dict[str, Any]], *, goes_on_at: int | None, overwrite: bool) -> None:
+        """Make the folder this run's, before anything is written to it; collective, and again without effect.
+
+        What a killed job left half written is removed, and lists of epochs that are to come again.
+
+        Args:
+            make: what ``run.json`` is to hold, of this run.
+            goes_on_at: the epochs that a run has behind it that goes on here; ``None`` for one that begins.
+            overwrite: whether an earlier run's files may be removed.
+
+        Raises:
+            FileExistsError: if it holds another run, and this one begins.
+            RuntimeError: if a job that is at work has it.
+        """
+
+        def claim() -> None:
+            if self._lock is not None:
+                self._lock.acquire()
+            try:
+                self._clear(make(), goes_on_at, overwrite)
+                self._job = self._job or secrets.token_hex(8)
+            except BaseException:
+                self.release()
+                raise
+
+        self.ranks.on_rank_zero(claim)
+        self.write_run(make)
+
+    def _clear(self, mine: dict[str, Any], goes_on_at: int | None, overwrite: bool) -> None:
+        earlier, is_local = self._earlier(), not is_remote(self.location)
+        if earlier is None:
+            return
+        is_own = bool(self._job) and earlier.get("job") == self._job
+        if goes_on_at is None and not is_own:
+            self._refuse(earlier, mine, overwrite, is_local)
+        if is_local:
+            _remove_after(Path(self.location), goes_on_at or 0)
+
+    def _refuse(self, earlier: dict[str, Any], mine: dict[str, Any], overwrite: bool, is_local: bool) -> None:
+        same = all(earlier.get(name) == mine[name] for name in _IDENTITY)
+        if same and not earlier.get("finished", True):
+            warn(
+                f"{self.location} holds a run of the same settings that was stopped after {_ended(earlier)}, and this "
+                "one did not load a checkpoint of it: it begins again, and replaces that run's files.",
+                UserWarning,
+                stacklevel=6,
+            )
+        elif not overwrite:
+            raise FileExistsError(
+                f"{self.location} holds an earlier run, {_described(earlier)}. Resume it from a checkpoint of it, "
+                "give this run another folder, or pass overwrite=True (to PruningMixin pruning_overwrite=True) to "
+                "replace it."
+            )
+        elif not is_local:
+            raise FileExistsError(
+                f"{self.location} holds an earlier run, {_described(earlier)}, and in an object store nothing is "
+                "removed, with overwrite=True neither. Delete it with your store's tool, or give this run another "
+                "folder."
+            )
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """What is known of the run that the folder holds; ``None`` if it holds none."""
+        try:
+            earlier = json.loads(read_bytes(self.path(RUN_FILE)))
+        except FileNotFoundError:
+            lists = Path(self.location, LISTS)
+            return {} if not is_remote(self.location) and lists.is_dir() and any(lists.glob("ep*")) else None
+        except (ValueError, UnicodeDecodeError):
+            earlier = {}
+        return earlier if isinstance(earlier, dict) else {}
+
+    def write_run(self, make: Callable[[], Mapping[str, Any]], *, is_finished: bool = False) -> None:
+        """Write ``run.json``; collective.
+
+        Raises:
+            OSError: if it could not be written.
+        """
+
+        def write() -> None:
+            text = json.dumps({**make(), "finished": is_finished, "job": self._job}, indent=1)
+            self._put(RUN_FILE, text.encode())
+
+        self.ranks.on_rank_zero(write)
+
+    def refuse_other_job(self) -> None:
+        """Stop if another job has claimed the folder since; collective.
+
+        Raises:
+            RuntimeError: saying so.
+        """
+
+        def refuse() -> None:
+            found = self._earlier()
+            if found is not None and found.get("job") != self._job:
+                raise RuntimeError(
+                    f"Another job has begun or gone on with a run in {self.location}, and both would write there. Stop "
+                    "one of them; the run goes on from a checkpoint."
+                )
+
+        self.ranks.on_rank_zero(refuse)
+
+    def release(self) -> None:
+        """Let another job have the folder; not collective, and again without effect."""
+        if self._lock is not None:
+            self._lock.release()
+
+    # Its files ---------------------------------------------------------------------------------------------------
 
     def path(self, name: str) -> str:
         """The path or URI of a file."""
@@ -59,18 +226,13 @@ class RunFolder:
         Raises:
             OSError: if it could not be written.
         """
+        self.ranks.on_rank_zero(lambda: self._put(name, make()))
 
-        def write() -> None:
-            data = make()
-            try:
-                write_bytes(self.path(name), data)
-            except Exception as error:
-                raise OSError(
-                    f"{self.path(name)} could not be written ({type(error).__name__}: {error}), so the run could not "
-                    "be resumed from it. Check that the folder can be written, or choose another with folder='…'."
-                ) from error
-
-        self._ranks.on_rank_zero(write)
+    def _put(self, name: str, data: bytes) -> None:
+        try:
+            write_bytes(self.path(name), data)
+        except Exception as error:
+            raise _unwritable(self.path(name), error) from error
 
     def read(self, name: str) -> bytes:
         """Read a file that an earlier epoch wrote; collective.
@@ -88,4 +250,33 @@ class RunFolder:
                     "folder back where it was and make sure that it can be read, or start a new run."
                 ) from error
 
-        return self._ranks.on_rank_zero(read)
+        return self.ranks.on_rank_zero(read)
+
+
+def _unwritable(path: str, error: Exception) -> OSError:
+    return OSError(
+        f"{path} could not be written ({type(error).__name__}: {error}), so the run could not be resumed from it. "
+        "Check that the folder can be written, or choose another with folder='…'."
+    )
+
+
+def _remove_after(folder: Path, epochs: int) -> None:
+    """Remove what a run wrote after so many epochs, and what a killed job left half written."""
+    kept = {f"ep{epoch:04d}.parquet" for epoch in range(epochs)}
+    gone = [path for path in (folder / LISTS).glob("ep*.parquet") if path.name not in kept]
+    gone += [folder / MANIFEST, *folder.glob(".*.tmp"), *(folder / LISTS).glob(".*.tmp")]
+    if not epochs:
+        gone += [folder / SCORES, folder / RUN_FILE]
+    for path in gone:
+        path.unlink(missing_ok=True)
+
+
+def _ended(run: Mapping[str, Any]) -> str:
+    ended = sum(bool(epoch.get("forwarded")) for epoch in run.get("epochs", []))
+    return f"{ended} of {run.get('max_epochs')} epochs"
+
+
+def _described(run: Mapping[str, Any]) -> str:
+    if not run:
+        return "of which there is no run.json that can be read"
+    return f"{run.get('run')!r}: {run.get('settings')}, {_ended(run)}"

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-def check_settings(method: object, progress: str, allow_other_settings: object) -> None:
+def check_settings(method: object, progress: str, allow_other_settings: object, overwrite: object = False) -> None:
     """Refuse settings that no run can have.
 
     Raises:
@@ -33,6 +33,7 @@ def check_settings(method: object, progress: str, allow_other_settings: object) 
     if not isinstance(method, Method):
         raise TypeError(f"method is {method!r}, but it must be a pruning method, for example TED(prune_ratio=0.7).")
     check_flag("allow_other_settings", allow_other_settings, fix="whether to resume what other settings made.")
+    check_flag("overwrite", overwrite, fix="whether to replace an earlier run in the folder.")
     if check_choice("progress", progress, ("epochs", "samples")) == "samples":
         RunPlan(method=method, num_samples=1, epochs=2).forecast({})  # refuses what is not known in advance
 

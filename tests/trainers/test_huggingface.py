@@ -665,6 +665,7 @@ def test_predicting_on_streamed_training_data_is_refused(make_mds: Callable[...,
 def test_schedulers_that_are_made_elsewhere(tmp_path: Path) -> None:
     """They are of the full run; or refused, where the mixin does not come to see them."""
     made: list[int] = []
+    made_by: list[type] = []
 
     def create(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
         made.append(num_training_steps)
@@ -674,8 +675,9 @@ def test_schedulers_that_are_made_elsewhere(tmp_path: Path) -> None:
     def trainer_of(*bases: type) -> Any:
         model = WithLoss(make_net())
         optimizers = torch.optim.SGD(model.parameters(), 0.1), None
-        cls = type("Own", bases, {})
-        return make_trainer(METHODS["infobatch"], str(tmp_path), cls=cls, model=model, optimizers=optimizers)
+        cls, folder = type("Own", bases, {}), str(tmp_path / str(len(made_by)))
+        made_by.append(cls)
+        return make_trainer(METHODS["infobatch"], folder, cls=cls, model=model, optimizers=optimizers)
 
     one = type("One", (Trainer,), {"create_scheduler": create})
     both = type("Both", (Trainer,), {"create_optimizer_and_scheduler": create})

@@ -353,7 +353,7 @@ def test_full_epochs_are_to_the_bit_those_without_pruning(tmp_path: Path) -> Non
     def run(stretches: bool) -> list[float]:
         model = make_net()
         optimizer = torch.optim.SGD(model.parameters(), 1.0)
-        pruner = _pruner(tmp_path, model, TED(0.0))
+        pruner = _pruner(tmp_path / str(stretches), model, TED(0.0))
         scheduler: Any = CosineAnnealingLR(optimizer, EPOCHS * BATCHES)
         if stretches:
             scheduler = pruner.stretch(scheduler)

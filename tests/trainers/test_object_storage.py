@@ -37,7 +37,7 @@ def test_a_run_whose_data_and_folder_are_on_s3(
     assert torch.equal(s3_weights, weights)
     keys = {item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET, Prefix="run/")["Contents"]}
     lists = [f"run/skip_lists/ep{epoch:04d}.parquet" for epoch in range(4)]
-    assert keys == {*lists, "run/run.json", "run/manifest.parquet"}
+    assert keys == {*lists, "run/run.json", "run/running_scores.parquet", "run/manifest.parquet"}
     # The run goes on from S3, and the subset is trained on later.
     checkpoint = str(tmp_path / "checkpoints" / "ep2-ba25-rank0.pt")
     resumed_digests, resumed_weights = run("c", f"s3://{BUCKET}/data", f"s3://{BUCKET}/run", load_path=checkpoint)

@@ -7,7 +7,7 @@ from typing import Any
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from ted_stream.engine import EpochRecord, PruningEngine, checked_folder
+from ted_stream.engine import EpochRecord, PruningEngine, RunFolder, checked_folder
 from ted_stream.methods import Method
 from ted_stream.pruning.settings import check_whole
 from ted_stream.trainers.composer.requirements import refuse_wrong_use
@@ -32,8 +32,9 @@ class DataPruning(Algorithm):
     dataset made :class:`~ted_stream.reading.Prunable`), or over a map-style dataset with a
     :class:`~ted_stream.PrunedSampler`.
 
-    The run folder holds ``skip_lists/ep0007.parquet`` for every epoch, ``run.json``, and at the end
-    ``manifest.parquet``: the samples that the last pruned epoch kept, with their scores.
+    The run folder holds ``skip_lists/ep0007.parquet`` for every epoch, ``run.json``, the latest scores, and at the end
+    ``manifest.parquet``: the samples that the last pruned epoch kept, with their scores. A run begins in a folder that
+    holds none, or one of the same settings that was stopped and left no checkpoint to go on from.
 
     Args:
         method: what to measure, keep and weigh.
@@ -44,8 +45,10 @@ class DataPruning(Algorithm):
         output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the loss.
         allow_other_settings: resume a checkpoint of another method, of other settings, another seed or progress, with
             its scores.
+        overwrite: replace an earlier run in the folder, where this one does not go on with it.
 
     Attributes:
+        claimed: run folders that this object's runs have had, and may have again.
         batch_transform: what the trainer does to a batch before its first event has it; set while it fits.
 
     Raises:
@@ -62,20 +65,23 @@ class DataPruning(Algorithm):
         progress: str = "epochs",
         output_layer: str | None = None,
         allow_other_settings: bool = False,
+        overwrite: bool = False,
     ) -> None:
-        check_settings(method, progress, allow_other_settings)
+        check_settings(method, progress, allow_other_settings, overwrite)
         self.method = method
         self.folder = checked_folder(folder)
         self.seed = check_whole("seed", seed, fix="it seeds ties and draws.")
         self.progress = progress
         self.output_layer = checked_output_layer(output_layer, method)
         self.allow_other_settings = allow_other_settings
+        self.overwrite = overwrite
+        self.claimed: dict[str, RunFolder] = {}
         self.batch_transform: Callable[[Any], Any] = unchanged
         self._run: ComposerRun | None = None
         self._loaded: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
-        names = ("folder", "seed", "progress", "output_layer", "allow_other_settings")
+        names = ("folder", "seed", "progress", "output_layer", "allow_other_settings", "overwrite")
         return f"DataPruning({self.method!r}, {', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from composer.core import State, Time, TimeUnit
 from composer.loggers import Logger
@@ -61,7 +61,9 @@ class ComposerRun:
             output_layer=settings.output_layer,
             loss=loss_of(state),
             allow_other_settings=settings.allow_other_settings,
+            overwrite=settings.overwrite,
         )
+        self.engine.folder = settings.claimed.setdefault(folder, self.engine.folder)
         self._plan: Plan | None = None
         self._subset_length: int | None = None
         self._generators: list[dict[str, Any]] | None = None  # to go on with, where Composer does not see to it
@@ -245,5 +247,4 @@ class ComposerRun:
 
 
 def _loader(state: State) -> DataLoader:
-    loader: Any = state.dataloader
-    return loader
+    return cast("DataLoader", state.dataloader)

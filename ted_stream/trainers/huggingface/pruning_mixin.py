@@ -52,6 +52,7 @@ class PruningMixin(_Base):
             loss.
         pruning_allow_other_settings: go on from a checkpoint of another method, of other settings, another seed or
             progress.
+        pruning_overwrite: replace an earlier run in the folder, where training does not go on with it.
         **kwargs: of the Trainer.
 
     Raises:
@@ -83,9 +84,10 @@ class PruningMixin(_Base):
         pruning_progress: str = "epochs",
         pruning_output_layer: str | None = None,
         pruning_allow_other_settings: bool = False,
+        pruning_overwrite: bool = False,
         **kwargs: Any,
     ) -> None:
-        requirements.check_settings(pruning, pruning_progress, pruning_allow_other_settings)
+        requirements.check_settings(pruning, pruning_progress, pruning_allow_other_settings, pruning_overwrite)
         self._pruning = Settings(
             method=pruning,
             folder=None if pruning_folder is None else checked_folder(pruning_folder),
@@ -93,6 +95,7 @@ class PruningMixin(_Base):
             progress=pruning_progress,
             output_layer=requirements.checked_output_layer(pruning_output_layer, pruning),
             allow_other_settings=pruning_allow_other_settings,
+            overwrite=pruning_overwrite,
         )
         self._pruned_run: HuggingFaceRun | None = None
         self._is_pruning = False

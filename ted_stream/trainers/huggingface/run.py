@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from ted_stream.engine import PruningEngine, Ranks
+from ted_stream.engine import PruningEngine, Ranks, RunFolder
 from ted_stream.files import write_bytes
 from ted_stream.methods import Method
 from ted_stream.trainers import requirements
@@ -36,6 +36,9 @@ class Settings:
     progress: str
     output_layer: str | None
     allow_other_settings: bool
+    overwrite: bool
+    # Run folders that the Trainer has had: out of memory, it begins again by itself, with smaller batches.
+    claimed: dict[str, RunFolder] = field(default_factory=dict)
 
 
 class EpochsLoader:
@@ -107,7 +110,9 @@ class HuggingFaceRun:
             ranks=ranks,
             output_layer=settings.output_layer,
             allow_other_settings=settings.allow_other_settings,
+            overwrite=settings.overwrite,
         )
+        self.engine.folder = settings.claimed.setdefault(self.engine.folder.location, self.engine.folder)
         needs_logits = settings.method.weighs_samples or settings.method.measure() is not None
         self.batches = TrainedBatches(trainer, self.engine.step, self._reader, needs_logits=needs_logits)
         self.lengths = Lengths(

@@ -1,10 +1,13 @@
 """The arguments of a loop's pruner."""
 
+from datetime import datetime
+from secrets import token_hex
+
 from torch import nn
 
 from ted_stream.pruning.settings import check_whole
 
-__all__ = ["at_least_one", "check_model"]
+__all__ = ["at_least_one", "check_model", "new_run_name"]
 
 
 def check_model(model: object) -> None:
@@ -28,3 +31,8 @@ def at_least_one(name: str, value: object, *, fix: str) -> int:
     if whole < 1:
         raise ValueError(f"{name} is {whole}, but must be at least 1: {fix}")
     return whole
+
+
+def new_run_name() -> str:
+    """The time, and digits by which jobs that begin in the same second are runs of their own."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{token_hex(2)}"

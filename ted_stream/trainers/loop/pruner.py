@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from os import PathLike
 from types import TracebackType
 from typing import Any
@@ -17,7 +16,7 @@ from ted_stream.methods import Method
 from ted_stream.pruning import batch_size
 from ted_stream.pruning.settings import check_whole
 from ted_stream.trainers import requirements
-from ted_stream.trainers.loop.arguments import at_least_one, check_model
+from ted_stream.trainers.loop.arguments import at_least_one, check_model, new_run_name
 from ted_stream.trainers.reading import EpochReader, checked_data
 from ted_stream.trainers.schedules import StretchedScheduler, steps_done
 from ted_stream.trainers.steps import LoopSteps
@@ -47,12 +46,13 @@ class Pruner:
             :class:`~ted_stream.reading.Prunable`), or over a map-style one with a :class:`~ted_stream.PrunedSampler`.
         epochs: T, of the whole run.
         folder: of the run, a local path or a URI; ``{run_name}`` is filled in.
-        run_name: by default the time at which rank 0 makes this object.
+        run_name: by default the time at which rank 0 makes this object, and four random digits.
         seed: of ties and draws.
         progress: by what stretched schedulers come on in pruned epochs: full ``epochs``, or ``samples`` forwarded.
         output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the loss.
         loss_function: of (outputs, batch), as the loop computes it: to be looked at more closely, and for ``Loss``.
         allow_other_settings: go on with a state of another method, of other settings, another seed or progress.
+        overwrite: replace an earlier run in the folder, where this one does not go on with it.
 
     Raises:
         TypeError: for an argument of another type.
@@ -73,8 +73,9 @@ class Pruner:
         output_layer: str | None = None,
         loss_function: Callable[[Any, Any], Any] | None = None,
         allow_other_settings: bool = False,
+        overwrite: bool = False,
     ) -> None:
-        requirements.check_settings(method, progress, allow_other_settings)
+        requirements.check_settings(method, progress, allow_other_settings, overwrite)
         check_model(model)
         self.epochs = at_least_one("epochs", epochs, fix="it is the number of passes over the training set.")
         self.model, self.loader, self.progress = model, loader, progress
@@ -85,12 +86,11 @@ class Pruner:
         self._reader = EpochReader(loader, data := checked_data(loader, ranks), ranks)
         ranks.on_every_rank(lambda: data.activate(None, sample_ids=False))
         self.full_length = len(loader)
-        self.run_name = ranks.on_rank_zero(lambda: run_name or f"{datetime.now():%Y%m%d-%H%M%S}")
+        self.run_name = ranks.on_rank_zero(lambda: run_name or new_run_name())
         self._keeps_folder = run_name is None and "{run_name}" in folder
         folder, options = folder.format(run_name=self.run_name), {"output_layer": output_layer, "loss": loss_function}
-        self.engine = PruningEngine(
-            method, data, folder=folder, seed=seed, ranks=ranks, allow_other_settings=allow_other_settings, **options
-        )
+        options |= {"allow_other_settings": allow_other_settings, "overwrite": overwrite}
+        self.engine = PruningEngine(method, data, folder=folder, seed=seed, ranks=ranks, **options)
         self._steps = LoopSteps(self.engine.step, model, moves_batches=loss_function is not None)
         self._state = "new"  # then "between" epochs, "open" (an epoch has begun), "reading" its batches, "over"
 

@@ -1,0 +1,48 @@
+"""What a run leaves in its folder, epoch by epoch; collective, as all that the folder does."""
+
+from collections.abc import Sequence
+
+from ted_stream.engine.record import EpochRecord
+from ted_stream.engine.run_folder import RunFolder
+from ted_stream.export import write_manifest
+from ted_stream.export.run_files import MANIFEST, SCORES, running_scores_to_bytes
+from ted_stream.methods import Method
+from ted_stream.pruning import ScoreStore
+from ted_stream.skip_list import DatasetLayout, SkipList, from_bytes
+
+__all__ = ["read_list", "write_last_manifest", "write_scores"]
+
+
+def read_list(folder: RunFolder, record: EpochRecord, layout: DatasetLayout) -> SkipList:
+    """The skip-list of an epoch that has begun.
+
+    Raises:
+        SkipListError: if it is another than it was.
+        OSError: if it cannot be read.
+    """
+    name = record.skip_list
+    return from_bytes(folder.read(name), source=folder.path(name), layout=layout, digest=record.digest)
+
+
+def write_scores(folder: RunFolder, method: Method, store: ScoreStore, layout: DatasetLayout, *, epoch: int) -> None:
+    """Keep the scores outside of checkpoints too: a killed run's are in none, or in one that cannot be resumed."""
+    if method.measure() is None:
+        return
+    scores = store.gather_on_rank_zero()
+
+    def make() -> bytes:
+        assert scores is not None, "rank 0 makes it"
+        return running_scores_to_bytes(scores, epoch=epoch, layout=layout)
+
+    folder.write(SCORES, make)
+
+
+def write_last_manifest(
+    folder: RunFolder, records: Sequence[EpochRecord], store: ScoreStore, layout: DatasetLayout
+) -> None:
+    """Write the manifest of what the last pruned epoch kept; none where nothing was pruned."""
+    pruned = [record for record in records if record.kept < layout.num_samples]
+    if pruned:
+        skip_list, scores = read_list(folder, pruned[-1], layout), store.gather_on_rank_zero()
+        path = folder.path(MANIFEST)
+        folder.ranks.on_rank_zero(lambda: None if scores is None else write_manifest(path, skip_list, scores))

@@ -1,0 +1,80 @@
+"""What a run folder holds, by name, and how it is read."""
+
+import io
+import json
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ted_stream.files import join, read_bytes
+from ted_stream.skip_list import DatasetLayout
+
+__all__ = ["LISTS", "MANIFEST", "RUN_FILE", "SCORES", "read_run", "read_running_scores", "running_scores_to_bytes"]
+
+RUN_FILE, LISTS, SCORES, MANIFEST = "run.json", "skip_lists", "running_scores.parquet", "manifest.parquet"
+_EPOCH, _FINGERPRINT = b"ted_stream.running_scores.epoch", b"ted_stream.running_scores.fingerprint"
+
+
+def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``run.json`` of a run folder holds.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    path = join(folder, RUN_FILE)
+    try:
+        run = json.loads(read_bytes(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{os.fspath(folder)} holds no {RUN_FILE}, so it is no folder of a pruned run; give one, such as "
+            "ted_stream_runs/<run name>."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); put back the file that the run wrote.") from error
+    if not isinstance(run, dict) or not isinstance(run.get("epochs"), list):
+        raise ValueError(f"{path} is not what a pruned run writes: it holds no epochs; give another folder.")
+    return run
+
+
+def running_scores_to_bytes(scores: NDArray[np.float32], *, epoch: int, layout: DatasetLayout) -> bytes:
+    """The file of the scores after an epoch: one column ``score``, float32, null where a sample was never measured.
+
+    Args:
+        scores: (N,) float32 by sample id, NaN where never measured.
+        epoch: 0-based, that they were folded after.
+        layout: of the dataset.
+    """
+    column = pa.array(scores, pa.float32(), mask=np.isnan(scores))
+    table = pa.table({"score": column}, metadata={_EPOCH: str(epoch), _FINGERPRINT: layout.fingerprint})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def read_running_scores(folder: str | os.PathLike[str], *, layout: DatasetLayout) -> tuple[NDArray[np.float32], int]:
+    """The scores that a run folder holds, (N,) float32 by sample id with NaN where never measured, and their epoch.
+
+    Raises:
+        FileNotFoundError: if there are none: the method measures nothing, or no epoch has ended.
+        ValueError: if they are damaged, or of another dataset.
+    """
+    path = join(folder, SCORES)
+    data = read_bytes(path)
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        metadata = table.schema.metadata
+        epoch, fingerprint = int(metadata[_EPOCH]), metadata[_FINGERPRINT].decode()
+        scores = table["score"].to_numpy().astype(np.float32)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); put back the file that the run wrote.") from error
+    if fingerprint != layout.fingerprint or len(scores) != layout.num_samples:
+        raise ValueError(
+            f"{path} has {len(scores)} scores of dataset {fingerprint}, but the run is of {layout.fingerprint}; put "
+            "back the file that the run wrote."
+        )
+    return scores, epoch
