@@ -17,6 +17,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ted_stream import DataPruning
+from ted_stream.export import export_manifest
+from ted_stream.export.run_files import read_run
 from ted_stream.files import join
 
 from .datasets import Loaders
@@ -77,7 +79,19 @@ class Host:
                 seed=settings.seed,
                 progress=pruning.progress,
                 output_layer=pruning.output_layer,
+                overwrite=settings.overwrite,
             )
+
+    def _told(self, is_over: bool) -> dict[str, Any] | None:
+        """What is known of the pruning; of a run that was over before, from its folder, where its manifest lacks."""
+        if self.pruning is None:
+            return None
+        if not is_over:
+            return self.pruning.engine.summary()
+        run = read_run(self.settings.folder)
+        if any(record["kept"] < run["samples"] for record in run["epochs"]):
+            export_manifest(self.settings.folder)
+        return run
 
     def fit(self) -> Trained:
         """Train, and test at the end."""
@@ -102,20 +116,28 @@ class Host:
             progress_bar=settings.progress_bar,
             save_folder=join(settings.folder, "checkpoints") if settings.save_interval else None,
             save_interval=settings.save_interval or "1ep",
+            # A file that a kill left half written would stop every resumption.
+            save_overwrite=True,
             autoresume=settings.autoresume,
             load_path=settings.load_path,
         )
         started = time.perf_counter()
         try:
-            trainer.fit()
             state = trainer.state
+            assert state.max_duration is not None
+            is_over = state.max_duration <= state.timestamp.get(state.max_duration.unit)
+            if is_over:  # killed after its last checkpoint: Composer would refuse to go on
+                trainer.eval()
+            else:
+                trainer.fit()
             return Trained(
                 epochs=epochs(settings, len(loaders.train)) if self.pruning is None else state.timestamp.epoch.value,
                 metrics={name: float(metric.compute()) for name, metric in state.eval_metrics["test"].items()},
                 forwarded=state.timestamp.sample.value,
                 seconds=state.timestamp.total_wct.total_seconds(),
                 wall_seconds=time.perf_counter() - started,
-                engine=None if self.pruning is None else self.pruning.engine,
+                engine=None if self.pruning is None or is_over else self.pruning.engine,
+                pruning=self._told(is_over),
             )
         finally:
             trainer.close()

@@ -194,7 +194,7 @@ def _in_memory(settings: Settings, description: Description, *, ranks: int) -> L
     )
     augmented, plain = _transforms(settings, description)
     return Loaders(
-        DataLoader(train_set, data.batch_size // ranks, sampler=sampler),
+        DataLoader(train_set, data.batch_size // ranks, sampler=sampler, drop_last=data.drop_last),
         DataLoader(
             test_set,
             data.eval_batch_size // ranks,

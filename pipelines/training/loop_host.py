@@ -120,6 +120,7 @@ class Host:
             progress=pruning.progress,
             output_layer=pruning.output_layer,
             loss_function=self.task.loss_function,
+            overwrite=settings.overwrite,
         )
 
     def fit(self) -> Trained:
@@ -142,13 +143,15 @@ class Host:
                 self._tell()
         if not self.metrics:  # the run was over before
             self._test()
+        engine = self.run.engine if isinstance(self.run, Pruner) else None
         return Trained(
             epochs=self.epoch,
             metrics=self.metrics,
             forwarded=self.samples,
             seconds=self.seconds,
             wall_seconds=time.perf_counter() - started,
-            engine=self.run.engine if isinstance(self.run, Pruner) else None,
+            engine=engine,
+            pruning=None if engine is None else engine.summary(),
         )
 
     # A step ------------------------------------------------------------------------------------------------------

@@ -55,7 +55,16 @@ def build_scheduler(
     max_lr = options.max_lr if options.max_lr is not None else optimizer.param_groups[0]["lr"]
     # Momentum stays where the config put it, unless cycling is asked for.
     cycle = bool(options.cycle_momentum)
-    return OneCycleLR(optimizer, max_lr, total_steps=steps, cycle_momentum=cycle, **given)
+    return OneCycle(optimizer, max_lr, total_steps=steps, cycle_momentum=cycle, **given)
+
+
+class OneCycle(OneCycleLR):
+    """Torch's, of a run that may go on for longer than it was begun for: the rest is planned anew."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the step of a state, within this run's length."""
+        planned = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
+        super().load_state_dict({**state_dict, **planned})
 
 
 def _factor(options: config.Scheduler, *, length: int, steps: int) -> Callable[[float], float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ted_stream.engine import PruningEngine
+from ted_stream.export.run_files import LISTS, MANIFEST
 from ted_stream.files import join
 
 from .settings import Settings, counts_batches
@@ -24,7 +27,9 @@ class Trained:
     seconds: float
     wall_seconds: float
     engine: PruningEngine | None
-    """Of the pruning, if the run pruned."""
+    """Of the pruning, if the run pruned in this process."""
+    pruning: Mapping[str, Any] | None
+    """What ``run.json`` holds, if the run pruned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +79,8 @@ def result_of(settings: Settings, trained: Trained, *, samples: int) -> Result:
         trained: what its trainer tells.
         samples: in the training split.
     """
-    folder, engine = settings.folder, trained.engine
-    pruned = engine is not None and any(record.keep_ratio < 1 for record in engine.records)
+    folder, pruning = settings.folder, trained.pruning
+    pruned = pruning is not None and any(record["kept"] < pruning["samples"] for record in pruning["epochs"])
     return Result(
         run_name=settings.run_name,
         trainer=settings.trainer,
@@ -87,10 +92,10 @@ def result_of(settings: Settings, trained: Trained, *, samples: int) -> Result:
         forwarded=trained.forwarded,
         # In batches the last epoch is one in part, of a run that leaves nothing out.
         save_ratio=0.0 if counts_batches(settings) else 1 - trained.forwarded / (samples * trained.epochs),
-        planned_save_ratio=0.0 if engine is None else engine.plan.save_ratio,
+        planned_save_ratio=0.0 if pruning is None else pruning["planned_save_ratio"],
         seconds=trained.seconds,
         wall_seconds=trained.wall_seconds,
         folder=folder,
-        skip_lists=None if engine is None else join(folder, "skip_lists"),
-        manifest=join(folder, "manifest.parquet") if pruned else None,
+        skip_lists=None if pruning is None else join(folder, LISTS),
+        manifest=join(folder, MANIFEST) if pruned else None,
     )

@@ -23,15 +23,13 @@ from .score_results import SCORE_FILE, SCORES_FILE, SKIP_LIST_FILE, ScoreResult,
 from .score_settings import Scoring
 from .settings import ConfigError
 from .surrogates import SCORING, SURROGATES, Surrogate, Told, num_surrogates
-from .train import LEFTOVERS, check_data, claim_folder
+from .train import FREE_SETTINGS, LEFTOVERS, check_data, claim_folder
 
 __all__ = ["ScoreResult", "score"]
 
 ASKED_FILE = "asked.json"
 LOCK_FILE = ".scoring.lock"
 OWN_LEFTOVERS = (SCORING, SURROGATES, SCORES_FILE, SKIP_LIST_FILE, SCORE_FILE, ASKED_FILE)
-# Settings that a run may go on with other values of.
-FREE_SETTINGS = ("autoresume", "overwrite", "progress_bar", "folder", "save_interval", "eval_interval")
 
 
 def score(scoring: Scoring) -> ScoreResult | None:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ted_stream.methods import METHODS, Method
 
+from .bounds import check_bounds
 from .durations import parse_duration
 
 __all__ = [
@@ -60,6 +61,9 @@ class Data:
     """Hold all images on the device instead of reading them; for decoded images on a local disk that fit."""
     batch_size: int = 128
     """Samples per training step, over all ranks."""
+    drop_last: bool = False
+    """Leave out what is left of an epoch for its last batch, drawn anew every epoch; with in_memory alone. A batch of a
+    few rows is as large a step as any other, and of a small dataset one in few."""
     eval_batch_size: int = 512
     """Samples per evaluation step, over all ranks."""
     num_workers: int = 0
@@ -390,13 +394,16 @@ def _check_values(settings: Settings) -> None:
         raise ConfigError("pruning.output_layer is empty; name a layer, or set null to have it found.")
     _check_trainer(settings)
     _check_times(settings)
-    for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("image_size", 1)):
-        value = getattr(settings.data, name)
-        if value is not None and value < least:
-            raise ConfigError(f"data.{name} is {value}, expected {least} or more.")
-    if (size := settings.device_train_microbatch_size) is not None and size < 1:
-        raise ConfigError(f"device_train_microbatch_size is {size}, expected 1 or more, or null for the whole batch.")
     steps(settings, 1)
+    try:
+        check_bounds(settings)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if set(Path(settings.run_name).parts) & {"..", "/"} or settings.run_name in ("", "."):
+        raise ConfigError(
+            f"run_name is {settings.run_name!r}, which is no folder within runs/; give a name such as cifar10-1, and "
+            "folder= to write elsewhere."
+        )
 
 
 def _check_trainer(settings: Settings) -> None:

@@ -28,7 +28,11 @@ def shorter_run(settings: Settings, method: Method, *, samples: int) -> dict[str
         Values by dotted key, for :func:`~.settings.replaced`.
     """
     batch, scheduler = settings.data.batch_size, settings.scheduler
-    length = -(-samples // batch)
+
+    def batches(count: int) -> int:
+        return count // batch if settings.data.drop_last else -(-count // batch)
+
+    length = batches(samples)
     plan = RunPlan(method=method, num_samples=samples, epochs=epochs(settings, length))
     total = length * plan.epochs
 
@@ -38,7 +42,7 @@ def shorter_run(settings: Settings, method: Method, *, samples: int) -> dict[str
 
     changes: dict[str, Any] = {
         "pruning.method": "none",
-        "max_duration": f"{sum(-(-(plan.kept(epoch) or samples) // batch) for epoch in range(plan.epochs))}ba",
+        "max_duration": f"{sum(batches(plan.kept(epoch) or samples) for epoch in range(plan.epochs))}ba",
     }
     if scheduler.warmup is not None:
         changes["scheduler.warmup"] = share(scheduler.warmup)

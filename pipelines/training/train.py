@@ -5,16 +5,20 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
 from ted_stream.engine import Ranks
 from ted_stream.engine.generators import seed_generators
+from ted_stream.engine.run_folder import RunLock
+from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES
 from ted_stream.files import is_remote, join, read_bytes, write_bytes
 from ted_stream.trainers.requirements import check_settings
 
@@ -28,7 +32,9 @@ __all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "
 
 CONFIG_FILE = "config.yaml"
 # What a run leaves in its folder; only this is removed when a run is replaced.
-LEFTOVERS = ("skip_lists", "scores", "checkpoints", "run.json", CONFIG_FILE, "manifest.parquet", RESULT_FILE)
+LEFTOVERS = (LISTS, "scores", "checkpoints", RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE)
+# Settings that another attempt at the same run may have other values of.
+FREE_SETTINGS = ("autoresume", "overwrite", "progress_bar", "folder", "save_interval", "eval_interval")
 
 
 def train(settings: Settings) -> Result:
@@ -56,15 +62,40 @@ def train(settings: Settings) -> Result:
     description = read_description(settings.data.path)
     check_data(settings, description, ranks.world_size)
     check_method(settings)
+    if settings.autoresume and (finished := ranks.on_rank_zero(lambda: _finished(settings))) is not None:
+        return finished
     seed_generators(settings.seed)
     task = build_task(settings.model, description)
     loaders = build_loaders(settings, description, ranks=ranks.world_size)
     run = host.Host(settings, task, loaders)
-    ranks.on_rank_zero(lambda: claim_folder(settings))  # when nothing can be refused any more
-    result = result_of(settings, run.fit(), samples=loaders.prunable.full_epoch_size)
-    if ranks.rank == 0:
-        write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
+    lock = None if is_remote(settings.folder) else RunLock(settings.folder)
+    try:
+        ranks.on_rank_zero(lambda: claim_folder(settings, lock=lock))  # when nothing can be refused any more
+        result = result_of(settings, run.fit(), samples=loaders.prunable.full_epoch_size)
+        if ranks.rank == 0:
+            write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
+    finally:
+        if lock is not None:
+            lock.release()
     return result
+
+
+def _finished(settings: Settings) -> Result | None:
+    """The result of the very run that the settings ask for, if its folder holds it."""
+
+    def asked(given: Any) -> dict[str, Any]:
+        container: Any = OmegaConf.to_container(given, resolve=True)
+        return {name: value for name, value in container.items() if name not in FREE_SETTINGS}
+
+    try:
+        before = OmegaConf.create(read_bytes(join(settings.folder, CONFIG_FILE)).decode())
+        result = json.loads(read_bytes(join(settings.folder, RESULT_FILE)))
+    except FileNotFoundError:
+        return None
+    if asked(before) != asked(OmegaConf.structured(settings)):
+        return None
+    print(f"The run in {settings.folder} has finished; this is what it did.", file=sys.stderr)
+    return Result(**result)
 
 
 def check_method(settings: Settings) -> None:
@@ -123,6 +154,11 @@ def check_data(settings: Settings, description: Description, ranks: int) -> None
         raise ConfigError(f"data.cache: {settings.data.path} is remote; name a local folder for its shards.")
     if settings.data.in_memory:
         _check_in_memory(settings, description)
+    elif settings.data.drop_last:
+        raise ConfigError(
+            "data.drop_last needs data.in_memory=true: what streaming's workers would leave out is not the same on "
+            "every number of workers; set data.drop_last=false."
+        )
     for name in ("batch_size", "eval_batch_size"):
         size = getattr(settings.data, name)
         if size % ranks:
@@ -148,21 +184,26 @@ def _check_in_memory(settings: Settings, description: Description) -> None:
         )
 
 
-def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> None:
+def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS, *, lock: RunLock | None = None) -> None:
     """Make the run folder this run's own, and keep its settings there; called on rank 0 for all.
 
     Args:
         settings: of the run.
         leftovers: names of what a run of this kind leaves in its folder.
+        lock: of the folder, to be held from here on.
 
     Raises:
         ConfigError: the settings go on with a run of another trainer.
         FileExistsError: the folder holds another run, which is not to be replaced.
+        RuntimeError: a job that is at work has the folder.
     """
     folder = settings.folder
+    if lock is not None:
+        lock.acquire()
     goes_on = settings.autoresume or settings.load_path is not None
     if goes_on:
         _refuse_other_trainer(settings)
+        _refuse_without_checkpoint(settings)
     if not is_remote(folder) and not goes_on:
         found = [name for name in leftovers if (Path(folder) / name).exists()]
         if found and not settings.overwrite:
@@ -174,6 +215,16 @@ def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> No
             path = Path(folder) / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_bytes(join(folder, CONFIG_FILE), OmegaConf.to_yaml(OmegaConf.structured(settings)).encode())
+
+
+def _refuse_without_checkpoint(settings: Settings) -> None:
+    """Refuse to begin a run again that has ended, and left nothing to go on from."""
+    ended = Path(settings.folder) / RESULT_FILE
+    if settings.load_path is None and ended.exists() and not (Path(settings.folder) / "checkpoints").exists():
+        raise FileExistsError(
+            f"{settings.folder} holds a run that has finished, and no checkpoints to go on from; set autoresume=false "
+            "and overwrite=true to replace it, or folder= to another place."
+        )
 
 
 def _refuse_other_trainer(settings: Settings) -> None:

@@ -126,7 +126,7 @@ def check(run: Run, data: Path) -> None:
 
 class _Performed:
     def __init__(self, run: Run, data: Path, folder: Path, guess: float | None) -> None:
-        self.run, self.folder, self.guess = run, folder, guess
+        self.run, self.folder, self.guess, self.tries = run, folder, guess, 0
         self.description = read_description(data)
         self.samples = self.description.samples["train"]
         self.config = folder / "config.yaml"
@@ -135,7 +135,6 @@ class _Performed:
             "trainer": "loop",
             "seed": run.seed,
             "folder": str(folder / "run"),
-            "overwrite": True,
             "progress_bar": False,
             "max_duration": f"{run.epochs}ep",
             "data": {"path": str(data), "in_memory": True, "skip_list": None},
@@ -178,7 +177,8 @@ class _Performed:
         return load_settings(self.config, [*overrides, f"pruning.prune_ratio={prune_ratio!r}"])
 
     def _planned(self) -> float | None:
-        saving, method = self.run.saving, self._settings(0.5).pruning.value
+        settings = self._settings(0.5)
+        saving, method, data = self.run.saving, settings.pruning.value, settings.data
         assert saving is not None
         assert method is not None
 
@@ -186,7 +186,8 @@ class _Performed:
             changed: Any = method
             return replace(changed, prune_ratio=ratio)
 
-        return planned_prune_ratio(make, saving, num_samples=self.samples, epochs=self.run.epochs)
+        whole = data.batch_size if data.drop_last else 1
+        return planned_prune_ratio(make, saving, num_samples=self.samples, epochs=self.run.epochs, whole_batches=whole)
 
     def _shorter(self) -> Settings:
         ratio = self._planned()
@@ -209,13 +210,16 @@ class _Performed:
         given = {**self.run.given, "method": self.run.given["score"], "prune_ratio": self.run.saving}
         given["seed"] = SURROGATE_SEEDS + self.run.seed
         del given["score"]
-        overrides = [f"{name}={_text(value)}" for name, value in given.items()]
+        # A scoring run has every sample in every epoch.
+        overrides = ["data.drop_last=false", *(f"{name}={_text(value)}" for name, value in given.items())]
         return load_scoring(self.config, [*overrides, f"folder={self.folder / 'scores'}"])
 
     # Training ----------------------------------------------------------------------------------------------------
 
     def _train(self, settings: Settings, *, prune_ratio: float = float("nan"), scoring_seconds: float = 0.0) -> Outcome:
         run = self.run
+        self.tries += 1
+        settings = replaced(settings, {"folder": str(self.folder / f"run{self.tries}")})
         check_data(settings, self.description, 1)
         check_method(settings)
         seed_generators(settings.seed)

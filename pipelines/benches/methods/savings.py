@@ -15,7 +15,7 @@ TRIES = 5
 
 
 def planned_prune_ratio(
-    make: Callable[[float], Method], saving: float, *, num_samples: int, epochs: int
+    make: Callable[[float], Method], saving: float, *, num_samples: int, epochs: int, whole_batches: int = 1
 ) -> float | None:
     """The prune ratio of a method whose saving is planned, by bisection.
 
@@ -24,6 +24,7 @@ def planned_prune_ratio(
         saving: 1 - forwarded / (N·T) of the whole run (TED, eq. 24).
         num_samples: N.
         epochs: T.
+        whole_batches: samples are trained on by so many, and what is left of an epoch is not.
 
     Returns:
         ``None`` where the method decides on its own counts.
@@ -33,7 +34,11 @@ def planned_prune_ratio(
     """
 
     def saves(ratio: float) -> float | None:
-        return RunPlan(method=make(ratio), num_samples=num_samples, epochs=epochs).save_ratio
+        plan = RunPlan(method=make(ratio), num_samples=num_samples, epochs=epochs)
+        if plan.save_ratio is None:
+            return None
+        forwarded = sum(count // whole_batches * whole_batches for count in plan.forecast({}))
+        return 1 - forwarded / (num_samples * epochs)
 
     most = saves(MOST)
     if most is None:

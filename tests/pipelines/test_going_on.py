@@ -1,0 +1,138 @@
+"""`autoresume` on what is there: a finished run, one that died at its very end, a half-written checkpoint."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ted_stream.pipelines.training.settings import load_settings
+from ted_stream.pipelines.training.train import train
+
+QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+Run = Callable[..., Any]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+each_trainer = pytest.mark.parametrize("trainer", ["composer", "loop"])
+
+
+@pytest.fixture
+def run(digits: Path, tmp_path: Path) -> Run:
+    """A function that trains a small run in the folder ``run``, with overrides."""
+    small = ["max_duration=3ep", "data.num_workers=0", "model.channels=[8, 16]", "pruning.prune_ratio=0.6"]
+    same = [*small, "save_interval=1ep", "overwrite=false", f"data.path={digits}", f"folder={tmp_path / 'run'}"]
+    return lambda *overrides: train(load_settings(QUICKSTART, [*same, *overrides]))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def learning_rates(folder: Path) -> list[float]:
+    """Of the newest checkpoint of either trainer."""
+    newest = folder / "checkpoints" / "newest"
+    if newest.exists():
+        return torch.load(newest.with_name(newest.read_text()), weights_only=True)["scheduler"]["_last_lr"]
+    state = torch.load(folder / "checkpoints" / "latest-rank0.pt", weights_only=False)["state"]
+    (scheduler,) = state["schedulers"].values()
+    return scheduler["_last_lr"]
+
+
+@each_trainer
+@pytest.mark.parametrize("method", ["ted", "none"])
+def test_a_finished_run_says_so(
+    trainer: str, method: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [f"trainer={trainer}", f"pruning.method={method}"]
+    result = run(*common)
+    before = contents(tmp_path / "run")
+    capsys.readouterr()
+    assert run(*common, "autoresume=true", "eval_interval=2ep") == result
+    assert f"The run in {tmp_path / 'run'} has finished" in capsys.readouterr().err
+    assert contents(tmp_path / "run") == before
+
+
+@each_trainer
+def test_a_longer_run_goes_on_by_a_schedule_of_its_length(trainer: str, run: Run, tmp_path: Path) -> None:
+    run(f"trainer={trainer}")
+    assert run(f"trainer={trainer}", "max_duration=5ep", "autoresume=true").epochs == 5
+    run(f"trainer={trainer}", "max_duration=5ep", f"folder={tmp_path / 'at once'}")
+    assert learning_rates(tmp_path / "run") == pytest.approx(learning_rates(tmp_path / "at once"), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["ted", "none"])
+def test_a_finished_run_without_checkpoints_is_not_begun_again(method: str, run: Run, tmp_path: Path) -> None:
+    common = ["trainer=loop", f"pruning.method={method}"]
+    run(*common, "save_interval=null")
+    before = contents(tmp_path / "run")
+    for overwrite in ("false", "true"):
+        with pytest.raises(FileExistsError, match="has finished, and no checkpoints to go on from"):
+            run(*common, "autoresume=true", "max_duration=5ep", f"overwrite={overwrite}")
+    assert contents(tmp_path / "run") == before
+
+
+@each_trainer
+def test_a_run_that_died_after_its_last_checkpoint_has_all(trainer: str, run: Run, tmp_path: Path) -> None:
+    expected = run(f"trainer={trainer}")
+    folder = tmp_path / "run"
+    manifest = (folder / "manifest.parquet").read_bytes()
+    for name in ("manifest.parquet", "result.json"):
+        (folder / name).unlink()
+    found = run(f"trainer={trainer}", "autoresume=true")
+    for name in ("epochs", "metrics", "forwarded", "save_ratio", "planned_save_ratio", "manifest", "skip_lists"):
+        assert getattr(found, name) == getattr(expected, name), name
+    assert (folder / "manifest.parquet").read_bytes() == manifest
+    assert json.loads((folder / "result.json").read_text())["metrics"] == expected.metrics
+
+
+@each_trainer
+def test_a_half_written_checkpoint_is_no_obstacle(trainer: str, run: Run, tmp_path: Path) -> None:
+    expected = run(f"trainer={trainer}")
+    folder = tmp_path / "run"
+    checkpoints = folder / "checkpoints"
+    epoch = {int(path.name[2]): path for path in checkpoints.glob("ep*") if "-ba" in path.name}
+    half, whole = epoch[3], epoch[1]
+    epoch[2].unlink()
+    half.write_bytes(half.read_bytes()[:1000])
+    if trainer == "loop":
+        (checkpoints / "newest").write_text(whole.name)
+    else:
+        (checkpoints / "latest-rank0.pt").unlink()
+        (checkpoints / "latest-rank0.pt").symlink_to(whole.name)
+    (folder / "result.json").unlink()
+    assert run(f"trainer={trainer}", "autoresume=true").metrics == expected.metrics
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(run: Run, tmp_path: Path) -> None:
+    expected = run("trainer=loop")
+    folder = tmp_path / "run"
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "result.json").unlink()
+    state = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**state, "finished": False, "epochs": state["epochs"][:1]}))
+    with pytest.warns(UserWarning, match=r"was stopped after 1 of 3 epochs.*begins again"):
+        assert run("trainer=loop", "autoresume=true").metrics == expected.metrics
+
+
+def test_two_jobs_in_one_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even one that may overwrite does not, while the other is at work."""
+    from ted_stream.engine import run_folder
+    from ted_stream.pipelines.training.loop_host import Host
+
+    monkeypatch.setattr(run_folder, "_ORPHANS", 0.1)
+    fit, seen = Host.fit, []
+
+    def fit_beside_another(self: Host) -> Any:
+        lock = run_folder.FileLock(tmp_path / "run" / ".run.lock")
+        with pytest.raises(run_folder.Timeout):
+            lock.acquire(timeout=0.1)
+        seen.append((tmp_path / "run" / "config.yaml").exists())
+        return fit(self)
+
+    monkeypatch.setattr(Host, "fit", fit_beside_another)
+    run("trainer=loop", "pruning.method=none")
+    assert seen == [True]
+    run_folder.FileLock(tmp_path / "run" / ".run.lock").acquire(timeout=0.1)
