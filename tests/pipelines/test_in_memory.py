@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from ted_stream import PrunedStreamingDataset, SkipList
+from ted_stream.engine.plan import RunPlan
 from ted_stream.pipelines.corpora.prepared import read_description
 from ted_stream.pipelines.training.datasets import build_loaders
-from ted_stream.pipelines.training.settings import ConfigError, Settings, load_settings
+from ted_stream.pipelines.training.settings import ConfigError, Settings, load_settings, replaced
+from ted_stream.pipelines.training.shorter import shorter_run
 from ted_stream.pipelines.training.train import check_data, train
 from ted_stream.sampler import PrunedSampler
 from ted_stream.skip_list import read_skip_list, write_skip_list
@@ -75,6 +77,20 @@ def test_resumes_to_the_bit(load, tmp_path: Path) -> None:
     assert lists == {path.name: read_skip_list(path).digest for path in (tmp_path / "run" / "skip_lists").iterdir()}
 
 
+def test_what_is_left_for_a_last_batch_may_be_left_out(load) -> None:
+    """In pruned epochs too, and in the shorter run that is as long."""
+    settings = load("data.drop_last=true", "pruning.method=random", "pruning.prune_ratio=0.5")
+    assert settings.pruning.value is not None
+    result = train(settings)
+    plan = RunPlan(method=settings.pruning.value, num_samples=1437, epochs=3)
+    batches = [count // 64 for count in plan.forecast({})]
+    assert result.forwarded == 64 * sum(batches) < sum(plan.forecast({}))
+    changes = shorter_run(settings, settings.pruning.value, samples=1437)
+    assert changes["max_duration"] == f"{sum(batches)}ba"
+    shorter = train(replaced(settings, {**changes, "overwrite": True}))
+    assert shorter.forwarded == result.forwarded
+
+
 def test_so_many_batches_end_where_they_are_said_to(load) -> None:
     result = train(load("pruning.method=none", "max_duration=30ba", "data.batch_size=64"))
     assert result.epochs == 2  # of 23 batches each, the last of 29 samples
@@ -93,6 +109,11 @@ def test_so_many_batches_end_where_they_are_said_to(load) -> None:
 def test_what_cannot_be_held_is_refused(load, digits: Path, override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_data(load(override, "data.cache=/tmp/cache"), read_description(digits), 1)
+
+
+def test_only_what_is_held_may_lose_its_last_batch(load, digits: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.drop_last needs data\.in_memory=true"):
+        check_data(load("data.in_memory=false", "data.drop_last=true"), read_description(digits), 1)
 
 
 def test_a_layout_of_other_samples_is_refused(digits: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
+from ted_stream.engine.plan import RunPlan
 from ted_stream.methods import InfoBatch, OrderDP, RandomPruning, SeTa
 from ted_stream.pipelines.benches.methods.execute import execute
 from ted_stream.pipelines.benches.methods.results import read_outcomes, write_outcomes
@@ -45,6 +46,16 @@ def test_planned_savings_are_reached(make: Any, saving: float) -> None:
     assert ratio is not None
     kept = [round(make(ratio).keep_ratio(epoch, 30) * 10_000) for epoch in range(30)]
     assert 1 - sum(kept) / 300_000 == pytest.approx(saving, abs=1e-3)
+
+
+@pytest.mark.parametrize("saving", [0.2, 0.5])
+def test_planned_savings_count_whole_batches_alone(saving: float) -> None:
+    ratio = planned_prune_ratio(RandomPruning, saving, num_samples=1024, epochs=30, whole_batches=128)
+    assert ratio is not None
+    plan = RunPlan(method=RandomPruning(ratio), num_samples=1024, epochs=30)
+    batches = [count // 128 for count in plan.forecast({})]
+    assert min(batches) < max(batches) == 8
+    assert saving <= 1 - 128 * sum(batches) / 30_720 < saving + 0.01
 
 
 def test_methods_with_their_own_counts_are_not_planned() -> None:
