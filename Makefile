@@ -22,7 +22,7 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.1
 
 quickstart: $(READY)
 	$(BIN)/ted-stream prepare digits --out data/digits --overwrite
-	$(BIN)/ted-stream compare configs/quickstart.yaml --methods none,shorter,random,ted --seeds 3
+	$(BIN)/ted-stream compare configs/quickstart.yaml --methods none,shorter,random,importance_sampling,ted --seeds 3
 
 # One thread, since the tests' tensors are small: on few cores torch's threads wait for each other.
 test: $(READY)

@@ -143,8 +143,9 @@ class Pruning:
     """
 
     method: str = "none"
-    progress: str = "epochs"
-    """How far the learning rate comes in a pruned epoch: one of the `epochs`, or its share of the `samples`."""
+    progress: str | None = None
+    """How far the learning rate comes in a pruned epoch: its share of the `samples`, or one of the `epochs`; null takes
+    samples, or epochs where a method's counts are its own."""
     output_layer: str | None = None
     """Dotted name of the layer that makes the logits, where it is not found."""
 
@@ -377,7 +378,8 @@ def _check_values(settings: Settings) -> None:
     check_choice("trainer", settings.trainer, TRAINERS)
     check_choice("precision", settings.precision, PRECISIONS)
     check_choice("pruning.method", settings.pruning.method, METHOD_NAMES)
-    check_choice("pruning.progress", settings.pruning.progress, PROGRESS)
+    if settings.pruning.progress is not None:
+        check_choice("pruning.progress", settings.pruning.progress, PROGRESS)
     _ = settings.pruning.value
     check_choice("data.augment", settings.data.augment, sorted({*chain(*AUGMENTATIONS.values())}))
     for section, choices in CHOICES.items():

@@ -20,7 +20,7 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(help="By commas; none is full data, shorter full data for as many steps as random takes."),
-    ] = "none,shorter,random,ted",
+    ] = "none,shorter,random,importance_sampling,ted",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per method; seeds count up from the config's.")] = 3,
 ) -> None:
     """Train with several pruning methods over several seeds, all else equal, and show one table."""

@@ -98,7 +98,7 @@ class RunPlan:
         Returns:
             A function of (epoch, its batches done, its batches).
         """
-        if kept is None:
+        if kept is None or len(set(kept)) == 1:  # then both are the same, and this without rounding
             return lambda epoch, done, batches: epoch * full_length + done * full_length * self.share(epoch) / batches
         forwarded = [count * self.share(epoch) for epoch, count in enumerate(kept)]
         total = full_length * self.full_epochs(range(self.epochs))

@@ -21,7 +21,8 @@ class RandomPruning(CorrectedMethod):
 
     Args:
         prune_ratio: s in [0, 1). See :class:`ScheduledMethod` for ``schedule``, ``beta`` and ``annealing``, and
-            :class:`CorrectedMethod` for ``loss_correction``.
+            :class:`CorrectedMethod` for ``loss_correction``, which is off here: the mean loss of a uniform sample is
+            that of all samples already.
         coverage: ``fresh`` draws anew in every epoch; ``even`` takes turns, so that no sample is visited a second time
             (within one visit) before all were.
         class_shares: ``as_they_are``, ``sqrt`` or ``equal``: how many samples of every class an epoch has, in
@@ -34,6 +35,7 @@ class RandomPruning(CorrectedMethod):
         TypeError: for a value of another type.
     """
 
+    loss_correction: bool = False
     coverage: str = "fresh"
     class_shares: str | None = None
 

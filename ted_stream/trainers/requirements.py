@@ -23,8 +23,13 @@ __all__ = [
 ]
 
 
-def check_settings(method: object, progress: str, allow_other_settings: object, overwrite: object = False) -> None:
+def check_settings(
+    method: object, progress: str | None, allow_other_settings: object, overwrite: object = False
+) -> str:
     """Refuse settings that no run can have.
+
+    Returns:
+        By what learning rates come on: as asked, or ``samples`` where the method's counts are known in advance.
 
     Raises:
         TypeError: for one of another type.
@@ -34,8 +39,12 @@ def check_settings(method: object, progress: str, allow_other_settings: object, 
         raise TypeError(f"method is {method!r}, but it must be a pruning method, for example TED(prune_ratio=0.7).")
     check_flag("allow_other_settings", allow_other_settings, fix="whether to resume what other settings made.")
     check_flag("overwrite", overwrite, fix="whether to replace an earlier run in the folder.")
+    plan = RunPlan(method=method, num_samples=1, epochs=2)
+    if progress is None:
+        return "epochs" if plan.save_ratio is None else "samples"
     if check_choice("progress", progress, ("epochs", "samples")) == "samples":
-        RunPlan(method=method, num_samples=1, epochs=2).forecast({})  # refuses what is not known in advance
+        plan.forecast({})  # refuses what is not known in advance
+    return progress
 
 
 def checked_output_layer(output_layer: object, method: Method) -> str | None:
@@ -104,14 +113,14 @@ def refuse_other_progress(loaded: dict[str, Any], progress: str, allow_other_set
     """Refuse to go on with learning-rate schedules that have come elsewhere.
 
     Args:
-        loaded: the checkpoint's state; one of before may not tell.
+        loaded: the checkpoint's state; one of before there was a choice does not tell.
         progress: of this run.
         allow_other_settings: pass over it.
 
     Raises:
         ValueError: naming both values.
     """
-    before = loaded.get("progress", progress)
+    before = loaded.get("progress", "epochs")
     if before != progress and not allow_other_settings:
         raise ValueError(
             f"The checkpoint was made with progress={before!r}, but this run has progress={progress!r}: the learning "

@@ -32,7 +32,7 @@ GPT = QUICKSTART.with_name("gsm8k_cpu.yaml")
 N = 1437
 SMALL = [
     *("max_duration=4ep", "data.num_workers=0", "model.channels=[4, 8]", "save_interval=1ep", "eval_interval=4ep"),
-    *("overwrite=false", "trainer=loop"),
+    *("overwrite=false", "trainer=loop", "pruning.method=ted"),
 ]
 Train = Callable[..., Path]
 

@@ -23,6 +23,7 @@ each_trainer = pytest.mark.parametrize("trainer", ["composer", "loop"])
 def run(digits: Path, tmp_path: Path) -> Run:
     """A function that trains a small run in the folder ``run``, with overrides."""
     small = ["max_duration=3ep", "data.num_workers=0", "model.channels=[8, 16]", "pruning.prune_ratio=0.6"]
+    small += ["pruning.method=ted"]
     same = [*small, "save_interval=1ep", "overwrite=false", f"data.path={digits}", f"folder={tmp_path / 'run'}"]
     return lambda *overrides: train(load_settings(QUICKSTART, [*same, *overrides]))
 

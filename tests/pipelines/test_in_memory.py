@@ -21,6 +21,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 def load(digits: Path, tmp_path: Path):
     def load(*overrides: str) -> Settings:
         given = [f"data.path={digits}", f"folder={tmp_path / 'run'}", "data.num_workers=0", "max_duration=3ep"]
+        given += ["pruning.method=ted"]
         return load_settings(CONFIG, [*given, "data.in_memory=true", "trainer=loop", *overrides])
 
     return load

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ted_stream.methods import METHODS, TED, ImportanceSampling, InfoBatch
+from ted_stream.methods import METHODS, ImportanceSampling, InfoBatch, RandomPruning
 from ted_stream.pipelines.training.settings import (
     METHOD_NAMES,
     TRAINERS,
@@ -34,7 +34,7 @@ def test_overrides_win_and_the_last_most():
     assert settings.pruning.given == {"prune_ratio": 0.3}
     assert settings.model.channels == [4, 8]
     assert settings.seed == 2
-    assert settings.pruning.value == TED(0.3)
+    assert settings.pruning.value == RandomPruning(0.3)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_overrides_win_and_the_last_most():
 )
 def test_what_is_wrong_is_named(override, message):
     with pytest.raises(ConfigError, match=message):
-        load_settings(QUICKSTART, [override])
+        load_settings(QUICKSTART, ["pruning.method=ted", override])
 
 
 def test_every_field_of_every_method_can_be_set():
@@ -180,8 +180,8 @@ def test_an_option_of_another_choice_is_a_warning():
 
 def test_replaced_copies_and_checks():
     settings = load_settings(QUICKSTART)
-    other = replaced(settings, {"pruning.method": "random", "seed": 5})
-    assert (other.pruning.method, other.seed) == ("random", 5)
-    assert (settings.pruning.method, settings.seed) == ("ted", 0)
+    other = replaced(settings, {"pruning.method": "ted", "seed": 5})
+    assert (other.pruning.method, other.seed) == ("ted", 5)
+    assert (settings.pruning.method, settings.seed) == ("random", 0)
     with pytest.raises(ConfigError, match=r"pruning\.methud"):
         replaced(settings, {"pruning.methud": "ted"})

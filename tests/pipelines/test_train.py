@@ -12,6 +12,7 @@ from ted_stream.pipelines.training.train import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = ["max_duration=3ep", "data.num_workers=0", "model.channels=[8, 16]", "pruning.annealing=0"]
+SMALL += ["pruning.method=ted"]
 
 
 @pytest.fixture

@@ -23,7 +23,13 @@ SMALL = [
     *(f"data.{name}" for name in (f"image_size={SIZE}", "batch_size=16", "eval_batch_size=20", "num_workers=0")),
     *("model.name=convnet", "model.channels=[8, 16]", "model.channels_last=false"),
     *("max_duration=3ep", "scheduler.milestones=[2ep]", "scheduler.warmup=5ba", "optimizer.lr=0.1"),
-    *("pruning.annealing=0", "pruning.prune_ratio=0.5", "progress_bar=false", "save_interval=null"),
+    *(
+        "pruning.annealing=0",
+        "pruning.prune_ratio=0.5",
+        "pruning.method=ted",
+        "progress_bar=false",
+        "save_interval=null",
+    ),
 ]
 
 

@@ -27,7 +27,7 @@ COMMAND = ROOT / "ted_stream" / "cli" / "__main__.py"
 KILLED = Path(__file__).with_name("killed_training.py")
 SMALL = [
     *("max_duration=3ep", "data.num_workers=0", "model.channels=[8, 16]", "pruning.annealing=0"),
-    *("save_interval=3ep", "pruning.prune_ratio=0.6"),
+    *("save_interval=3ep", "pruning.method=ted", "pruning.prune_ratio=0.6"),
 ]
 Overrides = Callable[..., list[str]]
 
@@ -116,7 +116,13 @@ def test_a_language_model_too(tmp_path: Path) -> None:
     corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
     prepare_instructions(tmp_path / "data", corpus, test_fraction=0.2, train_tokenizer_size=300)
     sizes = ["data.batch_size=8", "model.n_embd=16", "model.n_layer=1", "max_duration=2ep", "scheduler.warmup=2ba"]
-    others = ["model.dropout=0.1", "device_train_microbatch_size=3", "progress_bar=false", "save_interval=2ep"]
+    others = [
+        "pruning.method=ted",
+        "model.dropout=0.1",
+        "device_train_microbatch_size=3",
+        "progress_bar=false",
+        "save_interval=2ep",
+    ]
     for trainer in ("composer", "loop"):
         places = [f"data.path={tmp_path / 'data'}", f"folder={tmp_path / trainer}", f"trainer={trainer}"]
         train(load_settings(ROOT / "configs" / "gsm8k_cpu.yaml", [*sizes, *others, *places]))

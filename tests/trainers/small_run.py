@@ -82,10 +82,15 @@ class ReadPerEpoch(Callback):
 
 
 def make_ted(
-    prune_ratio: float, *, folder: Any = "ted_stream_runs/{run_name}", seed: int = 0, **settings: Any
+    prune_ratio: float,
+    *,
+    folder: Any = "ted_stream_runs/{run_name}",
+    seed: int = 0,
+    progress: str | None = None,
+    **settings: Any,
 ) -> DataPruning:
     """TED with these settings, in Composer."""
-    return DataPruning(TED(prune_ratio, **settings), folder=folder, seed=seed)
+    return DataPruning(TED(prune_ratio, **settings), folder=folder, seed=seed, progress=progress)
 
 
 def make_random(prune_ratio: float, *, folder: Any = "ted_stream_runs/{run_name}", **settings: Any) -> DataPruning:

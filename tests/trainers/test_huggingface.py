@@ -203,8 +203,8 @@ def test_another_run_does_not_go_on(tmp_path: Path) -> None:
     checkpoint = str(tmp_path / "checkpoint-15")
     with pytest.raises(ValueError, match=r"made by TED\(.*but this run has InfoBatch"):
         train(METHODS["infobatch"], str(tmp_path), resume=checkpoint)
-    with pytest.raises(ValueError, match=r"progress='epochs'.*progress='samples'"):
-        train(METHODS["ted"], str(tmp_path), resume=checkpoint, options={"pruning_progress": "samples"})
+    with pytest.raises(ValueError, match=r"progress='samples'.*progress='epochs'"):
+        train(METHODS["ted"], str(tmp_path), resume=checkpoint, options={"pruning_progress": "epochs"})
     with pytest.raises(ValueError, match=r"middle of epoch 1.*seed \(3 and 4\)"):
         train(METHODS["ted"], str(tmp_path), resume=checkpoint, data_seed=4)
 
@@ -262,6 +262,7 @@ def test_the_rate_of_the_trainers_own_schedulers(name: str, batch_size: int, acc
         lr_scheduler_type=name,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
+        options={"pruning_progress": "epochs"},
         **arguments,
     )
     full = math.ceil(math.ceil(NUM_SAMPLES / batch_size) / accumulation)
@@ -279,7 +280,8 @@ def test_the_rate_of_schedulers_of_ones_own(name: str, tmp_path: Path) -> None:
         "milestones": lambda it: MultiStepLR(it, [20, 40]),
         "by a function": lambda it: LambdaLR(it, lambda at: 1 / (1 + at)),
     }[name]
-    seen, steps = rates(tmp_path, model=model, optimizers=(optimizer, make(optimizer)))
+    options = {"pruning_progress": "epochs"}
+    seen, steps = rates(tmp_path, model=model, optimizers=(optimizer, make(optimizer)), options=options)
     reference = make(torch.optim.SGD(make_net().parameters(), 0.1))
     for epoch, count in enumerate(steps):
         for done in range(count):
@@ -290,12 +292,11 @@ def test_the_rate_of_schedulers_of_ones_own(name: str, tmp_path: Path) -> None:
             assert seen[sum(steps[:epoch]) + done] == pytest.approx(expected, abs=1e-9), (epoch, done)
 
 
-def test_progress_by_samples(tmp_path: Path) -> None:
+def test_progress_is_by_samples(tmp_path: Path) -> None:
     model = WithLoss(make_net())
     optimizer = torch.optim.SGD(model.parameters(), 0.5)
     scheduler = LambdaLR(optimizer, lambda at: 1 - at / (5 * FULL))
-    options = {"pruning_progress": "samples"}
-    seen, steps = rates(tmp_path, model=model, optimizers=(optimizer, scheduler), options=options)
+    seen, steps = rates(tmp_path, model=model, optimizers=(optimizer, scheduler))
     kept = [record["kept"] for record in json.loads((tmp_path / "pruning/run.json").read_text())["epochs"]]
     shares = [
         (sum(kept[:epoch]) + kept[epoch] * done / count) / sum(kept)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from composer.optim import (
     MultiStepScheduler,
     StepScheduler,
 )
-from small_run import TupleDataset, make_model, make_ted
+from small_run import TupleDataset, make_model
+from small_run import make_ted as make_ted_by
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, MultiStepLR, OneCycleLR
 from torch.utils.data import DataLoader
 
@@ -25,6 +27,8 @@ from ted_stream import TED, DataPruning
 
 EPOCHS = 6
 BATCHES = 10  # of a full epoch: 80 samples in batches of 8
+
+make_ted = partial(make_ted_by, progress="epochs")  # as far as full epochs, so that rates compare
 
 
 class Rates(Callback):

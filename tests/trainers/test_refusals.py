@@ -151,7 +151,7 @@ def test_an_algorithm_that_moves_rows_is_refused(
     tmp_path: Path,
 ) -> None:
     for flips_last in (False, True):
-        algorithms: list[Algorithm] = [make_ted(0.5, folder=tmp_path), Flips(event, in_place)]
+        algorithms: list[Algorithm] = [make_ted(0.5, folder=tmp_path / str(flips_last)), Flips(event, in_place)]
         trainer = make_trainer(
             folder, algorithms if flips_last else algorithms[::-1], device_train_microbatch_size=microbatch_size
         )

@@ -40,8 +40,8 @@ class DataPruning(Algorithm):
         method: what to measure, keep and weigh.
         folder: of the run, a local path or a URI that streaming can up- and download; ``{run_name}`` is filled in.
         seed: of ties and draws.
-        progress: how far learning-rate schedules come in a pruned epoch: ``epochs``, one full epoch; or ``samples``,
-            its share of all samples that the run is planned to forward.
+        progress: how far learning-rate schedules come in a pruned epoch: its share of all ``samples`` that the run is
+            planned to forward; or ``epochs``, one full epoch, as it is by default where a method's counts are its own.
         output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the loss.
         allow_other_settings: resume a checkpoint of another method, of other settings, another seed or progress, with
             its scores.
@@ -62,16 +62,15 @@ class DataPruning(Algorithm):
         *,
         folder: str | PathLike[str] = "ted_stream_runs/{run_name}",
         seed: int = 0,
-        progress: str = "epochs",
+        progress: str | None = None,
         output_layer: str | None = None,
         allow_other_settings: bool = False,
         overwrite: bool = False,
     ) -> None:
-        check_settings(method, progress, allow_other_settings, overwrite)
         self.method = method
         self.folder = checked_folder(folder)
         self.seed = check_whole("seed", seed, fix="it seeds ties and draws.")
-        self.progress = progress
+        self.progress = check_settings(method, progress, allow_other_settings, overwrite)
         self.output_layer = checked_output_layer(output_layer, method)
         self.allow_other_settings = allow_other_settings
         self.overwrite = overwrite

@@ -235,8 +235,8 @@ class ComposerRun:
 
     def _restore(self, state: State, loaded: dict[str, Any]) -> None:
         self._loaded = None
-        requirements.refuse_other_progress(loaded, self.settings.progress, self.settings.allow_other_settings)
         self.engine.load_state_dict(loaded["engine"])
+        requirements.refuse_other_progress(loaded, self.settings.progress, self.settings.allow_other_settings)
         in_epoch = state.timestamp.batch_in_epoch > 0
         if in_epoch:
             requirements.refuse_other_order(loaded, self._ids.order, state.timestamp.epoch.value)

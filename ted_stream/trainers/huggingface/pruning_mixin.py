@@ -46,8 +46,8 @@ class PruningMixin(_Base):
         pruning: what to measure, keep and weigh.
         pruning_folder: of the run, a local path or a URI; by default ``pruning`` in the Trainer's ``output_dir``.
         pruning_seed: of ties and draws.
-        pruning_progress: by what the learning rate comes on in pruned epochs: full ``epochs``, or ``samples``
-            forwarded.
+        pruning_progress: by what the learning rate comes on in pruned epochs: ``samples`` forwarded, or full
+            ``epochs``; by default the samples, or epochs where the method's counts are its own.
         pruning_output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the
             loss.
         pruning_allow_other_settings: go on from a checkpoint of another method, of other settings, another seed or
@@ -81,18 +81,18 @@ class PruningMixin(_Base):
         pruning: Method,
         pruning_folder: str | PathLike[str] | None = None,
         pruning_seed: int = 0,
-        pruning_progress: str = "epochs",
+        pruning_progress: str | None = None,
         pruning_output_layer: str | None = None,
         pruning_allow_other_settings: bool = False,
         pruning_overwrite: bool = False,
         **kwargs: Any,
     ) -> None:
-        requirements.check_settings(pruning, pruning_progress, pruning_allow_other_settings, pruning_overwrite)
+        others = pruning_allow_other_settings, pruning_overwrite
         self._pruning = Settings(
             method=pruning,
             folder=None if pruning_folder is None else checked_folder(pruning_folder),
             seed=check_whole("pruning_seed", pruning_seed, fix="it seeds ties and draws."),
-            progress=pruning_progress,
+            progress=requirements.check_settings(pruning, pruning_progress, *others),
             output_layer=requirements.checked_output_layer(pruning_output_layer, pruning),
             allow_other_settings=pruning_allow_other_settings,
             overwrite=pruning_overwrite,

@@ -125,9 +125,9 @@ class HuggingFaceRun:
         )
         if checkpoint is not None:
             state = ranks.on_every_rank(lambda: read_state(checkpoint))
-            requirements.refuse_other_progress(state, settings.progress, settings.allow_other_settings)
             self._reader.load_state_dict(state)
             self.engine.load_state_dict(state["engine"])
+            requirements.refuse_other_progress(state, settings.progress, settings.allow_other_settings)
             self.lengths.steps_before = state["global_step"]
 
     def begin(self) -> None:

@@ -48,7 +48,7 @@ class Pruner:
         folder: of the run, a local path or a URI; ``{run_name}`` is filled in.
         run_name: by default the time at which rank 0 makes this object, and four random digits.
         seed: of ties and draws.
-        progress: by what stretched schedulers come on in pruned epochs: full ``epochs``, or ``samples`` forwarded.
+        progress: by what stretched schedulers come on: ``samples``, or ``epochs``, where a method has its own counts.
         output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the loss.
         loss_function: of (outputs, batch), as the loop computes it: to be looked at more closely, and for ``Loss``.
         allow_other_settings: go on with a state of another method, of other settings, another seed or progress.
@@ -69,16 +69,16 @@ class Pruner:
         folder: str | PathLike[str] = "ted_stream_runs/{run_name}",
         run_name: str | None = None,
         seed: int = 0,
-        progress: str = "epochs",
+        progress: str | None = None,
         output_layer: str | None = None,
         loss_function: Callable[[Any, Any], Any] | None = None,
         allow_other_settings: bool = False,
         overwrite: bool = False,
     ) -> None:
-        requirements.check_settings(method, progress, allow_other_settings, overwrite)
+        self.progress = requirements.check_settings(method, progress, allow_other_settings, overwrite)
         check_model(model)
         self.epochs = at_least_one("epochs", epochs, fix="it is the number of passes over the training set.")
-        self.model, self.loader, self.progress = model, loader, progress
+        self.model, self.loader = model, loader
         self.allow_other_settings = allow_other_settings
         seed, folder = check_whole("seed", seed, fix="it seeds ties and draws."), checked_folder(folder)
         output_layer = requirements.checked_output_layer(output_layer, method)
@@ -242,9 +242,9 @@ class Pruner:
         """
         if self._state != "new":
             raise RuntimeError("load_state_dict() comes before the loop over epochs.")
-        requirements.refuse_other_progress(state, self.progress, self.allow_other_settings)
         self._reader.load_state_dict(state)
         if self._keeps_folder:
             self.run_name, folder = state["run"], state["engine"]["folder"]
             self.engine.folder = RunFolder(folder, self._ranks)
         self.engine.load_state_dict(state["engine"])
+        requirements.refuse_other_progress(state, self.progress, self.allow_other_settings)
