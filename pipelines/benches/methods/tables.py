@@ -94,9 +94,12 @@ def seconds_to(accuracy: float, outcomes: Sequence[Outcome]) -> float:
 
 
 def _times_to_full(outcomes: Sequence[Outcome]) -> str:
-    """By arm, over all its lengths and savings, seed by seed; full data is that of the longest runs."""
-    longest = max(one.epochs for one in outcomes)
-    full = {one.seed: one for one in outcomes if one.arm == FULL and one.epochs == longest}
+    """By arm, over all its lengths and savings, seed by seed; full data is that of the shortest runs.
+
+    Pruned runs of more epochs may then find in less time what it ends with.
+    """
+    shortest = min(one.epochs for one in outcomes)
+    full = {one.seed: one for one in outcomes if one.arm == FULL and one.epochs == shortest}
     rows = []
     for name in dict.fromkeys(one.arm for one in outcomes):
         seconds = {}
