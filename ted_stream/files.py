@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["is_remote", "join", "read_bytes", "write_bytes"]
+__all__ = ["exists", "is_remote", "join", "read_bytes", "write_bytes"]
 
 # A scheme, a colon and a slash: "s3://…", and "dbfs:/Volumes/…" too; not a local "job:3/ep0007.parquet".
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
@@ -92,6 +92,17 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
                 ) from error
             raise
         return Path(local).read_bytes()
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is something at a local path, or a file at a URI, which is downloaded to know; errors as above."""
+    if not is_remote(path):
+        return Path(_text(path)).exists()
+    try:
+        read_bytes(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_missing(error: Exception) -> bool:

@@ -59,5 +59,4 @@ def check_bounds(settings: Any) -> None:
         if not numbers or (length is not None and len(numbers) != length):
             raise ValueError(f"{name} is {value}, expected {length or 'at least one'} in a list: {meaning}")
         for number in numbers:
-            # As it was written: whole numbers stay whole.
             check_number(name, number, bounds, fix=meaning)

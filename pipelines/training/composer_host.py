@@ -17,8 +17,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ted_stream import DataPruning
-from ted_stream.export import export_manifest
-from ted_stream.export.run_files import read_run
+from ted_stream.engine import Ranks
+from ted_stream.export.runs import finish_run
 from ted_stream.files import join
 
 from .datasets import Loaders
@@ -88,10 +88,7 @@ class Host:
             return None
         if not is_over:
             return self.pruning.engine.summary()
-        run = read_run(self.settings.folder)
-        if any(record["kept"] < run["samples"] for record in run["epochs"]):
-            export_manifest(self.settings.folder)
-        return run
+        return Ranks().on_rank_zero(lambda: finish_run(self.settings.folder))
 
     def fit(self) -> Trained:
         """Train, and test at the end."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim import lr_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from . import settings as config
 from .durations import parse_duration
@@ -55,10 +56,10 @@ def build_scheduler(
     max_lr = options.max_lr if options.max_lr is not None else optimizer.param_groups[0]["lr"]
     # Momentum stays where the config put it, unless cycling is asked for.
     cycle = bool(options.cycle_momentum)
-    return OneCycle(optimizer, max_lr, total_steps=steps, cycle_momentum=cycle, **given)
+    return OneCycleLR(optimizer, max_lr, total_steps=steps, cycle_momentum=cycle, **given)
 
 
-class OneCycle(OneCycleLR):
+class OneCycleLR(lr_scheduler.OneCycleLR):
     """Torch's, of a run that may go on for longer than it was begun for: the rest is planned anew."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ted_stream.engine import PruningEngine
@@ -12,9 +14,10 @@ from ted_stream.files import join
 
 from .settings import Settings, counts_batches
 
-__all__ = ["RESULT_FILE", "Result", "Trained", "result_of"]
+__all__ = ["FREE_SETTINGS", "RESULT_FILE", "Result", "Trained", "digest_of", "result_of"]
 
 RESULT_FILE = "result.json"
+FREE_SETTINGS = ("autoresume", "overwrite", "progress_bar", "folder", "save_interval", "eval_interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,7 @@ class Result:
         folder: of the run.
         skip_lists: folder of the run's skip-lists, if it pruned.
         manifest: Parquet of kept samples with scores, if it pruned.
+        asked: digest of the settings.
     """
 
     run_name: str
@@ -69,6 +73,13 @@ class Result:
     folder: str
     skip_lists: str | None
     manifest: str | None
+    asked: str
+
+
+def digest_of(settings: Settings) -> str:
+    """Hex sha256 of all settings but those that another attempt at the same run may have other values of."""
+    given = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
 def result_of(settings: Settings, trained: Trained, *, samples: int) -> Result:
@@ -98,4 +109,5 @@ def result_of(settings: Settings, trained: Trained, *, samples: int) -> Result:
         folder=folder,
         skip_lists=None if pruning is None else join(folder, LISTS),
         manifest=join(folder, MANIFEST) if pruned else None,
+        asked=digest_of(settings),
     )

@@ -401,7 +401,8 @@ def _check_values(settings: Settings) -> None:
         check_bounds(settings)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if set(Path(settings.run_name).parts) & {"..", "/"} or settings.run_name in ("", "."):
+    parts = Path(settings.run_name).parts
+    if not parts or {"..", "/"} & {*parts}:
         raise ConfigError(
             f"run_name is {settings.run_name!r}, which is no folder within runs/; give a name such as cifar10-1, and "
             "folder= to write elsewhere."

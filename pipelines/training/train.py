@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -19,12 +18,12 @@ from ted_stream.engine import Ranks
 from ted_stream.engine.generators import seed_generators
 from ted_stream.engine.run_folder import RunLock
 from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES
-from ted_stream.files import is_remote, join, read_bytes, write_bytes
+from ted_stream.files import exists, is_remote, join, read_bytes, write_bytes
 from ted_stream.trainers.requirements import check_settings
 
 from ..corpora.prepared import Description, read_description
 from .datasets import build_loaders
-from .results import RESULT_FILE, Result, result_of
+from .results import RESULT_FILE, Result, digest_of, result_of
 from .settings import AUGMENTATIONS, ConfigError, Settings
 from .tasks import build_task
 
@@ -33,8 +32,6 @@ __all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "
 CONFIG_FILE = "config.yaml"
 # What a run leaves in its folder; only this is removed when a run is replaced.
 LEFTOVERS = (LISTS, "scores", "checkpoints", RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE)
-# Settings that another attempt at the same run may have other values of.
-FREE_SETTINGS = ("autoresume", "overwrite", "progress_bar", "folder", "save_interval", "eval_interval")
 
 
 def train(settings: Settings) -> Result:
@@ -82,17 +79,11 @@ def train(settings: Settings) -> Result:
 
 def _finished(settings: Settings) -> Result | None:
     """The result of the very run that the settings ask for, if its folder holds it."""
-
-    def asked(given: Any) -> dict[str, Any]:
-        container: Any = OmegaConf.to_container(given, resolve=True)
-        return {name: value for name, value in container.items() if name not in FREE_SETTINGS}
-
     try:
-        before = OmegaConf.create(read_bytes(join(settings.folder, CONFIG_FILE)).decode())
         result = json.loads(read_bytes(join(settings.folder, RESULT_FILE)))
     except FileNotFoundError:
         return None
-    if asked(before) != asked(OmegaConf.structured(settings)):
+    if result.get("asked") != digest_of(settings):
         return None
     print(f"The run in {settings.folder} has finished; this is what it did.", file=sys.stderr)
     return Result(**result)
@@ -201,6 +192,11 @@ def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS, *, lo
     if lock is not None:
         lock.acquire()
     goes_on = settings.autoresume or settings.load_path is not None
+    if is_remote(folder) and not goes_on and not settings.overwrite and exists(join(folder, CONFIG_FILE)):
+        raise FileExistsError(
+            f"{folder} holds an earlier run; set overwrite=true to write over it, autoresume=true to go on with it, or "
+            "folder= to another place."
+        )
     if goes_on:
         _refuse_other_trainer(settings)
         _refuse_without_checkpoint(settings)

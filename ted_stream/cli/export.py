@@ -1,6 +1,5 @@
 """``ted-stream export``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,11 +23,8 @@ def export(
     """
     from ted_stream.cli.show import console
     from ted_stream.export import export_manifest
-    from ted_stream.files import is_remote
 
-    if out is not None and not overwrite and not is_remote(out) and Path(out).exists():
-        raise FileExistsError(f"{out} exists; name another file with --out, or pass --overwrite to replace it.")
-    done = export_manifest(run, epoch=epoch, path=out)
+    done = export_manifest(run, epoch=epoch, path=out, overwrite=overwrite)
     state = "" if done.finished else ", of a run that has not finished"
     scores = "without scores" if done.scored_after is None else f"with the scores after epoch {done.scored_after}"
     console.print(

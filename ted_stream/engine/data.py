@@ -4,7 +4,9 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
+from ted_stream.engine.plan import RunPlan
 from ted_stream.engine.ranks import Ranks
+from ted_stream.pruning import num_kept
 from ted_stream.sampler import PrunedSampler
 from ted_stream.skip_list import DatasetLayout, SkipList
 
@@ -102,3 +104,19 @@ def start_streaming_at(dataset: Any, epoch: int, ranks: Ranks) -> None:
         dataset.load_state_dict(state)
         if not epoch:
             dataset.next_epoch = 0  # a look at its samples has begun one
+
+
+def refuse_too_few_samples(plan: RunPlan, data: PrunableData, loader: DataLoader) -> None:
+    """Refuse a run whose smallest epoch cannot be spread over the canonical nodes, or over ranks and batches.
+
+    Raises:
+        ValueError: naming the epoch.
+    """
+    smallest = plan.smallest_epoch
+    if smallest is None:
+        return
+    epoch, ratio = smallest
+    kept = num_kept(ratio, data.full_epoch_size)
+    fewest, reason = data.fewest_for(loader)
+    if kept < fewest:
+        raise ValueError(f"Epoch {epoch} is to keep {kept} samples, but {reason}")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ted_stream.engine.choosing import choose_skip_list, make_record
-from ted_stream.engine.data import PrunableData
+from ted_stream.engine.data import PrunableData, refuse_too_few_samples
 from ted_stream.engine.folding import fold_epoch
 from ted_stream.engine.given import Given
 from ted_stream.engine.guard import Guard
@@ -35,6 +36,8 @@ from ted_stream.pruning.probe import StepProbe
 from ted_stream.skip_list import SkipList, to_bytes
 
 __all__ = ["PruningEngine"]
+
+At = tuple[int, int]
 
 
 class PruningEngine:
@@ -110,19 +113,20 @@ class PruningEngine:
         self.data = data
 
     def start(
-        self, model: nn.Module, *, epochs: int, run: str, at: tuple[int, int] = (0, 0), last_share: float = 1.0
+        self, model: nn.Module, loader: DataLoader, *, epochs: int, run: str, at: At = (0, 0), last_share: float = 1.0
     ) -> None:
         """Begin, or go on in the middle of a run.
 
         Args:
             model: that is trained.
+            loader: of the training set.
             epochs: T, of the whole run.
             run: its name.
             at: the epoch, and how many of its batches have been trained on.
             last_share: the share of the last epoch that is trained on, in (0, 1].
 
         Raises:
-            ValueError: if it is in the middle of an epoch that nothing is known of.
+            ValueError: if it is in the middle of an epoch that nothing is known of, or epochs would be too small.
             FileExistsError: if it begins, and the folder holds another run.
             RuntimeError: if a job that is at work has the folder.
         """
@@ -138,6 +142,7 @@ class PruningEngine:
             )
         if epoch and not self.records:
             warn_of_missing_scores(epoch)
+        refuse_too_few_samples(self.plan, self.data, loader)
         behind = self.records[-1].epoch + 1 if self.records else None
         self.folder.claim(self.summary, goes_on_at=behind, overwrite=self._overwrite)
         self._probe.attach(model)
@@ -160,9 +165,9 @@ class PruningEngine:
 
     def release(self) -> None:
         """Let go of the data, the model and the folder; not collective, and again without effect."""
+        self.folder.release()
         self._probe.detach()
         self.data.activate(None, sample_ids=False)
-        self.folder.release()
 
     def begin_epoch(self, epoch: int) -> EpochRecord:
         """Choose what an epoch (0-based) keeps, write its skip-list, and make it active."""
@@ -259,7 +264,6 @@ class PruningEngine:
             everywhere: every rank gets all of it, 4·N bytes a column of scores and 24 bytes a measurement; else rank 0
                 alone, and the state of the others serves for nothing.
         """
-        communicator = self.store.communicator
         return {
             **self._identity,
             "folder": self.folder.location,
@@ -267,7 +271,7 @@ class PruningEngine:
             "records": [asdict(record) for record in self.records],
             "first_classes": self._guard.first_classes,
             "scores": self.store.state_dict(everywhere=everywhere),
-            "measurements": pack_measurements(self.step.measurements(), communicator, everywhere=everywhere),
+            "measurements": pack_measurements(self.step.measurements(), self.ranks.communicator, everywhere=everywhere),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -283,7 +287,6 @@ class PruningEngine:
         self.records = [EpochRecord(**record) for record in state["records"]]
         self._guard.first_classes = state.get("first_classes", [])
         self.output_layer = self._probe.output_layer = goes_on_at(self.output_layer, state["output_layer"])
-        measurements = state["measurements"]
-        self.step.clear(load_measurements(measurements, rank=self.ranks.rank, world_size=self.ranks.world_size))
+        self.step.clear(load_measurements(state["measurements"], self.ranks))
         if self.records:
             self.active = read_list(self.folder, self.records[-1], self.data.layout)

@@ -18,8 +18,8 @@ __all__ = ["RunFolder", "RunLock", "checked_folder"]
 
 _LOCK = ".run.lock"
 _ORPHANS = 15.0  # seconds within which the workers of a killed rank 0, who hold its lock too, notice and end
-# Two runs that agree in these make the same lists of the same training.
-_IDENTITY = ("method", "settings", "seed", "dataset", "samples")
+# Where a stopped run and this one agree in these, this one is taken for another attempt at it.
+_IDENTITY = ("method", "settings", "seed", "dataset", "samples", "max_epochs")
 
 
 def checked_folder(folder: object) -> str:
@@ -98,11 +98,15 @@ class RunFolder:
     Args:
         location: the folder.
         ranks: that the run has.
+
+    Attributes:
+        has_checkpoints: whether the trainer has some of a run in this folder, so that it is not to begin again.
     """
 
     def __init__(self, location: str, ranks: Ranks) -> None:
         self.location = location
         self.ranks = ranks
+        self.has_checkpoints = False
         self._job = ""  # says whose the folder is: this object's, once it has claimed it; on rank 0
         self._lock = None if is_remote(location) else RunLock(location)
 
@@ -140,7 +144,8 @@ class RunFolder:
         earlier, is_local = self._earlier(), not is_remote(self.location)
         if earlier is None:
             return
-        is_own = bool(self._job) and earlier.get("job") == self._job
+        # A further fit() of the same trainer may begin anew; another trainer's run with the same algorithm may not.
+        is_own = bool(self._job) and earlier.get("job") == self._job and earlier.get("run") == mine["run"]
         if goes_on_at is None and not is_own:
             self._refuse(earlier, mine, overwrite, is_local)
         if is_local:
@@ -148,18 +153,21 @@ class RunFolder:
 
     def _refuse(self, earlier: dict[str, Any], mine: dict[str, Any], overwrite: bool, is_local: bool) -> None:
         same = all(earlier.get(name) == mine[name] for name in _IDENTITY)
-        if same and not earlier.get("finished", True):
+        if same and not earlier.get("finished", True) and not self.has_checkpoints:
+            if not _epochs_ended(earlier):
+                return
             warn(
                 f"{self.location} holds a run of the same settings that was stopped after {_ended(earlier)}, and this "
-                "one did not load a checkpoint of it: it begins again, and replaces that run's files.",
+                "one did not load a checkpoint of it: it begins again, and replaces that run's files, without which "
+                "none can be loaded any more.",
                 UserWarning,
                 stacklevel=6,
             )
         elif not overwrite:
             raise FileExistsError(
                 f"{self.location} holds an earlier run, {_described(earlier)}. Resume it from a checkpoint of it, "
-                "give this run another folder, or pass overwrite=True (to PruningMixin pruning_overwrite=True) to "
-                "replace it."
+                "give this run another folder, or pass overwrite=True (to PruningMixin pruning_overwrite=True, in a "
+                "config overwrite=true) to replace it."
             )
         elif not is_local:
             raise FileExistsError(
@@ -200,8 +208,11 @@ class RunFolder:
         """
 
         def refuse() -> None:
-            found = self._earlier()
-            if found is not None and found.get("job") != self._job:
+            try:
+                found = self._earlier()
+            except Exception:  # a store that does not answer now is asked again at the next epoch's end
+                return
+            if found and found.get("job", self._job) != self._job:
                 raise RuntimeError(
                     f"Another job has begun or gone on with a run in {self.location}, and both would write there. Stop "
                     "one of them; the run goes on from a checkpoint."
@@ -264,16 +275,19 @@ def _remove_after(folder: Path, epochs: int) -> None:
     """Remove what a run wrote after so many epochs, and what a killed job left half written."""
     kept = {f"ep{epoch:04d}.parquet" for epoch in range(epochs)}
     gone = [path for path in (folder / LISTS).glob("ep*.parquet") if path.name not in kept]
-    gone += [folder / MANIFEST, *folder.glob(".*.tmp"), *(folder / LISTS).glob(".*.tmp")]
+    gone += [folder / MANIFEST, folder / SCORES, *folder.glob(".*.tmp"), *(folder / LISTS).glob(".*.tmp")]
     if not epochs:
-        gone += [folder / SCORES, folder / RUN_FILE]
+        gone.append(folder / RUN_FILE)
     for path in gone:
         path.unlink(missing_ok=True)
 
 
+def _epochs_ended(run: Mapping[str, Any]) -> int:
+    return sum(bool(epoch.get("forwarded")) for epoch in run.get("epochs", []))
+
+
 def _ended(run: Mapping[str, Any]) -> str:
-    ended = sum(bool(epoch.get("forwarded")) for epoch in run.get("epochs", []))
-    return f"{ended} of {run.get('max_epochs')} epochs"
+    return f"{_epochs_ended(run)} of {run.get('max_epochs')} epochs"
 
 
 def _described(run: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from warnings import warn
 import numpy as np
 import torch
 
+from ted_stream.engine.ranks import Ranks
 from ted_stream.pruning import Communicator, Measurements
 
 __all__ = [
@@ -117,8 +118,8 @@ def pack_measurements(mine: Measurements, communicator: Communicator, *, everywh
     return packed
 
 
-def load_measurements(packed: dict[str, torch.Tensor], *, rank: int, world_size: int) -> Measurements:
+def load_measurements(packed: dict[str, torch.Tensor], ranks: Ranks) -> Measurements:
     """This rank's share of packed measurements. Any share will do: owners get theirs when the epoch is folded."""
-    parts = {name: values.cpu().numpy()[rank::world_size] for name, values in packed.items()}
+    parts = {name: values.cpu().numpy()[ranks.rank :: ranks.world_size] for name, values in packed.items()}
     importance = np.ascontiguousarray(parts["importance"]).view(np.float64)
     return Measurements(ids=parts["ids"], importance=importance, steps=parts["steps"], labels=parts.get("labels"))

@@ -1,16 +1,18 @@
 """Manifests from run folders: of a run that has finished, was killed, or is still at work."""
 
+import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ted_stream.export.manifest import write_manifest
-from ted_stream.export.run_files import MANIFEST, read_run, read_running_scores
-from ted_stream.files import join
+from ted_stream.export.run_files import MANIFEST, RUN_FILE, read_run, read_running_scores
+from ted_stream.files import exists, join, write_bytes
 from ted_stream.skip_list import read_skip_list
 
-__all__ = ["Exported", "export_manifest"]
+__all__ = ["Exported", "export_manifest", "finish_run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,11 @@ class Exported:
 
 
 def export_manifest(
-    folder: str | os.PathLike[str], *, epoch: int | None = None, path: str | os.PathLike[str] | None = None
+    folder: str | os.PathLike[str],
+    *,
+    epoch: int | None = None,
+    path: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write the manifest of what a run kept, from what lies in its folder.
 
@@ -46,12 +52,17 @@ def export_manifest(
         folder: of a run, a local path or a URI.
         epoch: 0-based; by default the last that was pruned.
         path: of the manifest; by default ``manifest.parquet`` in the folder.
+        overwrite: replace a file that is there; the folder's own is replaced anyway by that of the last pruned epoch.
 
     Raises:
+        FileExistsError: if there is a file already.
         FileNotFoundError: if the folder is none of a run, or a file of it is missing.
         ValueError: if it has not pruned yet, has no such epoch, or a file of it is damaged.
     """
     run = read_run(folder)
+    target = join(folder, MANIFEST) if path is None else os.fspath(path)
+    if not overwrite and not (path is None and epoch is None) and exists(target):
+        raise FileExistsError(f"{target} exists; name another file, or pass overwrite=True (--overwrite).")
     if epoch is None:
         records = [record for record in run["epochs"] if record["kept"] < run["samples"]]
         if not records:
@@ -73,7 +84,6 @@ def export_manifest(
         scores, scored_after = read_running_scores(folder, layout=skip_list.layout)
     except FileNotFoundError:
         scores = np.full(skip_list.num_samples, np.nan, np.float32)
-    target = join(folder, MANIFEST) if path is None else os.fspath(path)
     write_manifest(target, skip_list, scores)
     return Exported(
         path=target,
@@ -83,3 +93,17 @@ def export_manifest(
         scored_after=scored_after,
         finished=bool(run.get("finished")),
     )
+
+
+def finish_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``run.json`` holds of a run that died after its last epoch, once its folder has all that its end writes.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`export_manifest`.
+    """
+    run = read_run(folder)
+    if any(record["kept"] < run["samples"] for record in run["epochs"]):
+        export_manifest(folder)
+    run["finished"] = True
+    write_bytes(join(folder, RUN_FILE), json.dumps(run, indent=1).encode())
+    return run

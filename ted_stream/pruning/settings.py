@@ -28,7 +28,8 @@ def check_number(name: str, value: object, bounds: str, *, fix: str) -> float:
     above = number >= low if bounds[0] == "[" else number > low
     below = number <= high if bounds[-1] == "]" else number < high
     if math.isnan(number) or not (above and below):
-        raise ValueError(f"{name} is {number!r}, but it must lie in {bounds}: {fix}")
+        shown = value if isinstance(value, int) else number
+        raise ValueError(f"{name} is {shown!r}, but it must lie in {bounds}: {fix}")
     return number
 
 

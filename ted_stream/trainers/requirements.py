@@ -10,7 +10,6 @@ from ted_stream.engine import PruningEngine
 from ted_stream.engine.batch_ids import order_difference
 from ted_stream.engine.plan import RunPlan
 from ted_stream.methods import Method
-from ted_stream.pruning import num_kept
 from ted_stream.pruning.settings import check_choice, check_flag
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "checked_output_layer",
     "refuse_other_order",
     "refuse_other_progress",
-    "refuse_too_few_samples",
     "warn_of_single_rows",
 ]
 
@@ -72,22 +70,6 @@ def checked_output_layer(output_layer: object, method: Method) -> str | None:
             stacklevel=3,
         )
     return output_layer
-
-
-def refuse_too_few_samples(engine: PruningEngine, loader: DataLoader) -> None:
-    """Refuse a run whose smallest epoch cannot be spread over the canonical nodes, or over ranks and batches.
-
-    Raises:
-        ValueError: naming the epoch.
-    """
-    smallest = engine.plan.smallest_epoch
-    if smallest is None:
-        return
-    epoch, ratio = smallest
-    kept = num_kept(ratio, engine.data.full_epoch_size)
-    fewest, reason = engine.data.fewest_for(loader)
-    if kept < fewest:
-        raise ValueError(f"Epoch {epoch} is to keep {kept} samples, but {reason}")
 
 
 def refuse_other_order(loaded: dict[str, Any], order: dict[str, Any], epoch: int) -> None:

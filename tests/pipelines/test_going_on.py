@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,11 +84,14 @@ def test_a_run_that_died_after_its_last_checkpoint_has_all(trainer: str, run: Ru
     manifest = (folder / "manifest.parquet").read_bytes()
     for name in ("manifest.parquet", "result.json"):
         (folder / name).unlink()
+    state = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**state, "finished": False}))
     found = run(f"trainer={trainer}", "autoresume=true")
     for name in ("epochs", "metrics", "forwarded", "save_ratio", "planned_save_ratio", "manifest", "skip_lists"):
         assert getattr(found, name) == getattr(expected, name), name
     assert (folder / "manifest.parquet").read_bytes() == manifest
     assert json.loads((folder / "result.json").read_text())["metrics"] == expected.metrics
+    assert json.loads((folder / "run.json").read_text())["finished"]
 
 
 @each_trainer
@@ -118,22 +123,45 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(run: Run, tmp_
         assert run("trainer=loop", "autoresume=true").metrics == expected.metrics
 
 
+def test_a_longer_run_that_is_cut_off_is_not_finished(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies there is the result of the shorter one."""
+    from ted_stream.pipelines.training.loop_host import Host
+
+    run("trainer=loop")
+    step = Host._train
+    with monkeypatch.context() as patched:
+
+        def fail(self: Host, batch: Any) -> None:
+            if self.epoch == 4:
+                raise KeyboardInterrupt
+            step(self, batch)
+
+        patched.setattr(Host, "_train", fail)
+        with pytest.raises(KeyboardInterrupt):
+            run("trainer=loop", "max_duration=5ep", "autoresume=true")
+    assert run("trainer=loop", "max_duration=5ep", "autoresume=true").epochs == 5
+
+
 def test_two_jobs_in_one_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even one that may overwrite does not, while the other is at work."""
     from ted_stream.engine import run_folder
-    from ted_stream.pipelines.training.loop_host import Host
 
     monkeypatch.setattr(run_folder, "_ORPHANS", 0.1)
-    fit, seen = Host.fit, []
-
-    def fit_beside_another(self: Host) -> Any:
-        lock = run_folder.FileLock(tmp_path / "run" / ".run.lock")
-        with pytest.raises(run_folder.Timeout):
-            lock.acquire(timeout=0.1)
-        seen.append((tmp_path / "run" / "config.yaml").exists())
-        return fit(self)
-
-    monkeypatch.setattr(Host, "fit", fit_beside_another)
+    code = (
+        "import sys; from ted_stream.engine.run_folder import RunLock; lock = RunLock(sys.argv[1]); "
+        "lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    )
     run("trainer=loop", "pruning.method=none")
-    assert seen == [True]
-    run_folder.FileLock(tmp_path / "run" / ".run.lock").acquire(timeout=0.1)
+    before = contents(tmp_path / "run")
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        for method in ("none", "random"):
+            with pytest.raises(RuntimeError, match="in use by a job that is at work"):
+                run("trainer=loop", f"pruning.method={method}", "overwrite=true", "max_duration=2ep")
+        other.kill()
+    assert contents(tmp_path / "run") == before
+    run("trainer=loop", "pruning.method=none", "overwrite=true")

@@ -242,10 +242,10 @@ def test_measuring_does_not_disturb_training(folder: str, make_trainer: Callable
 def test_an_algorithm_used_again_starts_afresh(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    ted = make_ted(0.6, folder=str(tmp_path))
+    ted, names = make_ted(0.6, folder=str(tmp_path / "{run_name}")), iter("ab")
 
     def run() -> tuple[list[str], torch.Tensor]:
-        trainer = make_trainer(folder, [ted], max_duration="3ep")
+        trainer = make_trainer(folder, [ted], max_duration="3ep", run_name=next(names))
         trainer.fit()
         weights = torch.cat([parameter.detach().flatten() for parameter in trainer.state.model.parameters()])
         assert [record.epoch for record in ted.records] == [0, 1, 2]

@@ -361,6 +361,12 @@ def test_what_is_no_method_is_refused_at_construction() -> None:
         DataPruning(0.5)  # pyright: ignore[reportArgumentType]
 
 
+def test_progress_is_by_samples_where_they_are_known() -> None:
+    for method, progress in ((TED(0.5), "samples"), (RandomPruning(0.5), "samples"), (InfoBatch(0.5), "epochs")):
+        assert DataPruning(method).progress == progress
+    assert DataPruning(TED(0.5), progress="epochs").progress == "epochs"
+
+
 def test_progress_by_samples_needs_a_plan() -> None:
     with pytest.raises(ValueError, match=r"(?s)'samples'.*InfoBatch.*not known in advance"):
         DataPruning(InfoBatch(0.5), progress="samples")

@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from loop_runs import METHODS, train
+from loop_runs import METHODS, features, train
+from torch.utils.data import DataLoader, TensorDataset
 
-from ted_stream import RandomPruning, read_skip_list
+from ted_stream import PrunedSampler, RandomPruning, read_skip_list
 from ted_stream.cli.export import export
 from ted_stream.engine import run_folder
 from ted_stream.export import export_manifest
@@ -93,7 +94,7 @@ def test_going_on_removes_what_comes_again(tmp_path: Path) -> None:
 
     train(TED, str(tmp_path), resume=saved[15], after_batch=look, pruner_options=NAMED)
     lists = {f"skip_lists/ep000{epoch}.parquet" for epoch in range(2)}
-    assert seen[0] == {".run.lock", "run.json", "running_scores.parquet", *lists}
+    assert seen[0] == {".run.lock", "run.json", *lists}
     assert {"manifest.parquet", "skip_lists/ep0004.parquet"} <= contents(tmp_path).keys()
 
 
@@ -150,18 +151,25 @@ def test_a_run_that_died_after_its_last_epoch_has_its_manifest(tmp_path: Path) -
             (tmp_path / "died/run.json").write_text(json.dumps({**run, "finished": False}))
         (tmp_path / name / "manifest.parquet").unlink()
         done = export_manifest(tmp_path / name)
-        assert (done.kept, done.samples, done.scored_after, done.finished) == (done.kept, 101, 4, not number)
+        assert (done.samples, done.scored_after, done.finished) == (101, 4, not number)
+        assert done.kept == pq.read_table(done.path).num_rows < 101
         assert Path(done.path).read_bytes() == expected
 
 
 def test_a_stopped_run_and_single_epochs(tmp_path: Path) -> None:
     stopped(TED, tmp_path, after=22)
     for epoch in (None, 0, 1):
-        done = export_manifest(tmp_path, epoch=epoch, path=tmp_path / "out.parquet")
+        out = tmp_path / f"{epoch}.parquet"
+        done = export_manifest(tmp_path, epoch=epoch, path=out)
         assert (done.epoch, done.scored_after, done.finished) == (1 if epoch is None else epoch, 1, False)
         skip_list = read_skip_list(tmp_path / f"skip_lists/ep000{done.epoch}.parquet")
-        assert pq.read_table(tmp_path / "out.parquet")["sample_id"].to_pylist() == skip_list.kept_ids().tolist()
+        assert pq.read_table(out)["sample_id"].to_pylist() == skip_list.kept_ids().tolist()
     assert not (tmp_path / "manifest.parquet").exists()
+    own = tmp_path / export_manifest(tmp_path).path
+    before = own.read_bytes()
+    with pytest.raises(FileExistsError, match=r"manifest\.parquet exists; name another file"):
+        export_manifest(tmp_path, epoch=0)
+    assert own.read_bytes() == before
 
 
 def test_a_method_that_measures_nothing_has_no_scores(tmp_path: Path) -> None:
@@ -170,6 +178,16 @@ def test_a_method_that_measures_nothing_has_no_scores(tmp_path: Path) -> None:
     done = export_manifest(tmp_path)
     assert done.scored_after is None
     assert pq.read_table(done.path)["score"].null_count == done.kept
+
+
+def test_a_run_that_is_refused_replaces_nothing(tmp_path: Path) -> None:
+    train(RANDOM, str(tmp_path), pruner_options=NAMED)
+    before = contents(tmp_path)
+    data = TensorDataset(*features())
+    loader = DataLoader(data, batch_size=60, sampler=PrunedSampler(data), drop_last=True)
+    with pytest.raises(ValueError, match="is to keep 43 samples, but it takes"):
+        train(RandomPruning(0.6, annealing=0.0), str(tmp_path), loader=loader, pruner_options={"overwrite": True})
+    assert contents(tmp_path) == before
 
 
 def test_what_has_no_manifest(tmp_path: Path) -> None:

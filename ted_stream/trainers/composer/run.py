@@ -100,8 +100,8 @@ class ComposerRun:
         if loaded:
             self._restore(state, loaded)
         at = epoch, batches_done
-        engine.start(state.model, epochs=plan.epochs, last_share=plan.last_share, run=state.run_name, at=at)
-        requirements.refuse_too_few_samples(engine, loader)
+        epochs, share, name = plan.epochs, plan.last_share, state.run_name
+        engine.start(state.model, loader, epochs=epochs, last_share=share, run=name, at=at)
         rows, bound = state.device_train_microbatch_size, self._subset_length
         requirements.warn_of_single_rows(state.model, engine, loader, epoch, rows, bound)
         kept = None

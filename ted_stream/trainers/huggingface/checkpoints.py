@@ -1,16 +1,22 @@
 """The state of a pruned run beside what the Trainer writes into a checkpoint's folder."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["read_state", "state_path"]
+__all__ = ["has_checkpoints", "read_state", "state_path"]
 
 
 def state_path(checkpoint: str) -> str:
     """The file of the state in a checkpoint's folder."""
     return os.path.join(checkpoint, "pruning.pt")
+
+
+def has_checkpoints(output_dir: str) -> bool:
+    """Whether a folder of the Trainer's has a checkpoint of a pruned run."""
+    return any(Path(output_dir).glob("checkpoint-*/pruning.pt"))
 
 
 def read_state(checkpoint: str) -> dict[str, Any]:

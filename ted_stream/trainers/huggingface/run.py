@@ -17,7 +17,7 @@ from ted_stream.files import write_bytes
 from ted_stream.methods import Method
 from ted_stream.trainers import requirements
 from ted_stream.trainers.huggingface.batches import TrainedBatches
-from ted_stream.trainers.huggingface.checkpoints import read_state, state_path
+from ted_stream.trainers.huggingface.checkpoints import has_checkpoints, read_state, state_path
 from ted_stream.trainers.huggingface.lengths import Lengths
 from ted_stream.trainers.huggingface.requirements import refuse_pruned
 from ted_stream.trainers.reading import EpochReader, checked_data
@@ -113,6 +113,7 @@ class HuggingFaceRun:
             overwrite=settings.overwrite,
         )
         self.engine.folder = settings.claimed.setdefault(self.engine.folder.location, self.engine.folder)
+        self.engine.folder.has_checkpoints = has_checkpoints(folder)
         needs_logits = settings.method.weighs_samples or settings.method.measure() is not None
         self.batches = TrainedBatches(trainer, self.engine.step, self._reader, needs_logits=needs_logits)
         self.lengths = Lengths(
@@ -136,9 +137,8 @@ class HuggingFaceRun:
         args, model = trainer.args, trainer.model_wrapped
         name = args.run_name or os.path.basename(os.path.abspath(args.output_dir))
         reader.begin()
-        engine.start(model, epochs=self.lengths.epochs, run=name, at=(reader.epoch, reader.done))
+        engine.start(model, self.loader, epochs=self.lengths.epochs, run=name, at=(reader.epoch, reader.done))
         self.batches.attach(model)
-        requirements.refuse_too_few_samples(engine, self.loader)
         requirements.warn_of_single_rows(model, engine, self.loader, reader.epoch)
         if reader.is_over:  # saved after an epoch's last step, before its end
             engine.end_epoch()

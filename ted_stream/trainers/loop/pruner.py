@@ -136,9 +136,9 @@ class Pruner:
     def _begin(self) -> None:
         engine, reader = self.engine, self._reader
         reader.begin()
-        engine.start(self.model, epochs=self.epochs, run=self.run_name, at=(reader.epoch, reader.done))
+        at = reader.epoch, reader.done
+        engine.start(self.model, self.loader, epochs=self.epochs, run=self.run_name, at=at)
         self._steps.attach()
-        requirements.refuse_too_few_samples(engine, self.loader)
         requirements.warn_of_single_rows(self.model, engine, self.loader, reader.epoch)
         self._state = "between"
 
