@@ -316,7 +316,9 @@ def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
         key, equals, _ = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"the override {override!r} is not of the form key=value.")
-        yield f"the override {override!r}", OmegaConf.from_dotlist([override])
+        # A name is text, whatever YAML would make of 007 or 1e3.
+        given = OmegaConf.create({key: override.partition("=")[2].strip("'\"")}) if key == "run_name" else None
+        yield f"the override {override!r}", given or OmegaConf.from_dotlist([override])
 
 
 def _merged(base: DictConfig, layers: Sequence[tuple[str, DictConfig]]) -> Settings:

@@ -24,7 +24,7 @@ from ted_stream.trainers.requirements import check_settings
 from ..corpora.prepared import Description, read_description
 from .datasets import build_loaders
 from .results import RESULT_FILE, Result, digest_of, result_of
-from .settings import AUGMENTATIONS, ConfigError, Settings
+from .settings import AUGMENTATIONS, ConfigError, Settings, counts_batches, epochs
 from .tasks import build_task
 
 __all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "claim_folder", "train"]
@@ -65,16 +65,29 @@ def train(settings: Settings) -> Result:
     task = build_task(settings.model, description)
     loaders = build_loaders(settings, description, ranks=ranks.world_size)
     run = host.Host(settings, task, loaders)
-    lock = None if is_remote(settings.folder) else RunLock(settings.folder)
+    lock = None if is_remote(settings.folder) else RunLock(settings.folder, lends=True)
+    config = ranks.on_rank_zero(lambda: _config_before(settings))
     try:
-        ranks.on_rank_zero(lambda: claim_folder(settings, lock=lock))  # when nothing can be refused any more
+        ranks.on_rank_zero(lambda: claim_folder(settings, lock=lock))  # when hardly anything can be refused any more
         result = result_of(settings, run.fit(), samples=loaders.prunable.full_epoch_size)
         if ranks.rank == 0:
             write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
+    except (ValueError, FileExistsError):  # refused after all: the folder is still the former run's
+        if config is not None and ranks.rank == 0:
+            write_bytes(join(settings.folder, CONFIG_FILE), config)
+        raise
     finally:
         if lock is not None:
             lock.release()
     return result
+
+
+def _config_before(settings: Settings) -> bytes | None:
+    """The settings of the run that is gone on with, if one is."""
+    try:
+        return read_bytes(join(settings.folder, CONFIG_FILE)) if settings.autoresume or settings.load_path else None
+    except FileNotFoundError:
+        return None
 
 
 def _finished(settings: Settings) -> Result | None:
@@ -84,6 +97,12 @@ def _finished(settings: Settings) -> Result | None:
     except FileNotFoundError:
         return None
     if result.get("asked") != digest_of(settings):
+        if "asked" in result and not counts_batches(settings) and result["epochs"] >= epochs(settings):
+            raise FileExistsError(
+                f"{settings.folder} holds a run of other settings that has finished its {result['epochs']} epochs; see "
+                f"its {CONFIG_FILE}. Only a longer max_duration goes on with it: set overwrite=true and "
+                "autoresume=false to replace it, or run_name= or folder= to another place."
+            )
         return None
     print(f"The run in {settings.folder} has finished; this is what it did.", file=sys.stderr)
     return Result(**result)

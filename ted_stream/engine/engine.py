@@ -127,8 +127,7 @@ class PruningEngine:
 
         Raises:
             ValueError: if it is in the middle of an epoch that nothing is known of, or epochs would be too small.
-            FileExistsError: if it begins, and the folder holds another run.
-            RuntimeError: if a job that is at work has the folder.
+            FileExistsError, RuntimeError: if the folder holds another run, or a job that is at work has it.
         """
         epoch, batches_done = at
         samples = self.store.num_samples
@@ -145,6 +144,7 @@ class PruningEngine:
         refuse_too_few_samples(self.plan, self.data, loader)
         behind = self.records[-1].epoch + 1 if self.records else None
         self.folder.claim(self.summary, goes_on_at=behind, overwrite=self._overwrite)
+        write_scores(self.folder, self.records, self.method, self.store, self.data.layout)
         self._probe.attach(model)
         self._activate(self.active if batches_done else None)
 
@@ -209,7 +209,7 @@ class PruningEngine:
         found = self._guard.look(self.plan, self.records, measurements)
         self._fold_seconds = time.perf_counter() - start
         self.folder.refuse_other_job()
-        write_scores(self.folder, self.method, self.store, self.data.layout, epoch=record.epoch)
+        write_scores(self.folder, self.records, self.method, self.store, self.data.layout)
         self.folder.write_run(self.summary)
         self._guard.say(found)
         return record

@@ -5,8 +5,9 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from warnings import warn
+from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
@@ -55,22 +56,30 @@ class RunLock:
 
     Args:
         folder: of the run.
+        lends: whether runs within this one may have the folder too: a recipe's does, for its engine.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        # One per process and folder: a recipe holds it around the run, whose engine takes it again.
-        self._lock = FileLock(Path(folder).absolute() / _LOCK, is_singleton=True, thread_local=False)
-        self._is_held = False
+    _held: ClassVar["WeakValueDictionary[str, RunLock]"] = WeakValueDictionary()  # of this process, by folder
+
+    def __init__(self, folder: str, *, lends: bool = False) -> None:
+        self._folder, self._lends = os.path.abspath(folder), lends
+        self._lock = FileLock(os.path.join(self._folder, _LOCK), thread_local=False)
 
     def acquire(self) -> None:
         """Take the folder; again without effect.
 
         Raises:
             RuntimeError: if a job that is at work has it.
+            OSError: if nothing can be written there.
         """
-        if self._is_held:
+        other = self._held.get(self._folder)
+        if other is self or (other is not None and other._lends):
             return
+        if other is not None:
+            raise RuntimeError(
+                f"{self._folder} is in use by another run of this process, which has not ended: leave its loop, or "
+                "delete what runs it (del pruner), or give this run another folder."
+            )
         try:
             Path(self._folder).mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=_ORPHANS)
@@ -80,16 +89,16 @@ class RunLock:
                 "Wait until it has ended, or give this run another folder."
             ) from error
         except NotImplementedError:  # a file system without locks; there, only the job's number in run.json tells
-            return
+            pass
         except OSError as error:
             raise _unwritable(self._folder, error) from error
-        self._is_held = True
+        self._held[self._folder] = self
 
     def release(self) -> None:
         """Let go; again without effect."""
-        if self._is_held:
+        if self._held.get(self._folder) is self:
+            del self._held[self._folder]
             self._lock.release()
-            self._is_held = False
 
 
 class RunFolder:
@@ -105,10 +114,12 @@ class RunFolder:
 
     def __init__(self, location: str, ranks: Ranks) -> None:
         self.location = location
+        # Where it was when the run was made, wherever the process goes.
+        self._root = location if is_remote(location) else os.path.abspath(location)
         self.ranks = ranks
         self.has_checkpoints = False
         self._job = ""  # says whose the folder is: this object's, once it has claimed it; on rank 0
-        self._lock = None if is_remote(location) else RunLock(location)
+        self._lock = None if is_remote(location) else RunLock(self._root)
 
     # Whose it is -------------------------------------------------------------------------------------------------
 
@@ -149,7 +160,7 @@ class RunFolder:
         if goes_on_at is None and not is_own:
             self._refuse(earlier, mine, overwrite, is_local)
         if is_local:
-            _remove_after(Path(self.location), goes_on_at or 0)
+            _remove_after(Path(self._root), goes_on_at or 0)
 
     def _refuse(self, earlier: dict[str, Any], mine: dict[str, Any], overwrite: bool, is_local: bool) -> None:
         same = all(earlier.get(name) == mine[name] for name in _IDENTITY)
@@ -181,7 +192,7 @@ class RunFolder:
         try:
             earlier = json.loads(read_bytes(self.path(RUN_FILE)))
         except FileNotFoundError:
-            lists = Path(self.location, LISTS)
+            lists = Path(self._root, LISTS)
             return {} if not is_remote(self.location) and lists.is_dir() and any(lists.glob("ep*")) else None
         except (ValueError, UnicodeDecodeError):
             earlier = {}
@@ -229,7 +240,7 @@ class RunFolder:
 
     def path(self, name: str) -> str:
         """The path or URI of a file."""
-        return join(self.location, name)
+        return join(self._root, name)
 
     def write(self, name: str, make: Callable[[], bytes]) -> None:
         """Write a file whole or not at all; collective, and made on rank 0 alone.
@@ -275,9 +286,9 @@ def _remove_after(folder: Path, epochs: int) -> None:
     """Remove what a run wrote after so many epochs, and what a killed job left half written."""
     kept = {f"ep{epoch:04d}.parquet" for epoch in range(epochs)}
     gone = [path for path in (folder / LISTS).glob("ep*.parquet") if path.name not in kept]
-    gone += [folder / MANIFEST, folder / SCORES, *folder.glob(".*.tmp"), *(folder / LISTS).glob(".*.tmp")]
+    gone += [folder / MANIFEST, *folder.glob(".*.tmp"), *(folder / LISTS).glob(".*.tmp")]
     if not epochs:
-        gone.append(folder / RUN_FILE)
+        gone += [folder / SCORES, folder / RUN_FILE]
     for path in gone:
         path.unlink(missing_ok=True)
 

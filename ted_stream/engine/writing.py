@@ -24,15 +24,18 @@ def read_list(folder: RunFolder, record: EpochRecord, layout: DatasetLayout) -> 
     return from_bytes(folder.read(name), source=folder.path(name), layout=layout, digest=record.digest)
 
 
-def write_scores(folder: RunFolder, method: Method, store: ScoreStore, layout: DatasetLayout, *, epoch: int) -> None:
+def write_scores(
+    folder: RunFolder, records: Sequence[EpochRecord], method: Method, store: ScoreStore, layout: DatasetLayout
+) -> None:
     """Keep the scores outside of checkpoints too: a killed run's are in none, or in one that cannot be resumed."""
-    if method.measure() is None:
+    ended = [record.epoch for record in records if record.forwarded]
+    if method.measure() is None or not ended:
         return
     scores = store.gather_on_rank_zero()
 
     def make() -> bytes:
         assert scores is not None, "rank 0 makes it"
-        return running_scores_to_bytes(scores, epoch=epoch, layout=layout)
+        return running_scores_to_bytes(scores, epoch=ended[-1], layout=layout)
 
     folder.write(SCORES, make)
 

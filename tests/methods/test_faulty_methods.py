@@ -252,7 +252,9 @@ def test_what_a_method_may_give() -> None:
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 9])
-@pytest.mark.parametrize("method", [TED(0.3), RandomPruning(0.3), ImportanceSampling(0.3), InfoBatch(0.3)])
+@pytest.mark.parametrize(
+    "method", [TED(0.3), RandomPruning(0.3, loss_correction=True), ImportanceSampling(0.3), InfoBatch(0.3)]
+)
 def test_where_all_samples_are_kept_they_weigh_1(method: Method, num_samples: int) -> None:
     (result,) = chosen_by(method, num_samples=num_samples)
     assert not isinstance(result, str)

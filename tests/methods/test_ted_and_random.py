@@ -76,7 +76,7 @@ def test_random_keeps_the_highest_variates(epoch: int) -> None:
 
 def test_the_loss_is_divided_by_the_keep_ratio() -> None:
     owned = owned_with(SCORES)
-    for method in (TED(0.5), RandomPruning(0.5)):
+    for method in (TED(0.5), RandomPruning(0.5, loss_correction=True)):
         assert method.weigh(owned, method.choose(owned, 0, K), 0.4) == 1 / 0.4
-    for method in (TED(0.5, loss_correction=False), RandomPruning(0.5, loss_correction=False)):
+    for method in (TED(0.5, loss_correction=False), RandomPruning(0.5)):
         assert method.weigh(owned, method.choose(owned, 0, K), 0.4) == 1

@@ -59,6 +59,27 @@ def test_a_finished_run_says_so(
 
 
 @each_trainer
+@pytest.mark.parametrize("override", ["optimizer.lr=0.01", "pruning.prune_ratio=0.5", "max_duration=2ep"])
+def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
+    trainer: str, override: str, run: Run, tmp_path: Path
+) -> None:
+    run(f"trainer={trainer}")
+    before = contents(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="holds a run of other settings that has finished its 3 epochs"):
+        run(f"trainer={trainer}", override, "autoresume=true")
+    assert contents(tmp_path / "run") == before
+
+
+@each_trainer
+def test_a_refused_resumption_leaves_the_config(trainer: str, run: Run, tmp_path: Path) -> None:
+    run(f"trainer={trainer}")
+    config = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match="The checkpoint was made by TED"):
+        run(f"trainer={trainer}", "autoresume=true", "max_duration=4ep", "pruning.prune_ratio=0.5")
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == config
+
+
+@each_trainer
 def test_a_longer_run_goes_on_by_a_schedule_of_its_length(trainer: str, run: Run, tmp_path: Path) -> None:
     run(f"trainer={trainer}")
     assert run(f"trainer={trainer}", "max_duration=5ep", "autoresume=true").epochs == 5

@@ -57,7 +57,8 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     size = BATCH_SIZE // ranks
     loader = DataLoader(dataset, batch_size=size, sampler=PrunedSampler(dataset, seed=seed))
-    pruner = Pruner(method, model, loader, epochs=epochs, folder=folder, seed=seed)
+    progress = "epochs" if isinstance(method, TED) else None  # as in its paper
+    pruner = Pruner(method, model, loader, epochs=epochs, folder=folder, seed=seed, progress=progress)
     schedule = OneCycleLR(optimizer, 0.1, total_steps=epochs * pruner.full_length + 1)
     scheduler = pruner.stretch(schedule)
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": schedule, "pruner": pruner}

@@ -98,7 +98,8 @@ def make_trainer(
     } | arguments
     if optimizers is None:
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-        full = -(-len(dataset) // (size * ranks * settings.get("gradient_accumulation_steps", 1)))
+        rows = settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
+        full = -(-len(dataset) // (rows * ranks))
         optimizers = optimizer, CosineAnnealingLR(optimizer, EPOCHS * full)
     return cls(
         model=model,

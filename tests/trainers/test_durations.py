@@ -178,5 +178,5 @@ def test_schedules_in_the_unit_of_the_duration(
         make_trainer(folder, algorithms, max_duration=duration, schedulers=schedule, callbacks=[Watch()]).fit()
         return found[::2]
 
-    pruned = rates([make_ted(0.6, annealing=0, folder=str(tmp_path))])
+    pruned = rates([make_ted(0.6, annealing=0, folder=str(tmp_path), progress="epochs")])
     assert pruned == pytest.approx(rates([]), abs=5e-3 if duration.endswith("sp") else 1e-9)  # uneven last batches

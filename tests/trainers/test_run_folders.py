@@ -1,5 +1,6 @@
 """A run folder holds one run; what a killed one left is replaced, gone on with, or made a manifest of."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -94,8 +95,44 @@ def test_going_on_removes_what_comes_again(tmp_path: Path) -> None:
 
     train(TED, str(tmp_path), resume=saved[15], after_batch=look, pruner_options=NAMED)
     lists = {f"skip_lists/ep000{epoch}.parquet" for epoch in range(2)}
-    assert seen[0] == {".run.lock", "run.json", *lists}
+    assert seen[0] == {".run.lock", "run.json", "running_scores.parquet", *lists}
     assert {"manifest.parquet", "skip_lists/ep0004.parquet"} <= contents(tmp_path).keys()
+
+
+def test_going_on_keeps_the_scores_of_the_checkpoint(tmp_path: Path) -> None:
+    saved: dict[int, Any] = {}
+
+    def save(batch: int, state: Any) -> None:
+        saved[batch] = copy.deepcopy(state())
+
+    train(TED, str(tmp_path), after_batch=save, pruner_options=NAMED)
+    whole = contents(tmp_path)
+    found: list[Any] = []
+    stop = lambda batch, state: found.append(export_manifest(tmp_path, epoch=0, path=tmp_path / f"{batch}.parquet"))  # noqa: E731
+    train(TED, str(tmp_path), resume=saved[15], after_batch=stop, pruner_options=NAMED)
+    assert found[0].scored_after == 0  # batch 15 lies in epoch 1
+    assert found[-1].scored_after == 3
+    train(TED, str(tmp_path), resume=saved[max(saved)], pruner_options=NAMED)  # nothing is left to do
+    again = contents(tmp_path)
+    for name in ("running_scores.parquet", "manifest.parquet"):
+        assert again[name] == whole[name]
+
+
+def test_another_run_of_the_process_is_kept_out(tmp_path: Path) -> None:
+    def begin_another(batch: int, state: Any) -> None:
+        if batch == 15:
+            with pytest.raises(RuntimeError, match="in use by another run of this process"):
+                train(TED, str(tmp_path), pruner_options=NAMED)
+
+    train(TED, str(tmp_path), after_batch=begin_another, pruner_options=NAMED)
+
+
+def test_a_relative_folder_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    train(TED, "here", after_batch=lambda batch, state: monkeypatch.chdir(tmp_path / "elsewhere"))
+    assert len(list(tmp_path.glob("here/skip_lists/*"))) == 5
+    assert not list(tmp_path.glob("elsewhere/*"))
 
 
 def test_a_folder_in_use_is_refused_until_its_job_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

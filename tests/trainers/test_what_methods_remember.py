@@ -62,11 +62,12 @@ METHODS = [
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-@pytest.mark.parametrize("stop", [(2, 0), (2, 3), (4, 1)])
+@pytest.mark.parametrize("stop", [(2, 0), (2, 1), (4, 1)])
 def test_goes_on_to_the_bit(method: Method, stop: tuple[int, int], tmp_path: Path) -> None:
     """In the middle of an epoch too, where the choice's columns are not in force yet."""
     whole, _ = train(method, LABELS, tmp_path / "whole")
     _, state = train(method, LABELS, tmp_path / "part", stop=stop)
+    assert state is not None
     torch.save(state, tmp_path / "state.pt")
     again, _ = train(method, LABELS, tmp_path / "part", state=torch.load(tmp_path / "state.pt"))
     assert [record.digest for record in again.engine.records] == [record.digest for record in whole.engine.records]
