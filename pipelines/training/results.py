@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ted_stream.engine import PruningEngine
-from ted_stream.export.run_files import LISTS, MANIFEST
+from ted_stream.export.run_files import LISTS, MANIFEST, pruned_epochs
 from ted_stream.files import join
 
 from .settings import Settings, counts_batches
@@ -91,7 +91,7 @@ def result_of(settings: Settings, trained: Trained, *, samples: int) -> Result:
         samples: in the training split.
     """
     folder, pruning = settings.folder, trained.pruning
-    pruned = pruning is not None and any(record["kept"] < pruning["samples"] for record in pruning["epochs"])
+    pruned = pruning is not None and bool(pruned_epochs(pruning))
     return Result(
         run_name=settings.run_name,
         trainer=settings.trainer,

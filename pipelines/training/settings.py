@@ -313,12 +313,15 @@ def replaced(settings: Settings, changes: Mapping[str, Any]) -> Settings:
 
 def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"the override {override!r} is not of the form key=value.")
-        # A name is text, whatever YAML would make of 007 or 1e3.
-        given = OmegaConf.create({key: override.partition("=")[2].strip("'\"")}) if key == "run_name" else None
-        yield f"the override {override!r}", given or OmegaConf.from_dotlist([override])
+        given = OmegaConf.from_dotlist([override])
+        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+        value = read["value"]
+        if isinstance(value, (bool, int, float)) and _holds_text(key):
+            OmegaConf.update(given, key, text)  # a name stays 007 or 1e3, whatever YAML makes of it
+        yield f"the override {override!r}", given
 
 
 def _merged(base: DictConfig, layers: Sequence[tuple[str, DictConfig]]) -> Settings:
@@ -366,6 +369,14 @@ def _unknown(key: str, prefix: str, valid: Sequence[str]) -> str:
 
 def _hints(schema: type) -> dict[str, Any]:
     return get_type_hints(_PruningSection if schema is Pruning else schema)
+
+
+def _holds_text(key: str) -> bool:
+    """Whether a setting is text, by its dotted key."""
+    kind: Any = Settings
+    for part in key.split("."):
+        kind = _hints(kind).get(part) if isinstance(kind, type) and is_dataclass(kind) else None
+    return kind in (str, str | None)
 
 
 def _paths(schema: type, prefix: str = "") -> Iterator[str]:

@@ -47,6 +47,7 @@ def train(settings: Settings) -> Result:
         ConfigError: settings that contradict the dataset, the machine or each other.
         FileNotFoundError: the dataset does not exist.
         FileExistsError: the run folder holds another run.
+        RuntimeError: a job that is at work has the run folder.
     """
     gc.collect()  # streaming gives up a folder only when the earlier run's dataset is collected
     _check_machine(settings)
@@ -68,7 +69,9 @@ def train(settings: Settings) -> Result:
     lock = None if is_remote(settings.folder) else RunLock(settings.folder, lends=True)
     config = ranks.on_rank_zero(lambda: _config_before(settings))
     try:
-        ranks.on_rank_zero(lambda: claim_folder(settings, lock=lock))  # when hardly anything can be refused any more
+        if lock is not None:
+            ranks.on_rank_zero(lock.acquire)
+        ranks.on_rank_zero(lambda: claim_folder(settings))  # when hardly anything can be refused any more
         result = result_of(settings, run.fit(), samples=loaders.prunable.full_epoch_size)
         if ranks.rank == 0:
             write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
@@ -91,12 +94,18 @@ def _config_before(settings: Settings) -> bytes | None:
 
 
 def _finished(settings: Settings) -> Result | None:
-    """The result of the very run that the settings ask for, if its folder holds it."""
+    """The result of the very run that the settings ask for, if its folder holds it.
+
+    Raises:
+        ConfigError: it holds one of another trainer.
+        FileExistsError: it holds one of other settings that is as long, or longer.
+    """
     try:
         result = json.loads(read_bytes(join(settings.folder, RESULT_FILE)))
     except FileNotFoundError:
         return None
     if result.get("asked") != digest_of(settings):
+        _refuse_other_trainer(settings)
         if "asked" in result and not counts_batches(settings) and result["epochs"] >= epochs(settings):
             raise FileExistsError(
                 f"{settings.folder} holds a run of other settings that has finished its {result['epochs']} epochs; see "
@@ -194,22 +203,18 @@ def _check_in_memory(settings: Settings, description: Description) -> None:
         )
 
 
-def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS, *, lock: RunLock | None = None) -> None:
+def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> None:
     """Make the run folder this run's own, and keep its settings there; called on rank 0 for all.
 
     Args:
         settings: of the run.
         leftovers: names of what a run of this kind leaves in its folder.
-        lock: of the folder, to be held from here on.
 
     Raises:
         ConfigError: the settings go on with a run of another trainer.
         FileExistsError: the folder holds another run, which is not to be replaced.
-        RuntimeError: a job that is at work has the folder.
     """
     folder = settings.folder
-    if lock is not None:
-        lock.acquire()
     goes_on = settings.autoresume or settings.load_path is not None
     if is_remote(folder) and not goes_on and not settings.overwrite and exists(join(folder, CONFIG_FILE)):
         raise FileExistsError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ted_stream.engine.plan import RunPlan
 from ted_stream.engine.record import EpochRecord
 from ted_stream.engine.signs import scores_alike
-from ted_stream.export.run_files import LISTS
+from ted_stream.export.run_files import list_name
 from ted_stream.methods import Chosen
 from ted_stream.pruning import Owned
 from ted_stream.skip_list import DatasetLayout, SkipList
@@ -149,7 +149,7 @@ def make_record(owned: Owned, skip_list: SkipList, previous: SkipList | None, lo
         expected_returning=0.0 if previous is None else skip_list.num_kept * (size - previous.num_kept) / size,
         unmeasured=unmeasured,
         scores_alike=scores_alike(owned),
-        skip_list=f"{LISTS}/ep{owned.epoch:04d}.parquet",
+        skip_list=list_name(owned.epoch),
         digest=skip_list.digest,
         loss_factor=loss_factor,
     )

@@ -1,6 +1,5 @@
 """The folder of a run: rank 0 writes and reads it for every rank."""
 
-import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from weakref import WeakValueDictionary
 from filelock import FileLock, Timeout
 
 from ted_stream.engine.ranks import Ranks
-from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES
+from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES, list_name, read_run, run_to_bytes
 from ted_stream.files import is_remote, join, read_bytes, write_bytes
 
 __all__ = ["RunFolder", "RunLock", "checked_folder"]
@@ -88,8 +87,6 @@ class RunLock:
                 f"{self._folder} is in use by a job that is at work, and two runs would write over each other's files. "
                 "Wait until it has ended, or give this run another folder."
             ) from error
-        except NotImplementedError:  # a file system without locks; there, only the job's number in run.json tells
-            pass
         except OSError as error:
             raise _unwritable(self._folder, error) from error
         self._held[self._folder] = self
@@ -190,13 +187,12 @@ class RunFolder:
     def _earlier(self) -> dict[str, Any] | None:
         """What is known of the run that the folder holds; ``None`` if it holds none."""
         try:
-            earlier = json.loads(read_bytes(self.path(RUN_FILE)))
+            return read_run(self._root)
         except FileNotFoundError:
-            lists = Path(self._root, LISTS)
-            return {} if not is_remote(self.location) and lists.is_dir() and any(lists.glob("ep*")) else None
-        except (ValueError, UnicodeDecodeError):
-            earlier = {}
-        return earlier if isinstance(earlier, dict) else {}
+            has_lists = not is_remote(self.location) and any(Path(self._root, LISTS).glob("ep*"))
+            return {} if has_lists else None
+        except ValueError:
+            return {}
 
     def write_run(self, make: Callable[[], Mapping[str, Any]], *, is_finished: bool = False) -> None:
         """Write ``run.json``; collective.
@@ -204,12 +200,7 @@ class RunFolder:
         Raises:
             OSError: if it could not be written.
         """
-
-        def write() -> None:
-            text = json.dumps({**make(), "finished": is_finished, "job": self._job}, indent=1)
-            self._put(RUN_FILE, text.encode())
-
-        self.ranks.on_rank_zero(write)
+        self.write(RUN_FILE, lambda: run_to_bytes({**make(), "finished": is_finished, "job": self._job}))
 
     def refuse_other_job(self) -> None:
         """Stop if another job has claimed the folder since; collective.
@@ -248,13 +239,15 @@ class RunFolder:
         Raises:
             OSError: if it could not be written.
         """
-        self.ranks.on_rank_zero(lambda: self._put(name, make()))
 
-    def _put(self, name: str, data: bytes) -> None:
-        try:
-            write_bytes(self.path(name), data)
-        except Exception as error:
-            raise _unwritable(self.path(name), error) from error
+        def write() -> None:
+            data = make()
+            try:
+                write_bytes(self.path(name), data)
+            except Exception as error:
+                raise _unwritable(self.path(name), error) from error
+
+        self.ranks.on_rank_zero(write)
 
     def read(self, name: str) -> bytes:
         """Read a file that an earlier epoch wrote; collective.
@@ -284,8 +277,8 @@ def _unwritable(path: str, error: Exception) -> OSError:
 
 def _remove_after(folder: Path, epochs: int) -> None:
     """Remove what a run wrote after so many epochs, and what a killed job left half written."""
-    kept = {f"ep{epoch:04d}.parquet" for epoch in range(epochs)}
-    gone = [path for path in (folder / LISTS).glob("ep*.parquet") if path.name not in kept]
+    kept = {folder / list_name(epoch) for epoch in range(epochs)}
+    gone = [path for path in (folder / LISTS).glob("ep*.parquet") if path not in kept]
     gone += [folder / MANIFEST, *folder.glob(".*.tmp"), *(folder / LISTS).glob(".*.tmp")]
     if not epochs:
         gone += [folder / SCORES, folder / RUN_FILE]

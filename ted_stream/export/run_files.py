@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,36 @@ from numpy.typing import NDArray
 from ted_stream.files import join, read_bytes
 from ted_stream.skip_list import DatasetLayout
 
-__all__ = ["LISTS", "MANIFEST", "RUN_FILE", "SCORES", "read_run", "read_running_scores", "running_scores_to_bytes"]
+__all__ = [
+    "LISTS",
+    "MANIFEST",
+    "RUN_FILE",
+    "SCORES",
+    "list_name",
+    "pruned_epochs",
+    "read_run",
+    "read_running_scores",
+    "run_to_bytes",
+    "running_scores_to_bytes",
+]
 
 RUN_FILE, LISTS, SCORES, MANIFEST = "run.json", "skip_lists", "running_scores.parquet", "manifest.parquet"
 _EPOCH, _FINGERPRINT = b"ted_stream.running_scores.epoch", b"ted_stream.running_scores.fingerprint"
+
+
+def list_name(epoch: int) -> str:
+    """The file of an epoch's skip-list."""
+    return f"{LISTS}/ep{epoch:04d}.parquet"
+
+
+def run_to_bytes(run: Mapping[str, Any]) -> bytes:
+    """The file ``run.json``."""
+    return json.dumps(run, indent=1).encode()
+
+
+def pruned_epochs(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of the epochs that left something out, of what ``run.json`` holds."""
+    return [record for record in run["epochs"] if record["kept"] < run["samples"]]
 
 
 def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Manifests from run folders: of a run that has finished, was killed, or is still at work."""
 
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from ted_stream.export.manifest import write_manifest
-from ted_stream.export.run_files import MANIFEST, RUN_FILE, read_run, read_running_scores
+from ted_stream.export.run_files import (
+    MANIFEST,
+    RUN_FILE,
+    pruned_epochs,
+    read_run,
+    read_running_scores,
+    run_to_bytes,
+)
 from ted_stream.files import exists, join, write_bytes
 from ted_stream.skip_list import read_skip_list
 
@@ -64,7 +70,7 @@ def export_manifest(
     if not overwrite and not (path is None and epoch is None) and exists(target):
         raise FileExistsError(f"{target} exists; name another file, or pass overwrite=True (--overwrite).")
     if epoch is None:
-        records = [record for record in run["epochs"] if record["kept"] < run["samples"]]
+        records = pruned_epochs(run)
         if not records:
             raise ValueError(
                 f"{os.fspath(folder)} has pruned in none of its {len(run['epochs'])} epochs so far, so that there is "
@@ -102,8 +108,8 @@ def finish_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError, ValueError: as :func:`export_manifest`.
     """
     run = read_run(folder)
-    if any(record["kept"] < run["samples"] for record in run["epochs"]):
+    if pruned_epochs(run):
         export_manifest(folder)
     run["finished"] = True
-    write_bytes(join(folder, RUN_FILE), json.dumps(run, indent=1).encode())
+    write_bytes(join(folder, RUN_FILE), run_to_bytes(run))
     return run

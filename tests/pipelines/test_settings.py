@@ -35,6 +35,7 @@ def test_overrides_win_and_the_last_most():
     assert settings.model.channels == [4, 8]
     assert settings.seed == 2
     assert [load_settings(QUICKSTART, [f"run_name={name}"]).run_name for name in ("007", "1e3")] == ["007", "1e3"]
+    assert load_settings(QUICKSTART, ["data.path=007", "folder=runs/${run_name}/1"]).data.path == "007"
     assert settings.pruning.value == RandomPruning(0.3)
 
 

@@ -108,8 +108,11 @@ def test_going_on_keeps_the_scores_of_the_checkpoint(tmp_path: Path) -> None:
     train(TED, str(tmp_path), after_batch=save, pruner_options=NAMED)
     whole = contents(tmp_path)
     found: list[Any] = []
-    stop = lambda batch, state: found.append(export_manifest(tmp_path, epoch=0, path=tmp_path / f"{batch}.parquet"))  # noqa: E731
-    train(TED, str(tmp_path), resume=saved[15], after_batch=stop, pruner_options=NAMED)
+
+    def export_now(batch: int, state: Any) -> None:
+        found.append(export_manifest(tmp_path, epoch=0, path=tmp_path / f"{batch}.parquet"))
+
+    train(TED, str(tmp_path), resume=saved[15], after_batch=export_now, pruner_options=NAMED)
     assert found[0].scored_after == 0  # batch 15 lies in epoch 1
     assert found[-1].scored_after == 3
     train(TED, str(tmp_path), resume=saved[max(saved)], pruner_options=NAMED)  # nothing is left to do

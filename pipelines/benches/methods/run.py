@@ -126,7 +126,7 @@ def check(run: Run, data: Path) -> None:
 
 class _Performed:
     def __init__(self, run: Run, data: Path, folder: Path, guess: float | None) -> None:
-        self.run, self.folder, self.guess, self.tries = run, folder, guess, 0
+        self.run, self.folder, self.guess = run, folder, guess
         self.description = read_description(data)
         self.samples = self.description.samples["train"]
         self.config = folder / "config.yaml"
@@ -134,7 +134,6 @@ class _Performed:
             "run_name": "run",
             "trainer": "loop",
             "seed": run.seed,
-            "folder": str(folder / "run"),
             "progress_bar": False,
             "max_duration": f"{run.epochs}ep",
             "data": {"path": str(data), "in_memory": True, "skip_list": None},
@@ -218,8 +217,7 @@ class _Performed:
 
     def _train(self, settings: Settings, *, prune_ratio: float = float("nan"), scoring_seconds: float = 0.0) -> Outcome:
         run = self.run
-        self.tries += 1
-        settings = replaced(settings, {"folder": str(self.folder / f"run{self.tries}")})
+        settings = replaced(settings, {"folder": tempfile.mkdtemp(dir=self.folder)})  # a search trains several times
         check_data(settings, self.description, 1)
         check_method(settings)
         seed_generators(settings.seed)

@@ -41,7 +41,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     for regime in dict.fromkeys(one.regime for one in outcomes):
         parts.append(
             f"## {regime}: seconds until a test first finds the accuracy that full data ends with, the least of an "
-            f"arm's lengths and savings\n\n"
+            "arm's lengths and savings\n\n"
             f"{_times_to_full([one for one in outcomes if one.regime == regime])}"
         )
     return "\n".join(parts)

@@ -34,7 +34,7 @@ class DataPruning(Algorithm):
 
     The run folder holds ``skip_lists/ep0007.parquet`` for every epoch, ``run.json``, the latest scores, and at the end
     ``manifest.parquet``: the samples that the last pruned epoch kept, with their scores. A run begins in a folder that
-    holds none, or one of the same settings that was stopped and left no checkpoint to go on from.
+    holds none, or one of the same settings that was stopped, of which no checkpoint was loaded.
 
     Args:
         method: what to measure, keep and weigh.
