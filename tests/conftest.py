@@ -118,7 +118,9 @@ def launch() -> Callable[..., None]:
         if ranks > 1:
             command += ["-m", *LAUNCHERS[launcher], str(ranks)]
         command += [str(script), *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(variables or {})}
+        # Libraries leave the place of a single process' group there, which a launcher would take for its ranks'.
+        inherited = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
+        environment = {**inherited, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(variables or {})}
         run_to_the_end(command, environment, timeout)
 
     return run

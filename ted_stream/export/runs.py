@@ -66,9 +66,6 @@ def export_manifest(
         ValueError: if it has not pruned yet, has no such epoch, or a file of it is damaged.
     """
     run = read_run(folder)
-    target = join(folder, MANIFEST) if path is None else os.fspath(path)
-    if not overwrite and not (path is None and epoch is None) and exists(target):
-        raise FileExistsError(f"{target} exists; name another file, or pass overwrite=True (--overwrite).")
     if epoch is None:
         records = pruned_epochs(run)
         if not records:
@@ -84,6 +81,9 @@ def export_manifest(
             told = f"{known[0]} to {known[-1]}" if known else "none yet"
             raise ValueError(f"epoch is {epoch}, but {os.fspath(folder)} has the epochs {told}.")
         record = records[0]
+    target = join(folder, MANIFEST) if path is None else os.fspath(path)
+    if not overwrite and not (path is None and epoch is None) and exists(target):
+        raise FileExistsError(f"{target} exists; name another file, or pass overwrite=True (--overwrite).")
     skip_list = read_skip_list(join(folder, record["skip_list"]), digest=record["digest"])
     scored_after: int | None = None
     try:
