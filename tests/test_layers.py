@@ -1,6 +1,7 @@
 """Imports point down only: a floor knows what is below it, never what is above. And classes stay small."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,19 @@ def test_what_is_not_used_is_not_imported(use: str, tmp_path: Path) -> None:
     code, heavy = FRESH[use]
     code += f"import sys; heavy = {heavy} & set(sys.modules); assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_reading_leaves_no_thread_of_arrow(tmp_path: Path) -> None:
+    # One that frees bytes of Python's while the interpreter ends aborts a run that has done its work.
+    code = FRESH["reading a skip-list"][0] + (
+        "import os\n"
+        "names = [open(f'/proc/self/task/{task}/comm').read().strip() for task in os.listdir('/proc/self/task')]\n"
+        "assert len([name for name in names if 'jemalloc' not in name]) == 1, names\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    )
 
 
 def test_reading_a_skip_list_imports_neither_torch_nor_composer() -> None:

@@ -93,7 +93,7 @@ def read_running_scores(folder: str | os.PathLike[str], *, layout: DatasetLayout
     path = join(folder, SCORES)
     data = read_bytes(path)
     try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
         metadata = table.schema.metadata
         epoch, fingerprint = int(metadata[_EPOCH]), metadata[_FINGERPRINT].decode()
         scores = table["score"].to_numpy().astype(np.float32)

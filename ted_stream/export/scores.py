@@ -167,7 +167,7 @@ def _read(data: bytes, layout: DatasetLayout | None) -> Scores:
             f"they are of dataset {metadata['fingerprint']}, this one is {layout.fingerprint}; use the scores of this "
             "dataset, or score it"
         )
-    table = file.read()
+    table = file.read(use_threads=False)
     _agree("number of samples", str(len(table)), metadata["samples"])
     if not np.array_equal(table["sample_id"].to_numpy(), np.arange(len(table))):
         raise ScoresError(f"the sample ids are not those from 0 to {len(table) - 1} in order; {_AGAIN}")

@@ -42,7 +42,7 @@ def summary_of_scores(path: str | os.PathLike[str], *, number: int) -> dict[str,
     values = scores.scores[known].astype(np.float64)
     ascending = known[np.argsort(values, kind="stable")]
     number = min(number, len(known))
-    places = pq.read_table(pa.BufferReader(read_bytes(path)), columns=_PLACE)
+    places = pq.ParquetFile(pa.BufferReader(read_bytes(path))).read(columns=_PLACE, use_threads=False)
     quantiles = np.quantile(values, _QUANTILES).tolist() if len(values) else []
     return {
         "kind": "scores",

@@ -180,7 +180,8 @@ def _read(data: bytes, *, layout: DatasetLayout | None, digest: str | None) -> S
     schema = _SCHEMAS[int(metadata["format_version"])]
     if not file.schema_arrow.equals(schema):
         raise SkipListError(f"columns are {_inline(file.schema_arrow)} instead of {_inline(schema)}; {_AGAIN}")
-    rows = _rows_in(file.read())
+    # No thread of Arrow's may outlive the reading: one that meets the interpreter's end aborts the process.
+    rows = _rows_in(file.read(use_threads=False))
     _agree("content hash of the rows", _content(rows), metadata["content"])
     found = _skip_list_of(rows, metadata)
     _agree("number of samples", str(found.num_samples), metadata["samples"])
