@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ted_stream.engine import Ranks
 from ted_stream.engine.generators import seed_generators
@@ -31,6 +32,15 @@ __all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "
 
 CONFIG_FILE = "config.yaml"
 # What a run leaves in its folder; only this is removed when a run is replaced.
+# What a run keeps from its first start to its end; how long it goes on, and where, may change.
+_KEPT = ("seed", "data", "model", "optimizer", "scheduler")
+_FREE = (
+    "path",
+    "cache",
+    "in_memory",
+    "eval_batch_size",
+    "num_workers",
+)  # of them: where data are, and how fast they come
 LEFTOVERS = (LISTS, "scores", "checkpoints", RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE)
 
 
@@ -211,7 +221,7 @@ def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> No
         leftovers: names of what a run of this kind leaves in its folder.
 
     Raises:
-        ConfigError: the settings go on with a run of another trainer.
+        ConfigError: the settings go on with a run of another trainer, or of other settings.
         FileExistsError: the folder holds another run, which is not to be replaced.
     """
     folder = settings.folder
@@ -223,6 +233,7 @@ def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> No
         )
     if goes_on:
         _refuse_other_trainer(settings)
+        _refuse_other_settings(settings)
         _refuse_without_checkpoint(settings)
     if not is_remote(folder) and not goes_on:
         found = [name for name in leftovers if (Path(folder) / name).exists()]
@@ -249,13 +260,38 @@ def _refuse_without_checkpoint(settings: Settings) -> None:
 
 def _refuse_other_trainer(settings: Settings) -> None:
     """Refuse to go on with a run of another trainer, whose checkpoints are of another kind."""
-    try:
-        text = read_bytes(join(settings.folder, CONFIG_FILE)).decode()
-    except FileNotFoundError:
+    if not (begun := _begun_with(settings)):
         return
-    before = OmegaConf.select(OmegaConf.create(text), "trainer", default="composer")
+    before = begun.get("trainer", "composer")
     if before != settings.trainer:
         raise ConfigError(
             f"trainer is {settings.trainer}, but the run in {settings.folder} was begun with {before}, and neither "
             f"reads the other's checkpoints; set trainer={before} to go on with it, or folder= to another place."
         )
+
+
+def _refuse_other_settings(settings: Settings) -> None:
+    """Refuse to go on with other settings than a run was begun with: its checkpoints hold some, and not others."""
+    before, now = _begun_with(settings), OmegaConf.structured(settings)
+    for section in _KEPT:
+        whole = OmegaConf.is_config(now[section])
+        for name in [f"{section}.{key}" for key in now[section] if key not in _FREE] if whole else [section]:
+            was = OmegaConf.select(before, name, default=(value := OmegaConf.select(now, name)))
+            if was != value:
+                raise ConfigError(
+                    f"{name} is {_shown(value)}, but the run in {settings.folder} was begun with {_shown(was)}; set "
+                    f"{name}={_shown(was)} to go on with it, or autoresume=false and folder= to another place."
+                )
+
+
+def _shown(value: object) -> object:
+    return "null" if value is None else value
+
+
+def _begun_with(settings: Settings) -> DictConfig:
+    """The settings that the folder's run was begun with; empty where there is none."""
+    try:
+        text = read_bytes(join(settings.folder, CONFIG_FILE)).decode()
+    except FileNotFoundError:
+        return OmegaConf.create()
+    return cast(DictConfig, OmegaConf.create(text))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ted_stream.pipelines.training.settings import load_settings
+from ted_stream.pipelines.training.settings import ConfigError, load_settings
 from ted_stream.pipelines.training.train import train
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
@@ -77,6 +77,28 @@ def test_a_refused_resumption_leaves_the_config(trainer: str, run: Run, tmp_path
     with pytest.raises(ValueError, match="The checkpoint was made by TED"):
         run(f"trainer={trainer}", "autoresume=true", "max_duration=4ep", "pruning.prune_ratio=0.5")
     assert (tmp_path / "run" / "config.yaml").read_bytes() == config
+
+
+@each_trainer
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optimizer.lr=0.01", "optimizer.lr is 0.01, but .* begun with 0.1; set optimizer.lr=0.1 to go on"),
+        ("scheduler.name=cosine", "scheduler.name is cosine, but .* set scheduler.name=onecycle"),
+        ("data.batch_size=32", "data.batch_size is 32, but"),
+        ("model.channels=[8, 8]", "model.channels is \\[8, 8\\], but .* set model.channels=\\[8, 16\\]"),
+        ("optimizer.nesterov=true", "optimizer.nesterov is True, but .* set optimizer.nesterov=null"),
+        ("seed=9", "seed is 9, but"),
+    ],
+)
+def test_other_settings_do_not_go_on_with_a_run(
+    trainer: str, override: str, told: str, run: Run, tmp_path: Path
+) -> None:
+    run(f"trainer={trainer}", "max_duration=2ep")
+    before = contents(tmp_path / "run")
+    with pytest.raises(ConfigError, match=told):
+        run(f"trainer={trainer}", override, "autoresume=true")
+    assert contents(tmp_path / "run") == before
 
 
 @each_trainer
