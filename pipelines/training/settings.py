@@ -253,6 +253,7 @@ PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
 # Units of times, in which every trainer counts the same, and those of how often a trainer does what.
 SCHEDULE_UNITS: tuple[str, ...] = ("ep", "ba", "dur")
 INTERVAL_UNITS: Mapping[str, tuple[str, ...]] = {"composer": ("ep", "ba", "dur", "sp", "tok"), "loop": ("ep", "ba")}
+SHUFFLES = ("naive", "py1br", "py1e", "py1s", "py2s")  # streaming's, which takes seconds to import
 # Ways to augment, by the kind of prepared dataset that they are for.
 AUGMENTATIONS: Mapping[str, tuple[str, ...]] = {
     "images": ("none", "crop_flip"),
@@ -394,6 +395,7 @@ def _check_values(settings: Settings) -> None:
     if settings.pruning.progress is not None:
         check_choice("pruning.progress", settings.pruning.progress, PROGRESS)
     _ = settings.pruning.value
+    check_choice("data.shuffle_algo", settings.data.shuffle_algo, SHUFFLES)
     check_choice("data.augment", settings.data.augment, sorted({*chain(*AUGMENTATIONS.values())}))
     for section, choices in CHOICES.items():
         options = getattr(settings, section)

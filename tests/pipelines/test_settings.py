@@ -6,6 +6,7 @@ import pytest
 from ted_stream.methods import METHODS, ImportanceSampling, InfoBatch, RandomPruning
 from ted_stream.pipelines.training.settings import (
     METHOD_NAMES,
+    SHUFFLES,
     TRAINERS,
     ConfigError,
     epochs,
@@ -17,6 +18,11 @@ from ted_stream.pipelines.training.settings import (
 EVERY = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 CONFIGS = [path for path in EVERY if not path.name.startswith("bench_")]
 QUICKSTART = next(path for path in CONFIGS if path.name == "quickstart.yaml")
+
+
+def test_every_shuffle_of_streaming_is_known():
+    algos = pytest.importorskip("streaming.base.shuffle").algos
+    assert set(SHUFFLES) == set(algos)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
@@ -71,6 +77,7 @@ def test_overrides_win_and_the_last_most():
         ("run_name", "not of the form key=value"),
         ("scheduler.name=multistep", "multistep needs at least one"),
         ("data.image_size=0", r"data.image_size is 0, but it must lie in \[1, inf\)"),
+        ("data.shuffle_algo=foo", "data.shuffle_algo: no 'foo'; there is naive, py1br, py1e, py1s, py2s"),
         ("data.augment=crop_flop", "data.augment: no 'crop_flop'; did you mean crop_flip"),
         ("trainer=composr", "trainer: no 'composr'; did you mean composer"),
         ("precision=bf16", "precision: no 'bf16'; did you mean amp_bf16"),
