@@ -13,6 +13,7 @@ import pytest
 
 from ted_stream.export import Scores, ScoresError, read_scores, write_manifest, write_scores
 from ted_stream.export import scores as scores_module
+from ted_stream.export.run_files import running_scores_to_bytes
 from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, write_skip_list
 
 N = 22
@@ -194,6 +195,9 @@ def test_other_files_are_refused_by_name(tmp_path, layout):
         read_scores(path)
     write_manifest(path, skip_list, np.zeros(N, np.float32))
     with pytest.raises(ScoresError, match="this is a manifest of kept samples"):
+        read_scores(path)
+    path.write_bytes(running_scores_to_bytes(np.zeros(N, np.float32), epoch=0, layout=layout))
+    with pytest.raises(ScoresError, match="this is the running scores of a run"):
         read_scores(path)
     pq.write_table(pa.table({"score": [1.0]}), path)
     with pytest.raises(ScoresError, match="this is another Parquet file"):

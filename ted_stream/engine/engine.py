@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ted_stream.engine.choosing import choose_skip_list, make_record
 from ted_stream.engine.data import PrunableData, refuse_too_few_samples
-from ted_stream.engine.folding import fold_epoch
+from ted_stream.engine.folding import fold_epoch, note_classes
 from ted_stream.engine.given import Given
 from ted_stream.engine.guard import Guard
 from ted_stream.engine.plan import RunPlan
@@ -96,8 +96,8 @@ class PruningEngine:
         self._given = self.ranks.on_every_rank(lambda: Given(method, data.layout, self.store))
         self.plan = RunPlan(method=method, num_samples=samples, epochs=0)
         self._probe = StepProbe(method.measure(), weighted=method.weighs_samples, output_layer=output_layer, loss=loss)
-        self.step = StepRecorder(self._probe, labelled=method.needs_labels)
-        self._guard = Guard(method, self.ranks)
+        self._guard = Guard(method, self.ranks, self.records)
+        self.step = StepRecorder(self._probe, labelled=method.needs_labels, when_diverged=self._guard.say_diverged)
         self.output_layer = output_layer
         self._stream_keys = list(data.layout.stream_keys)
         self._allow_other_settings, self._overwrite = allow_other_settings, overwrite
@@ -182,7 +182,7 @@ class PruningEngine:
             previous = read_list(self.folder, before[-1], self.data.layout)
         record = make_record(owned, skip_list, previous if before else None, factor)
         self.folder.write(record.skip_list, lambda: to_bytes(skip_list))
-        self.records = [*before, record]
+        self.records[:] = *before, record
         self._activate(skip_list)
         record.boundary_seconds = time.perf_counter() - start + self._fold_seconds
         return record
@@ -206,7 +206,7 @@ class PruningEngine:
         self.step.clear()
         counts = fold_epoch(self.method, self.store, measurements, record.epoch)
         record.forwarded, record.non_finite = (count // (self.data.replication or 1) for count in counts)
-        found = self._guard.look(self.plan, self.records, measurements)
+        found = self._guard.look(self.plan, measurements)
         self._fold_seconds = time.perf_counter() - start
         self.folder.refuse_other_job()
         write_scores(self.folder, self.records, self.method, self.store, self.data.layout)
@@ -227,9 +227,8 @@ class PruningEngine:
     def save_ratio(self) -> float:
         """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24); padding repeats count."""
         done = [record for record in self.records if record.forwarded]
-        full_epochs = self.plan.full_epochs(record.epoch for record in done)
-        forwarded = sum(record.forwarded for record in done)
-        return 1 - forwarded / (self.data.full_epoch_size * full_epochs) if done else 0.0
+        full = self.data.full_epoch_size * self.plan.full_epochs(record.epoch for record in done)
+        return 1 - sum(record.forwarded for record in done) / full if done else 0.0
 
     def summary(self) -> dict[str, Any]:
         """What ``run.json`` holds."""
@@ -261,17 +260,18 @@ class PruningEngine:
         """Scores, records and the measurements of an unfinished epoch, of all ranks, as tensors, numbers and text.
 
         Args:
-            everywhere: every rank gets all of it, 4·N bytes a column of scores and 24 bytes a measurement; else rank 0
+            everywhere: every rank gets all of it, 4·N bytes a column of scores and 8 bytes a measurement; else rank 0
                 alone, and the state of the others serves for nothing.
         """
+        measurements = note_classes(self.method, self.store, self.step.measurements())
         return {
             **self._identity,
             "folder": self.folder.location,
             "output_layer": self.output_layer or "",
             "records": [asdict(record) for record in self.records],
-            "first_classes": self._guard.first_classes,
+            **self._guard.state_dict(measurements),
             "scores": self.store.state_dict(everywhere=everywhere),
-            "measurements": pack_measurements(self.step.measurements(), self.ranks.communicator, everywhere=everywhere),
+            "measurements": pack_measurements(measurements, self.ranks.communicator, everywhere=everywhere),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -284,8 +284,8 @@ class PruningEngine:
         """
         refuse_other_state(state, self._identity, allow_other_settings=self._allow_other_settings)
         self.store.load_state_dict(state["scores"])
-        self.records = [EpochRecord(**record) for record in state["records"]]
-        self._guard.first_classes = state.get("first_classes", [])
+        self.records[:] = (EpochRecord(**record) for record in state["records"])
+        self._guard.load_state_dict(state)
         self.output_layer = self._probe.output_layer = goes_on_at(self.output_layer, state["output_layer"])
         self.step.clear(load_measurements(state["measurements"], self.ranks))
         if self.records:

@@ -1,14 +1,19 @@
 """Whether a run's selection degenerates: figures of its epochs in, warnings out."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from warnings import warn
+from typing import Any
+from warnings import catch_warnings, warn
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ted_stream.engine.plan import RunPlan
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord
-from ted_stream.engine.signs import LITTLE, count_classes, find_scarce
+from ted_stream.engine.signs import LITTLE, classes_of, count_targets, find_scarce
 from ted_stream.methods import Method
 from ted_stream.pruning import Measurements
 
@@ -21,8 +26,9 @@ _MANY = 0.25  # of the measurements; a gradient scaler that finds its scale cost
 class SelectionWarning(UserWarning):
     """What a run selects degenerates: it is frozen, has lost a class, tells no samples apart, or measures no numbers.
 
-    Each kind is said once a run, on rank 0, at the end of the epoch that shows it. Made an error
-    (``warnings.simplefilter("error", ted_stream.SelectionWarning)``), it ends the run there on all ranks.
+    Each kind is said once a run, on rank 0, at the end of the epoch that shows it; that batch upon batch measures
+    nothing finite, within the epoch. Made an error (``warnings.simplefilter("error", ted_stream.SelectionWarning)``),
+    it ends the run there on all ranks.
     """
 
 
@@ -32,38 +38,91 @@ class Guard:
     Args:
         method: of the run.
         ranks: that the run has.
+        records: of its epochs so far; the list that grows.
 
     Attributes:
         first_classes: samples of every class in the run's first epoch; empty where targets are no classes, and in a run
             that goes on from a state without them.
     """
 
-    def __init__(self, method: Method, ranks: Ranks) -> None:
+    def __init__(self, method: Method, ranks: Ranks, records: list[EpochRecord]) -> None:
         self._is_on = method.measure() is not None
-        self._ranks = ranks
+        self._ranks, self._records = ranks, records
         self.first_classes: list[int] = []
+        self._before: list[int] = []  # targets of the epoch's part that another process trained on
 
-    def look(self, plan: RunPlan, records: Sequence[EpochRecord], measurements: Measurements) -> dict[str, str]:
+    def state_dict(self, measurements: Measurements) -> dict[str, list[int]]:
+        """Counts of classes in the run's first epoch, and in this one so far; collective.
+
+        Args:
+            measurements: of this rank in this epoch.
+        """
+        return {"first_classes": self.first_classes, "classes": self._count(measurements).tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what :meth:`state_dict` gave, or a state of before there was one."""
+        self.first_classes, self._before = state.get("first_classes", []), state.get("classes", [])
+
+    def _count(self, measurements: Measurements) -> NDArray[np.int64]:
+        if not self._is_on:
+            return np.empty(0, np.int64)
+        now = count_targets(measurements.labels, self._ranks.communicator)
+        counts = np.zeros(max(len(now), len(self._before)), np.int64)
+        counts[: len(now)] += now
+        counts[: len(self._before)] += np.array(self._before, np.int64)
+        return counts
+
+    def look(self, plan: RunPlan, measurements: Measurements) -> dict[str, str]:
         """Note in the last record what it shows; collective, the same on every rank.
 
         Args:
             plan: of the run.
-            records: of the epochs so far.
-            measurements: of this rank in the last of them.
+            measurements: of this rank in the last epoch.
 
         Returns:
             What there is to say, by kind.
         """
         if not self._is_on:
             return {}
-        record = records[-1]
-        counts = count_classes(measurements.labels, self._ranks.communicator)
-        if len(records) == 1:
+        record = self._records[-1]
+        told = np.array(["diverged" in record.warnings], np.int64)  # on some rank, within the epoch
+        record.warnings = ["diverged"] * bool(self._ranks.communicator.all_reduce_sum(told)[0])
+        counts, self._before = classes_of(self._count(measurements)), []
+        if len(self._records) == 1:
             self.first_classes = counts.tolist()
         record.scarce_classes = find_scarce(counts, self.first_classes)
-        found = findings(plan, records)
-        record.warnings = list(found)
+        found = findings(plan, self._records)
+        record.warnings += found
         return found
+
+    def say_diverged(self, steps: Sequence[int], values: Sequence[Tensor]) -> None:
+        """Warn on rank 0, within an epoch, that nothing finite is measured any more; not collective, once a run.
+
+        Weights that are not finite make it so on all ranks at the same batch; epochs' ends tell of what they do not.
+
+        Args:
+            steps: of the epoch's batches so far.
+            values: (B,) floats, what each of them measured on this rank.
+
+        Raises:
+            SelectionWarning: on every rank, where the user has warnings raised.
+        """
+        if any("diverged" in record.warnings for record in self._records):
+            return
+        self._records[-1].warnings.append("diverged")
+        batches = next((at for at, batch in enumerate(reversed(values)) if batch.isfinite().any()), len(values))
+        message = (
+            f"None of the {sum(map(len, values[-batches:]))} measurements of the last {batches} batches is finite, "
+            f"from batch {steps[-batches]} of epoch {self._records[-1].epoch} on: the loss has diverged, or overflows "
+            "(a gradient scaler would have found its scale by now). The run teaches nothing any more, and scores stay "
+            "what they were. Stop it, look at the loss of that batch, and go on from an earlier checkpoint with a "
+            "lower learning rate or clipped gradients, or with another precision (bf16, fp32)."
+        )
+        if self._ranks.rank == 0:
+            warn(message, SelectionWarning, stacklevel=_frames_to_outside())
+            return
+        with catch_warnings(record=True):  # raised, or not said again
+            warn(message, SelectionWarning, stacklevel=_frames_to_outside())
 
     def say(self, found: dict[str, str]) -> None:
         """Warn on rank 0; collective.

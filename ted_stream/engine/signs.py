@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ted_stream.pruning import Communicator, Owned
 
-__all__ = ["LITTLE", "count_classes", "find_scarce", "scores_alike"]
+__all__ = ["LITTLE", "classes_of", "count_targets", "find_scarce", "scores_alike"]
 
 LITTLE = 0.1  # of what is expected
 _FEWEST = 10  # expected samples of a class: of fewer, chance may leave none
@@ -15,18 +15,23 @@ _MOST_CLASSES = 1 << 16  # targets that are numbered further are no classes
 _ROUNDING = 1e-6  # of the largest score
 
 
-def count_classes(labels: NDArray[np.int64] | None, communicator: Communicator) -> NDArray[np.int64]:
-    """(C,) samples of every class over all ranks, repeats included; empty where there are no classes; collective.
+def count_targets(labels: NDArray[np.int64] | None, communicator: Communicator) -> NDArray[np.int64]:
+    """(C,) samples of every class over all ranks, repeats included; what is numbered too far in one last class more.
+
+    Collective.
 
     Args:
         labels: (m,) of this rank, below zero where a sample has none; ``None`` where its targets are no classes.
         communicator: the ranks.
     """
-    labels = np.empty(0, np.int64) if labels is None else labels[labels >= 0]
+    labels = np.empty(0, np.int64) if labels is None else np.minimum(labels[labels >= 0], _MOST_CLASSES)
     largest = int(np.max(communicator.all_gather(np.array([labels.max(initial=-1)], np.int64))))
-    if not 0 <= largest < _MOST_CLASSES:
-        return np.empty(0, np.int64)
     return communicator.all_reduce_sum(np.bincount(labels, minlength=largest + 1).astype(np.int64))
+
+
+def classes_of(targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The counts of targets where they are classes; empty where some are numbered too far."""
+    return targets if len(targets) <= _MOST_CLASSES else np.empty(0, np.int64)
 
 
 def find_scarce(counts: NDArray[np.int64], first: Sequence[int]) -> list[int]:

@@ -1,5 +1,6 @@
 """What a training step records: which samples it was given, what was measured of each, what each weighs."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ted_stream.engine.finite_watch import FiniteWatch
 from ted_stream.pruning import Measurements, batch_size
 from ted_stream.pruning.batches import class_labels, tensors_of
 from ted_stream.pruning.loss_kinds import Counted
@@ -25,6 +27,8 @@ class StepRecorder:
         probe: measures and weighs microbatches.
         labelled: note the samples' classes, and refuse targets that are none. Without it they are noted where something
             is measured and the targets are classes.
+        when_diverged: called within the step after which it shows that batch upon batch measures nothing finite, with
+            the epoch's steps so far and what they measured, (B,) each.
 
     Attributes:
         loss_factor: what the host must multiply the loss by, beside the weights of single samples.
@@ -33,8 +37,15 @@ class StepRecorder:
         suspects: what may change the number of a batch's rows, to name in errors.
     """
 
-    def __init__(self, probe: StepProbe, *, labelled: bool = False) -> None:
+    def __init__(
+        self,
+        probe: StepProbe,
+        *,
+        labelled: bool = False,
+        when_diverged: Callable[[Sequence[int], Sequence[Tensor]], None] = lambda steps, values: None,
+    ) -> None:
         self._probe = probe
+        self._watch, self._when_diverged = FiniteWatch(), when_diverged
         self._labelled = labelled
         self._notes_classes = labelled or probe.measure is not None
         self._weights: Tensor | None = None
@@ -50,6 +61,7 @@ class StepRecorder:
         self._labels: list[Tensor] = []
         self._steps: list[int] = []
         self._resumed = resumed or Measurements()
+        self._watch.clear()
         self.begin(self.ids[:0])
 
     def weigh(self, weights: NDArray[np.float32] | None, loss_factor: float) -> None:
@@ -147,10 +159,12 @@ class StepRecorder:
         self.check_rows(self.rows_done)
         self._ids.append(self.ids)
         self._steps.append(step)
-        if self._pending:
-            self._values.append(torch.cat(self._pending))
         if self._pending_labels:
             self._labels.append(torch.cat(self._pending_labels))
+        if self._pending:
+            self._values.append(torch.cat(self._pending))
+            if self._watch.finds_none(self._values):
+                self._when_diverged(self._steps, self._values)
 
     def check_rows(self, rows: int) -> None:
         """Refuse a batch, or what was forwarded of it, of another number of rows than it has ids.
@@ -172,7 +186,7 @@ class StepRecorder:
             return self._resumed
         sizes = [len(ids) for ids in self._ids]
         ids = torch.cat(self._ids).cpu().numpy()
-        values = torch.cat(self._values).cpu().double().numpy() if self._values else np.zeros(len(ids))
+        values = torch.cat(self._values).cpu().numpy() if self._values else np.zeros(len(ids), np.float32)
         steps = np.repeat(np.array(self._steps, np.int64), sizes)
         labels = torch.cat(self._labels).cpu().numpy() if self._labels else None
         mine = Measurements(ids=ids, importance=values, steps=steps, labels=labels)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ted_stream.export.places import place_columns
 from ted_stream.files import read_bytes, write_bytes
 from ted_stream.skip_list import DatasetLayout
+from ted_stream.skip_list.kinds import kind_of
 
 __all__ = ["Scores", "ScoresError", "read_scores", "write_scores"]
 
@@ -22,7 +23,6 @@ _VERSION = "1"
 _PREFIX = "ted_stream.scores."
 _PROVENANCE = "provenance."
 _FIELDS = {"format_version", "fingerprint", "samples", "digest", "checksum"}
-_OTHERS = {b"ted_stream.keep_ratio": "a skip-list", b"ted_stream.skip_list_digest": "a manifest of kept samples"}
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _SCHEMA = pa.schema(
     [
@@ -200,7 +200,7 @@ def _checked_metadata(raw: Mapping[bytes, bytes]) -> dict[str, str]:
     prefix = _PREFIX.encode()
     ours = {k.removeprefix(prefix).decode(): v.decode() for k, v in raw.items() if k.startswith(prefix)}
     if not ours:
-        kind = next((kind for entry, kind in _OTHERS.items() if entry in raw), "another Parquet file")
+        kind = kind_of(raw) or "another Parquet file"
         raise ScoresError(f"this is {kind}, not a file of scores; check the path")
     if ours.get("format_version") != _VERSION:
         raise ScoresError(

@@ -125,7 +125,15 @@ class LossReading:
         if self.refusal is not None and not self.is_cross_entropy:
             raise self.refusal
         value, mean, total = (float(number) for number in (self.value, self.mean, self.total))
-        if not self.is_comparable or not math.isfinite(value) or not math.isfinite(mean):
+        if not math.isfinite(value):
+            warnings.warn(
+                f"The loss of the first microbatch is {value}, and whether it is a mean over samples cannot be told; "
+                "scores are taken as from a mean. If it stays so, the samples or the weights hold what is no number, "
+                "or the loss overflows: look at them, lower the learning rate, or train in another precision.",
+                stacklevel=2,
+            )
+            return
+        if not self.is_comparable or not math.isfinite(mean):
             warnings.warn(
                 "Whether the loss is a mean over samples cannot be told from the outputs and the targets of the first "
                 "microbatch; scores are taken as from a mean. From a sum they would hang on the batch's size, from a "

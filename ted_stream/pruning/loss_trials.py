@@ -108,7 +108,8 @@ def _tried(function: LossFunction, rows: Rows, what: str) -> bool:
     if value is None or losses is None:
         return False
     mean, total = rows.mean_and_total(losses)
-    if math.isfinite(float(mean)) and not _are_close(value, mean) and not _are_close(value, total):
+    are_numbers = math.isfinite(float(mean)) and math.isfinite(float(value))
+    if are_numbers and not _are_close(value, mean) and not _are_close(value, total):
         raise ValueError(
             f"On rows of the first microbatch {what}, the loss is {float(value):.6g}; the mean of their own losses is "
             f"{float(mean):.6g} and the sum {float(total):.6g}. A loss that is neither weighs classes, or samples by "

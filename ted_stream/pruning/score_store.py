@@ -22,13 +22,13 @@ class Measurements:
 
     Args:
         ids: (m,) int64 sample ids; an id may repeat, on this rank and on others.
-        importance: (m,) float64 importance I(z) of those samples.
+        importance: (m,) importance I(z) of those samples, float32 or float64, as it was measured.
         steps: (m,) int64, the training step within the epoch that measured each, the same count on every rank.
         labels: (m,) int64, the class of each, -100 where it has none; ``None`` where they were not asked for.
     """
 
     ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    importance: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
+    importance: NDArray[np.floating] = field(default_factory=lambda: np.empty(0, np.float32))
     steps: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     labels: NDArray[np.int64] | None = None
 
@@ -156,7 +156,8 @@ class ScoreStore:
         Raises:
             ValueError: for an id outside [0, N); on every rank alike.
         """
-        ids, importance, steps = measurements.ids, measurements.importance, measurements.steps
+        ids, steps = measurements.ids, measurements.steps
+        importance = measurements.importance.astype(np.float64)
         self._refuse_other_ids(ids)
         with np.errstate(over="ignore"):
             finite = np.isfinite(importance.astype(np.float32))  # scores are float32

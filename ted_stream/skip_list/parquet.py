@@ -21,6 +21,7 @@ from pyroaring import FrozenBitMap
 from ted_stream.files import read_bytes, write_bytes
 from ted_stream.skip_list.bitmaps import portable_bytes
 from ted_stream.skip_list.errors import SkipListError
+from ted_stream.skip_list.kinds import SKIP_LIST, kind_of
 from ted_stream.skip_list.layout import DatasetLayout, ShardLayout, StreamLayout
 from ted_stream.skip_list.skip_list import SkipList
 from ted_stream.skip_list.version import UNWEIGHTED, WEIGHTED
@@ -57,6 +58,7 @@ _SCHEMAS = {
     WEIGHTED: _SCHEMA.append(pa.field("weights", pa.list_(pa.field("element", pa.float32(), nullable=False)))),
 }
 _AGAIN = "copy or write the file again"
+_A_RUNS = "check the path: a run's lists are in its folder, such as skip_lists/ep0007.parquet"
 _Row = dict[str, Any]
 
 
@@ -77,10 +79,25 @@ def read_skip_list(
 
     Raises:
         FileNotFoundError: There is no such local file; an object store raises its own error.
-        SkipListError: The file is damaged, of another version, or not the list that was asked for.
+        IsADirectoryError: The path is that of a folder.
+        ValueError: The path is empty.
+        TypeError: The path is neither text nor a path object.
+        SkipListError: The file is damaged, of another kind or version, or not the list that was asked for.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"the path of a skip-list is an object of type {type(path).__name__}; give text or a path object. Of "
+            "sample ids, SkipList.from_pruned_ids makes a list."
+        )
+    if not os.fspath(path):
+        raise ValueError(
+            "the path of a skip-list is '', which names no file; give the path or URI of one, or None where nothing is "
+            "to be pruned"
+        )
     try:
         data = read_bytes(path)
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{os.fspath(path)!r} is a folder, and a skip-list is a file; {_A_RUNS}") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no skip-list at {os.fspath(path)!r}, and none is assumed; check the path, "
@@ -195,11 +212,13 @@ def _read(data: bytes, *, layout: DatasetLayout | None, digest: str | None) -> S
 
 
 def _checked_metadata(raw: dict[bytes, bytes] | None) -> dict[str, str]:
-    """Our entries of the file's metadata, without prefix, once version and checksum are right."""
+    """Our entries of the file's metadata, without prefix, once kind, version and checksum are right."""
+    if (kind := kind_of(raw)) not in (SKIP_LIST, None):
+        raise SkipListError(f"this is {kind}, no skip-list; {_A_RUNS}")
     prefix = _PREFIX.encode()
     ours = {k[len(prefix) :].decode(): v.decode() for k, v in (raw or {}).items() if k.startswith(prefix)}
     if not ours:
-        raise SkipListError(f"a Parquet file without {_PREFIX}* metadata is no skip-list; check the path")
+        raise SkipListError(f"a Parquet file without {_PREFIX}* metadata is no skip-list; {_A_RUNS}")
     version = ours.get("format_version")
     if version not in {str(known) for known in _SCHEMAS}:
         raise SkipListError(

@@ -84,7 +84,9 @@ class ComposerRun:
         dataset: Any = engine.data
         if hasattr(dataset, "next_epoch") and not batches_done:
             start_streaming_at(dataset, epoch, self._ranks)
-        self._is_sharded = state.fsdp_sharded_state_dict_enabled
+        # Rank 0's is saved, of a sharded checkpoint too, unless somebody's own planner chooses another.
+        own_planner = getattr(state.fsdp_config, "save_planner", None)
+        self._any_rank_saves = state.fsdp_sharded_state_dict_enabled and own_planner is not None
         self._ids = read_ids(loader, self._ranks, self.settings.batch_transform)
         self._ranks.on_every_rank(lambda: engine.data.activate(None, sample_ids=True))
         full_length = self._full_length(state)
@@ -225,8 +227,7 @@ class ComposerRun:
         if self._plan is None:
             return {}
         return {
-            # A sharded checkpoint may take it from any rank; others are written by rank 0, and given to all.
-            "engine": self.engine.state_dict(everywhere=self._is_sharded),
+            "engine": self.engine.state_dict(everywhere=self._any_rank_saves),
             "plan": asdict(self._plan),
             "progress": self.settings.progress,
             "order": self._ids.order,

@@ -1,0 +1,18 @@
+"""What a Parquet file of ours is, told by its metadata: a wrong one is named for what it is."""
+
+from collections.abc import Mapping
+
+__all__ = ["SKIP_LIST", "kind_of"]
+
+SKIP_LIST = "a skip-list"
+_KINDS = {
+    b"ted_stream.keep_ratio": SKIP_LIST,
+    b"ted_stream.skip_list_digest": "a manifest of kept samples",
+    b"ted_stream.scores.digest": "a file of scores (ted-stream score)",
+    b"ted_stream.running_scores.epoch": "the running scores of a run",
+}
+
+
+def kind_of(metadata: Mapping[bytes, bytes] | None) -> str | None:
+    """What the file is; ``None`` where it is not known."""
+    return next((kind for entry, kind in _KINDS.items() if entry in (metadata or {})), None)
