@@ -55,7 +55,8 @@ class PrunedSampler(DistributedSampler[int]):
         seed: the same on all ranks.
         drop_last: see above.
         skip_list: train on a fixed subset: a :class:`SkipList` without weights, or the path or URI of its file.
-        name: of the dataset, for its skip-lists: "imagenet/train", or a Hugging Face dataset's fingerprint.
+        name: of the dataset, for its skip-lists: "imagenet/train", or a Hugging Face dataset's fingerprint. Lists go
+            by name and length alone: give another name where samples were changed.
         layout: of the shards that the dataset was read from, in whose order its samples are, where its skip-lists are
             to be those of these shards; ``name`` is not needed then.
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -210,8 +211,8 @@ def test_other_files_are_refused_by_name(tmp_path, layout):
 
 
 def test_another_version_is_refused_with_both(path):
-    _rewrite(path, lambda table: table, format_version="2")
-    with pytest.raises(ScoresError, match="format version 2 found, 1 supported"):
+    _rewrite(path, lambda table: table, format_version="3")
+    with pytest.raises(ScoresError, match="format version 3 found, 1 and 2 supported"):
         read_scores(path)
 
 
@@ -219,6 +220,30 @@ def test_another_dataset_is_refused_with_both(path, layout):
     other = DatasetLayout(streams=layout.streams[:2])
     with pytest.raises(ScoresError, match=f"dataset {layout.fingerprint}, this one is {other.fingerprint}"):
         read_scores(path, other)
+
+
+def _with_content(layout: DatasetLayout, mark: str) -> DatasetLayout:
+    of = {id(shard): replace(shard, content=f"sha1:{mark}{at}") for at, shard in enumerate(layout.shards)}
+    streams = (StreamLayout(shards=tuple(of[id(shard)] for shard in stream.shards)) for stream in layout.streams)
+    return DatasetLayout(streams=tuple(streams))
+
+
+def test_scores_of_other_content_are_refused(layout, values, tmp_path):
+    path, mine = f"{tmp_path}/scores.parquet", _with_content(layout, "a")
+    write_scores(path, mine, **values, provenance=PROVENANCE)
+    _same(read_scores(path, mine), values)
+    with pytest.raises(ScoresError, match=f"dataset {mine.fingerprint}, .* agree, but the content differs"):
+        read_scores(path, _with_content(layout, "b"))
+    with pytest.raises(ScoresError, match="agree, but this dataset has no digests of their content"):
+        read_scores(path, layout)
+
+
+def test_scores_without_content_are_matched_by_names_with_one_warning(path, layout, values):
+    turned = DatasetLayout(streams=(layout.streams[2], *layout.streams[:2]))
+    with pytest.warns(UserWarning, match="content is the same could not be checked") as told:
+        found = read_scores(path, _with_content(turned, "a"))
+    assert len(told) == 1
+    assert np.array_equal(found.scores, np.roll(values["scores"], 5), equal_nan=True)
 
 
 def test_the_forger_of_these_tests_can_write_a_valid_file(path, values):

@@ -90,7 +90,7 @@ def _write_index(folder: str, samples: int, shards: int) -> None:
     entries = []
     for index in range(shards):
         held = (index + 1) * samples // shards - index * samples // shards
-        raw = {"basename": f"shard.{index:05}.mds", "bytes": held * _SAMPLE_BYTES, "hashes": {}}
+        raw = {"basename": f"shard.{index:05}.mds", "bytes": held * _SAMPLE_BYTES, "hashes": {"sha1": f"{index:040x}"}}
         entries.append(
             {
                 "column_encodings": ["bytes"],

@@ -19,14 +19,20 @@ def write_random_list(path: str, dataset: str, keep_ratio: float, seed: int) -> 
 
     Args:
         path: of the skip-list.
-        dataset: the folder of an MDS dataset; only its index is read.
+        dataset: the folder of an MDS dataset with sha1 hashes; only its index is read.
         keep_ratio: the probability, in [0, 1].
         seed: of the choice.
     """
     shards = json.loads(Path(dataset, "index.json").read_text())["shards"]
+    files = [shard["raw_data"] for shard in shards]
     layouts = (
-        ShardLayout(name=shard["raw_data"]["basename"], size=shard["raw_data"]["bytes"], samples=shard["samples"])
-        for shard in shards
+        ShardLayout(
+            name=file["basename"],
+            size=file["bytes"],
+            samples=shard["samples"],
+            content=f"sha1:{file['hashes']['sha1']}",
+        )
+        for shard, file in zip(shards, files, strict=True)
     )
     layout = DatasetLayout(streams=(StreamLayout(shards=tuple(layouts)),))
     keep = np.random.default_rng(seed).random(layout.num_samples, np.float32) < keep_ratio

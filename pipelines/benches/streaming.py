@@ -124,7 +124,7 @@ def _write(folder: str, size: int, shard_size: int, seed: int) -> NDArray[np.int
     rng = np.random.default_rng(seed)
     sizes, checksums = [], []
     columns = {"bytes": "bytes", "id": "int"}
-    with MDSWriter(out=_dataset(folder), columns=columns, size_limit=shard_size) as writer:
+    with MDSWriter(out=_dataset(folder), columns=columns, size_limit=shard_size, hashes=["sha1"]) as writer:
         while sum(sizes) < size:
             content = rng.bytes(int(rng.integers(_SMALLEST, _LARGEST, endpoint=True)))
             sample = {"bytes": content, "id": len(sizes)}

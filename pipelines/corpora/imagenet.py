@@ -28,7 +28,7 @@ from PIL import Image
 
 from ted_stream.files import write_bytes
 
-from .prepared import DATASET, DESCRIPTION_FILE, Description, check_free, resumable_dataset
+from .prepared import DATASET, DESCRIPTION_FILE, HASHES, Description, check_free, resumable_dataset
 from .processes import in_order
 from .tars import check_is_file, safe_path
 
@@ -49,6 +49,7 @@ STD = (58.395, 57.12, 57.375)
 SAMPLE_BYTES = 16  # of a sample beside its image: the sample's offset, the image's size, the label
 MAX_SHARD_BYTES = 2**32 - 1  # MDS keeps offsets in 32 bits
 SCRATCH = "scratch"  # in the working folder: shards that are being written
+HASHED = "hashes"  # there too: a file of hashes for each shard that was written
 
 Progress = Callable[[str, int, int | None], None]  # stage, samples just done, total if known
 
@@ -152,7 +153,7 @@ def prepare_imagenet(
         shards = {split: _shards(split, samples, shard_size, len(head), seed) for split, samples in splits.items()}
         _write_shards(source, work, [shard for split in shards.values() for shard in split], head, workers, progress)
         for split, written in shards.items():
-            index = {"shards": [_entry(shard, config) for shard in written], "version": 2}
+            index = {"shards": [_entry(work, shard, config) for shard in written], "version": 2}
             write_bytes(dataset / split / "index.json", json.dumps(index, sort_keys=True).encode())
         description = Description(
             kind="jpeg",
@@ -420,7 +421,7 @@ def _config(shard_size: int) -> dict[str, Any]:
         "version": 2,
         "format": "mds",
         "compression": None,
-        "hashes": [],
+        "hashes": HASHES,
         "size_limit": shard_size,
         "column_names": ["image", "label"],
         "column_encodings": ["bytes", "int"],
@@ -428,9 +429,9 @@ def _config(shard_size: int) -> dict[str, Any]:
     }
 
 
-def _entry(shard: Shard, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A shard's entry in the index."""
-    file = {"basename": shard.file, "bytes": shard.size, "hashes": {}}
+def _entry(work: Path, shard: Shard, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A written shard's entry in the index."""
+    file = {"basename": shard.file, "bytes": shard.size, "hashes": json.loads(_hashes_of(work, shard).read_bytes())}
     return {**config, "samples": len(shard.samples), "raw_data": file, "zip_data": None}
 
 
@@ -477,7 +478,12 @@ def _write_shards(
 
 def _is_written(work: Path, shard: Shard) -> bool:
     file = work / DATASET / shard.split / shard.file
-    return file.exists() and file.stat().st_size == shard.size
+    return file.exists() and file.stat().st_size == shard.size and _hashes_of(work, shard).exists()
+
+
+def _hashes_of(work: Path, shard: Shard) -> Path:
+    """Where the hashes of a shard wait for the index; there before the shard is."""
+    return work / HASHED / shard.split / shard.file
 
 
 def _write_shard(source: Path, work: Path, head: bytes, shard: Shard) -> list[str]:
@@ -495,16 +501,24 @@ def _write_shard(source: Path, work: Path, head: bytes, shard: Shard) -> list[st
         count = len(shard.samples)
         sizes = [sample.size + SAMPLE_BYTES - 4 for sample in shard.samples]
         offsets = np.cumsum([4 + 4 * (count + 1) + len(head), *sizes])
-        file.write(np.uint32(count).tobytes() + offsets.astype(np.uint32).tobytes() + head)
+        hashes = [hashlib.new(name) for name in HASHES]
+
+        def write(part: bytes) -> None:
+            file.write(part)
+            for of_shard in hashes:
+                of_shard.update(part)
+
+        write(np.uint32(count).tobytes() + offsets.astype(np.uint32).tobytes() + head)
         for sample in shard.samples:
             content = _read(source, sample)
             problem = _problem(content, sample)
             if problem:
                 damaged.append(f"{sample.file} ({sample.name}): {problem}")
-            file.write(np.uint32(sample.size).tobytes() + content + np.int64(sample.label).tobytes())
+            write(np.uint32(sample.size).tobytes() + content + np.int64(sample.label).tobytes())
         if not damaged:
             file.flush()
             os.fsync(file.fileno())
+            write_bytes(_hashes_of(work, shard), json.dumps({of.name: of.hexdigest() for of in hashes}).encode())
             Path(file.name).rename(work / DATASET / shard.split / shard.file)
     return damaged
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ted_stream.skip_list import StreamLayout
 
-from .prepared import DESCRIPTION_FILE, Description
+from .prepared import DESCRIPTION_FILE, HASHES, Description
 
 __all__ = ["read_images", "write_images"]
 
@@ -29,12 +29,14 @@ def read_images(split: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     """
     from streaming import LocalDataset
 
+    from ted_stream.reading.content import local_contents
     from ted_stream.reading.dataset import stream_layout
 
     shards: Any = LocalDataset(str(split))
     samples = [shards[at] for at in range(len(shards))]
     images = np.stack([sample["image"] for sample in samples])
-    return images, np.array([int(sample["label"]) for sample in samples]), stream_layout(shards.shards)
+    layout = stream_layout(shards.shards, local_contents(shards.shards))
+    return images, np.array([int(sample["label"]) for sample in samples]), layout
 
 
 def write_images(
@@ -81,7 +83,7 @@ def write_images(
     columns = {"image": f"ndarray:uint8:{','.join(map(str, shape))}", "label": "int"}
     for split, (images, labels) in splits.items():
         order = np.random.default_rng(seed).permutation(len(images))
-        with MDSWriter(out=str(folder / split), columns=columns, size_limit=size_limit) as writer:
+        with MDSWriter(out=str(folder / split), columns=columns, size_limit=size_limit, hashes=HASHES) as writer:
             for index in order:
                 writer.write({"image": images[index], "label": int(labels[index])})
                 progress(1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .prepared import DESCRIPTION_FILE, Description, new_dataset
+from .prepared import DESCRIPTION_FILE, HASHES, Description, new_dataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -300,7 +300,7 @@ def _write_split(
         raise ValueError(f"no sample of {split} fits {max_length} tokens; raise --max-length.")
     encoding = f"ndarray:{np.dtype(token_dtype(len(tokenizer))).name}"
     columns = {"input_ids": encoding, "labels": encoding}
-    with MDSWriter(out=str(folder), columns=columns, size_limit=size_limit) as writer:
+    with MDSWriter(out=str(folder), columns=columns, size_limit=size_limit, hashes=HASHES) as writer:
         for sample in samples:
             writer.write({"input_ids": sample.input_ids, "labels": sample.labels})
     tokens = sum(len(sample.input_ids) for sample in samples)

@@ -18,6 +18,7 @@ from ted_stream.files import is_remote, join, read_bytes, write_bytes
 __all__ = [
     "DATASET",
     "DESCRIPTION_FILE",
+    "HASHES",
     "Description",
     "check_free",
     "new_dataset",
@@ -27,6 +28,7 @@ __all__ = [
 
 DESCRIPTION_FILE = "dataset.json"
 DATASET = "dataset"  # what becomes the dataset, in the folder of `resumable_dataset`
+HASHES = ["sha1"]  # of every shard, by which skip-lists know its content
 FORMAT_VERSION = 1
 
 

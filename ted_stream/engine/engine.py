@@ -26,6 +26,7 @@ from ted_stream.engine.state import (
     pack_measurements,
     refuse_other_state,
     refuse_other_streams,
+    streams_of,
     warn_of_missing_scores,
 )
 from ted_stream.engine.step import StepRecorder
@@ -99,7 +100,7 @@ class PruningEngine:
         self._guard = Guard(method, self.ranks, self.records)
         self.step = StepRecorder(self._probe, labelled=method.needs_labels, when_diverged=self._guard.say_diverged)
         self.output_layer = output_layer
-        self._stream_keys = list(data.layout.stream_keys)
+        self._streams = streams_of(data.layout)
         self._allow_other_settings, self._overwrite = allow_other_settings, overwrite
         self._fold_seconds, self._run = 0.0, ""
 
@@ -109,7 +110,7 @@ class PruningEngine:
         Raises:
             ValueError: if it has other streams than the data that the scores belong to.
         """
-        refuse_other_streams(self._stream_keys, list(data.layout.stream_keys))
+        refuse_other_streams(self._streams, streams_of(data.layout))
         self.data = data
 
     def start(
@@ -253,7 +254,7 @@ class PruningEngine:
             "method": repr(self.method),
             "seed": self.seed,
             "given": self._given.digests,
-            "stream_keys": self._stream_keys,
+            **self._streams,
         }
 
     def state_dict(self, *, everywhere: bool = True) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a checkpoint holds of a run, and whether a run may go on with it."""
 
+from collections.abc import Mapping
 from typing import Any
 from warnings import warn
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from ted_stream.engine.ranks import Ranks
 from ted_stream.pruning import Communicator, Measurements
+from ted_stream.skip_list import DatasetLayout
 
 __all__ = [
     "STATE_VERSION",
@@ -17,6 +19,7 @@ __all__ = [
     "pack_measurements",
     "refuse_other_state",
     "refuse_other_streams",
+    "streams_of",
     "warn_of_missing_scores",
 ]
 
@@ -25,17 +28,37 @@ STATE_VERSION = 5
 _READABLE = range(3, STATE_VERSION + 1)
 
 
-def refuse_other_streams(scored: list[str], found: list[str]) -> None:
+def streams_of(layout: DatasetLayout) -> dict[str, list[str]]:
+    """What a state holds of the data that its scores belong to: names of the streams, with and without content."""
+    return {"stream_keys": list(layout.stream_keys), "shape_keys": list(layout.shape_keys)}
+
+
+def refuse_other_streams(scored: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> None:
     """Refuse data of other streams than those that the scores belong to.
+
+    Where the content of one of them is unknown they may agree; reading the last skip-list warns of that.
+
+    Args:
+        scored: what :func:`streams_of` says of them; without ``shape_keys`` where an earlier version said it.
+        found: the same of the data.
 
     Raises:
         ValueError: naming both.
     """
-    if scored != found:
+    ours, theirs = scored["stream_keys"], found["stream_keys"]
+    our_shapes, their_shapes = scored.get("shape_keys", ours), found["shape_keys"]
+    if our_shapes != their_shapes:
         raise ValueError(
-            f"The scores belong to the streams {scored}, the training dataset has {found}: scores go by sample id, so "
+            f"The scores belong to the streams {ours}, the training dataset has {theirs}: scores go by sample id, so "
             "they would go to the wrong samples. Give the dataset of the run, its streams in the order that it started "
             "with, or start a new run."
+        )
+    if ours != theirs and ours != our_shapes and theirs != their_shapes:
+        raise ValueError(
+            f"The scores belong to the streams {ours}, the training dataset has {theirs}: the names, sizes and sample "
+            "counts of all shards agree, but the content differs. The data was made anew or replaced, or its streams "
+            "come in another order, and the scores would go to other samples. Give the dataset of the run, its streams "
+            "in the order that it started with, or start a new run."
         )
 
 
@@ -44,7 +67,7 @@ def refuse_other_state(state: dict[str, Any], mine: dict[str, Any], *, allow_oth
 
     Args:
         state: of the checkpoint.
-        mine: ``method``, ``seed``, ``given`` and ``stream_keys`` of this run.
+        mine: ``method``, ``seed`` and ``given`` of this run, and what :func:`streams_of` says of its data.
         allow_other_settings: pass over another method or seed.
 
     Raises:
@@ -55,7 +78,7 @@ def refuse_other_state(state: dict[str, Any], mine: dict[str, Any], *, allow_oth
             f"The checkpoint's pruning state has version {state.get('version')}, but this ted-stream reads versions "
             f"{_READABLE[0]} to {_READABLE[-1]}; resume with the version that wrote it."
         )
-    refuse_other_streams(state["stream_keys"], mine["stream_keys"])
+    refuse_other_streams(state, mine)
     others = sorted(name for name, digest in mine["given"].items() if state["given"].get(name, digest) != digest)
     if others and not allow_other_settings:
         raise ValueError(

@@ -29,6 +29,7 @@ __all__ = [
 
 RUN_FILE, LISTS, SCORES, MANIFEST = "run.json", "skip_lists", "running_scores.parquet", "manifest.parquet"
 _EPOCH, _FINGERPRINT = b"ted_stream.running_scores.epoch", b"ted_stream.running_scores.fingerprint"
+_SHAPE = b"ted_stream.running_scores.shape"  # where the fingerprint takes in the content of shards
 
 
 def list_name(epoch: int) -> str:
@@ -77,7 +78,8 @@ def running_scores_to_bytes(scores: NDArray[np.float32], *, epoch: int, layout: 
         layout: of the dataset.
     """
     column = pa.array(scores, pa.float32(), mask=np.isnan(scores))
-    table = pa.table({"score": column}, metadata={_EPOCH: str(epoch), _FINGERPRINT: layout.fingerprint})
+    metadata = {_EPOCH: str(epoch), _FINGERPRINT: layout.fingerprint}
+    table = pa.table({"score": column}, metadata=metadata | ({_SHAPE: layout.shape} if layout.knows_content else {}))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, write_page_checksum=True)
     return buffer.getvalue()
@@ -96,10 +98,13 @@ def read_running_scores(folder: str | os.PathLike[str], *, layout: DatasetLayout
         table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
         metadata = table.schema.metadata
         epoch, fingerprint = int(metadata[_EPOCH]), metadata[_FINGERPRINT].decode()
+        shape = metadata.get(_SHAPE, metadata[_FINGERPRINT]).decode()
         scores = table["score"].to_numpy().astype(np.float32)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); put back the file that the run wrote.") from error
-    if fingerprint != layout.fingerprint or len(scores) != layout.num_samples:
+    # A run that an earlier version began has lists without content beside scores with it.
+    agree = shape == layout.shape and (fingerprint == shape or not layout.knows_content)
+    if not (fingerprint == layout.fingerprint or agree) or len(scores) != layout.num_samples:
         raise ValueError(
             f"{path} has {len(scores)} scores of dataset {fingerprint}, but the run is of {layout.fingerprint}; put "
             "back the file that the run wrote."

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from ted_stream.skip_list.kinds import kind_of
 
 __all__ = ["Scores", "ScoresError", "read_scores", "write_scores"]
 
-_VERSION = "1"
+_VERSION, _VERSION_WITH_SHAPE = "1", "2"  # the second where the fingerprint takes in the content of shards
 _PREFIX = "ted_stream.scores."
 _PROVENANCE = "provenance."
 _FIELDS = {"format_version", "fingerprint", "samples", "digest", "checksum"}
@@ -118,12 +119,12 @@ def write_scores(
             schema=_SCHEMA,
         )
         metadata = {
-            "format_version": _VERSION,
+            "format_version": _VERSION_WITH_SHAPE if layout.knows_content else _VERSION,
             "fingerprint": layout.fingerprint,
             "samples": str(len(scores)),
             "digest": _digest(_shards_of(table), layout.fingerprint),
             **{_PROVENANCE + name: text for name, text in provenance.items()},
-        }
+        } | ({"shape": layout.shape} if layout.knows_content else {})
         metadata["checksum"] = _checksum(metadata)
         table = table.replace_schema_metadata({_PREFIX + name: text for name, text in metadata.items()})
     except (UnicodeEncodeError, pa.ArrowException, TypeError) as error:
@@ -138,7 +139,8 @@ def read_scores(path: str | os.PathLike[str], layout: DatasetLayout | None = Non
 
     Args:
         path: local path or URI.
-        layout: of the dataset that the scores must belong to; the result has its order of streams.
+        layout: of the dataset that the scores must belong to; the result has its order of streams. Scores that were
+            made without the content of shards are matched by names, sizes and sample counts, with a warning.
 
     Raises:
         FileNotFoundError: if there is no such local file; an object store raises its own error.
@@ -162,19 +164,15 @@ def _read(data: bytes, layout: DatasetLayout | None) -> Scores:
     metadata = _checked_metadata(file.metadata.metadata or {})
     if not file.schema_arrow.equals(_SCHEMA):
         raise ScoresError(f"columns are {file.schema_arrow.names} or of other types than {_SCHEMA.names}; {_AGAIN}")
-    if layout is not None and metadata["fingerprint"] != layout.fingerprint:
-        raise ScoresError(
-            f"they are of dataset {metadata['fingerprint']}, this one is {layout.fingerprint}; use the scores of this "
-            "dataset, or score it"
-        )
+    keys = None if layout is None else _keys_in(metadata, layout)
     table = file.read(use_threads=False)
     _agree("number of samples", str(len(table)), metadata["samples"])
     if not np.array_equal(table["sample_id"].to_numpy(), np.arange(len(table))):
         raise ScoresError(f"the sample ids are not those from 0 to {len(table) - 1} in order; {_AGAIN}")
     shards = list(_shards_of(table))
     _agree("digest", _digest(shards, metadata["fingerprint"]), metadata["digest"])
-    if layout is not None:
-        table = _aligned(table, shards, layout)
+    if layout is not None and keys is not None:
+        table = _aligned(table, shards, layout, keys)
     score, label, key = (table[name].combine_chunks() for name in ("score", "label", "key"))
     scores = score.to_numpy(zero_copy_only=False).astype(np.float32)
     if np.isinf(scores).any() or np.count_nonzero(np.isnan(scores)) != score.null_count:
@@ -202,14 +200,16 @@ def _checked_metadata(raw: Mapping[bytes, bytes]) -> dict[str, str]:
     if not ours:
         kind = kind_of(raw) or "another Parquet file"
         raise ScoresError(f"this is {kind}, not a file of scores; check the path")
-    if ours.get("format_version") != _VERSION:
+    version = ours.get("format_version")
+    if version not in (_VERSION, _VERSION_WITH_SHAPE):
         raise ScoresError(
-            f"format version {ours.get('format_version')} found, {_VERSION} supported; use the ted-stream release that "
-            "wrote the file"
+            f"format version {version} found, {_VERSION} and {_VERSION_WITH_SHAPE} supported; use the ted-stream "
+            "release that wrote the file"
         )
     found = {name for name in ours if not name.startswith(_PROVENANCE)}
-    if found != _FIELDS:
-        raise ScoresError(f"metadata has the entries {sorted(found)} instead of {sorted(_FIELDS)}; {_AGAIN}")
+    fields = _FIELDS | ({"shape"} if version == _VERSION_WITH_SHAPE else set())
+    if found != fields:
+        raise ScoresError(f"metadata has the entries {sorted(found)} instead of {sorted(fields)}; {_AGAIN}")
     checksum = ours.pop("checksum")
     _agree("checksum of the metadata", _checksum(ours), checksum)
     return ours
@@ -269,7 +269,35 @@ def _digest(shards: Iterator[_Shard] | list[_Shard], fingerprint: str) -> str:
     return sha.hexdigest()
 
 
-def _aligned(table: pa.Table, shards: list[_Shard], layout: DatasetLayout) -> pa.Table:
+def _keys_in(metadata: Mapping[str, str], layout: DatasetLayout) -> tuple[str, ...]:
+    """The keys that the streams of a dataset have in a file of scores.
+
+    Raises:
+        ScoresError: if the scores are of another dataset.
+    """
+    fingerprint = metadata["fingerprint"]
+    if fingerprint == layout.fingerprint:
+        return layout.stream_keys
+    if fingerprint == layout.shape:
+        warn(
+            "The scores and the dataset agree in the names, sizes and sample counts of all shards. Whether their "
+            "content is the same could not be checked: the scores were made without digests of it. If the data was "
+            "made anew since, they are of other samples.",
+            UserWarning,
+            stacklevel=4,
+        )
+        return layout.shape_keys
+    told = ""
+    if metadata.get("shape") == layout.shape:
+        told = ": the names, sizes and sample counts of all shards agree, but "
+        told += "the content differs" if layout.knows_content else "this dataset has no digests of their content"
+    raise ScoresError(
+        f"they are of dataset {fingerprint}, this one is {layout.fingerprint}{told}; use the scores of this dataset, "
+        "or score it"
+    )
+
+
+def _aligned(table: pa.Table, shards: list[_Shard], layout: DatasetLayout, keys: tuple[str, ...]) -> pa.Table:
     """The rows in the layout's order of streams.
 
     Raises:
@@ -280,14 +308,14 @@ def _aligned(table: pa.Table, shards: list[_Shard], layout: DatasetLayout) -> pa
         of_stream.setdefault(shard.stream, []).append(shard)
     expected = {
         key: [(shard.name, shard.samples) for shard in stream.shards]
-        for key, stream in zip(layout.stream_keys, layout.streams, strict=True)
+        for key, stream in zip(keys, layout.streams, strict=True)
     }
     found: dict[str, list[Any]] = {key: [(s.name, s.samples) for s in group] for key, group in of_stream.items()}
     if found != expected:
         raise ScoresError(f"its rows are of other shards than those of the dataset that it names; {_AGAIN}")
-    if list(of_stream) == list(layout.stream_keys):
+    if list(of_stream) == list(keys):
         return table
-    return pa.concat_tables([shard.table for key in layout.stream_keys for shard in of_stream[key]])
+    return pa.concat_tables([shard.table for key in keys for shard in of_stream[key]])
 
 
 def _checksum(metadata: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ted_stream.files import write_bytes
 from ted_stream.pruning.sample_ids import attach_sample_id
+from ted_stream.reading.content import shard_contents
 from ted_stream.reading.shard_reading import ShardReading
 from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, from_bytes, to_bytes, unweighted
 
@@ -34,15 +35,16 @@ def samples_per_rank(num_samples: int, num_canonical_nodes: int, world: World) -
     return -(-per_node // world.ranks_per_node)
 
 
-def stream_layout(shards: Iterable[Any]) -> StreamLayout:
-    """The layout of a stream of streaming's shards."""
+def stream_layout(shards: Iterable[Any], contents: Sequence[str]) -> StreamLayout:
+    """The layout of a stream of streaming's shards, and what identifies the content of each."""
     parts = (
         ShardLayout(
             name=shard.file_pairs[0][0].basename,
             size=sum(raw.bytes for raw, _ in shard.file_pairs),
             samples=shard.samples,
+            content=content,
         )
-        for shard in shards
+        for shard, content in zip(shards, contents, strict=True)
     )
     return StreamLayout(shards=tuple(parts))
 
@@ -115,10 +117,12 @@ class Prunable(ShardReading):
 
     @property
     def layout(self) -> DatasetLayout:
-        """The shards of every stream: names, sizes in bytes, sample counts."""
+        """The shards of every stream: names, sizes in bytes, sample counts, and what identifies their content."""
         if self._layout is None:
+            contents = shard_contents(self, self._node_folder)
             of_streams = zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)
-            streams = tuple(stream_layout(self.shards[first : first + count]) for first, count in of_streams)
+            parts = [slice(first, first + count) for first, count in of_streams]
+            streams = tuple(stream_layout(self.shards[part], contents[part]) for part in parts)
             self._layout = DatasetLayout(streams=streams)
         return self._layout
 

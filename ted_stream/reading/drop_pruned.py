@@ -35,8 +35,9 @@ def drop_pruned(skip_list: SkipList | str | os.PathLike[str]) -> Stage:
     there, so the stage must see every sample of a shard, in order. Whole shards may come in any order and may be split
     over nodes and workers. Stopping early is no error.
 
-    Two things cannot be seen from here: samples that were shuffled within their own shard only, as by ``shuffle`` in
-    front of this stage where there is a single shard; and a shard that a handler in front of it passed over whole.
+    Three things cannot be seen from here: tars that were made anew with as many samples; samples that were shuffled
+    within their own shard only, as by ``shuffle`` in front of this stage where there is a single shard; and a shard
+    that a handler in front of it passed over whole.
 
     Args:
         skip_list: the list, without weights, or the path or URI of its file.

@@ -20,7 +20,7 @@ from ted_stream.reading.shard_files import path_of
 from ted_stream.reading.sources import Source, read_patiently, source_of
 from ted_stream.reading.sparse import SparseShard, write_all
 
-__all__ = ["Fetcher", "has_cache", "serves_ranges"]
+__all__ = ["Fetcher", "has_cache", "remote_name", "serves_ranges"]
 
 _CONNECTIONS = 10  # requests in flight per process, as many as botocore pools connections
 
@@ -82,7 +82,7 @@ class Fetcher:
         # A name of its own: a worker that outlived a killed run may be writing the same file.
         temporary = Path(f"{path}.{secrets.token_hex(8)}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        remote = _remote_name(stream, file)
+        remote = remote_name(stream, file)
         try:
             with temporary.open("wb") as out:
 
@@ -105,7 +105,7 @@ class Fetcher:
             return path.read_bytes()
         source = self._source(stream)
         assert source is not None, "serves_ranges"
-        data = read_patiently(source, _remote_name(stream, head.file), 0, head.size, size=head.file.bytes)
+        data = read_patiently(source, remote_name(stream, head.file), 0, head.size, size=head.file.bytes)
         if beside:
             write_bytes(path, data)
         return data
@@ -114,7 +114,7 @@ class Fetcher:
         """Fetch runs of samples, (m, 2) int64 of first and one after last, into a sparse shard."""
         source = self._source(stream)
         assert source is not None, "serves_ranges"
-        remote = _remote_name(stream, head.data)
+        remote = remote_name(stream, head.data)
 
         def fetch(run: Sequence[int]) -> None:
             first, stop = run
@@ -135,7 +135,8 @@ class Fetcher:
             wait(futures)
 
 
-def _remote_name(stream: Stream, file: FileInfo) -> str:
+def remote_name(stream: Stream, file: FileInfo) -> str:
+    """The path or URI of a file in a stream's remote."""
     return os.path.join(str(stream.remote), stream.split, file.basename)
 
 

@@ -19,6 +19,7 @@ from streaming.base.storage.download import CloudDownloader
 
 from ted_stream.extras import optional_imports
 from ted_stream.files import is_remote, join, read_bytes, write_bytes
+from ted_stream.reading.digests import SAMPLED, sampled_digest
 from ted_stream.reading.tar_members import META, members, sample_member
 from ted_stream.reading.tar_shards import offsets_file
 
@@ -143,13 +144,14 @@ def _index_shard(url: str, *, out: str, expected: list[str] | None) -> dict[str,
     with _opened(url) as file:
         offsets, extensions = _scan(file, url, expected)
         size = file.seek(0, os.SEEK_END)
+        digest = sampled_digest(partial(_read, file), size)  # all of it would have to be read for another
     meta = offsets_file(offsets)
     write_bytes(join(out, f"{name}.offsets"), meta)
     return {
         "version": 2,
         "format": "tar",
         "samples": len(offsets) - 1,
-        "raw_data": {"basename": name, "bytes": size, "hashes": {}},
+        "raw_data": {"basename": name, "bytes": size, "hashes": {SAMPLED: digest}},
         "raw_meta": {"basename": f"{name}.offsets", "bytes": len(meta), "hashes": {}},
         "zip_data": None,
         "zip_meta": None,
@@ -158,6 +160,11 @@ def _index_shard(url: str, *, out: str, expected: list[str] | None) -> dict[str,
         "size_limit": None,
         "extensions": extensions,
     }
+
+
+def _read(file: BinaryIO, begin: int, end: int) -> bytes:
+    file.seek(begin)
+    return file.read(end - begin)
 
 
 @contextlib.contextmanager

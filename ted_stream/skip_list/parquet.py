@@ -1,8 +1,9 @@
 """The skip-list as a Parquet file: a row per shard, read back only if every part of it agrees.
 
-There are two format versions. A list without weights is written as version 1, with the bytes and the digest that it
-had before there were weights, so that older readers go on reading it. Version 2 is version 1 and a column ``weights``:
-of each shard the weights of its kept samples, in order of their positions.
+There are four format versions. A list without weights, of shards of unknown content, is written as version 1, with the
+bytes and the digest that it had before there was either, so that older readers go on reading it. Version 2 is version 1
+and a column ``weights``: of each shard the weights of its kept samples, in order of their positions. Versions 3 and 4
+are versions 1 and 2 and a column ``content``: what identifies a shard's bytes, empty where that is unknown.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from ted_stream.skip_list.errors import SkipListError
 from ted_stream.skip_list.kinds import SKIP_LIST, kind_of
 from ted_stream.skip_list.layout import DatasetLayout, ShardLayout, StreamLayout
 from ted_stream.skip_list.skip_list import SkipList
-from ted_stream.skip_list.version import UNWEIGHTED, WEIGHTED
+from ted_stream.skip_list.version import version_of
 from ted_stream.skip_list.weights import joined
 
 _MAGIC = b"PAR1"
@@ -53,9 +54,14 @@ _SCHEMA = pa.schema(
         pa.field("pruned", pa.binary(), nullable=False),
     ]
 )
+_WEIGHTS = pa.field("weights", pa.list_(pa.field("element", pa.float32(), nullable=False)))
+_CONTENT = pa.field("content", pa.string(), nullable=False)
 _SCHEMAS = {
-    UNWEIGHTED: _SCHEMA,
-    WEIGHTED: _SCHEMA.append(pa.field("weights", pa.list_(pa.field("element", pa.float32(), nullable=False)))),
+    version_of(weighted=weighted, with_content=with_content): pa.schema(
+        [*_SCHEMA, *([_WEIGHTS] if weighted else []), *([_CONTENT] if with_content else [])]
+    )
+    for with_content in (False, True)
+    for weighted in (False, True)
 }
 _AGAIN = "copy or write the file again"
 _A_RUNS = "check the path: a run's lists are in its folder, such as skip_lists/ep0007.parquet"
@@ -222,7 +228,7 @@ def _checked_metadata(raw: dict[bytes, bytes] | None) -> dict[str, str]:
     version = ours.get("format_version")
     if version not in {str(known) for known in _SCHEMAS}:
         raise SkipListError(
-            f"format version {version} found, {' and '.join(map(str, _SCHEMAS))} supported; "
+            f"format version {version} found, {', '.join(map(str, _SCHEMAS))} supported; "
             "use the ted-stream release that wrote the file"
         )
     if ours.keys() != _FIELDS:
@@ -240,7 +246,7 @@ def _rows_in(table: pa.Table) -> list[_Row]:
     weights = [part for chunk in table["weights"].chunks for part in chunk]
     for row, part in zip(rows, weights, strict=True):
         if not part.is_valid:
-            raise SkipListError(f"shard {row['shard']!r} has no weights in a file of version {WEIGHTED}; {_AGAIN}")
+            raise SkipListError(f"shard {row['shard']!r} has no weights, but the file has a column of them; {_AGAIN}")
         row["weights"] = part.values.to_numpy(zero_copy_only=False)
     return rows
 
@@ -273,7 +279,10 @@ def _by_stream(rows: list[_Row]) -> Iterator[tuple[str, Iterator[_Row]]]:
 
 
 def _stream_of(rows: list[_Row]) -> StreamLayout:
-    shards = (ShardLayout(name=row["shard"], size=row["bytes"], samples=row["samples"]) for row in rows)
+    shards = (
+        ShardLayout(name=row["shard"], size=row["bytes"], samples=row["samples"], content=row.get("content", ""))
+        for row in rows
+    )
     return StreamLayout(shards=tuple(shards))
 
 
@@ -311,9 +320,11 @@ def _rows_of(skip_list: SkipList) -> list[_Row]:
         }
         for key, shard, bitmap in zip(keys, layout.shards, skip_list.pruned, strict=True)
     ]
-    for row, weights in zip(rows, skip_list.weights_per_shard(), strict=True):
+    for row, shard, weights in zip(rows, layout.shards, skip_list.weights_per_shard(), strict=True):
         if weights is not None:
             row["weights"] = weights
+        if layout.knows_content:
+            row["content"] = shard.content
     return rows
 
 
@@ -321,7 +332,7 @@ def _content(rows: list[_Row]) -> str:
     """Hex sha256 of the raw rows: it vouches for a bitmap's bytes before they are deserialized."""
     sha = hashlib.sha256()
     for row in rows:
-        plain = [row[name] for name in ("stream", "shard", "bytes", "samples", "kept")]
+        plain = [row[name] for name in ("stream", "shard", "bytes", "samples", "kept", "content") if name in row]
         weights = [np.asarray(row["weights"], dtype="<f4")] if "weights" in row else []
         sha.update(json.dumps([*plain, len(row["pruned"]), *map(len, weights)]).encode())
         sha.update(row["pruned"])

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from pyroaring import AbstractBitMap, FrozenBitMap
 
 from ted_stream.skip_list.bitmaps import bitmaps_of_bits, bitmaps_of_ids, check_bitmaps, positions_of
-from ted_stream.skip_list.difference import first_difference
+from ted_stream.skip_list.difference import first_difference, match_streams, warn_if_unchecked
 from ted_stream.skip_list.errors import SkipListError
 from ted_stream.skip_list.layout import DatasetLayout, ShardLayout
 from ted_stream.skip_list.text import check_text
-from ted_stream.skip_list.version import UNWEIGHTED, WEIGHTED
+from ted_stream.skip_list.version import version_of
 from ted_stream.skip_list.weights import Weights, checked, joined
 
 _BLOCK = 1 << 16  # samples whose ids are made at once
@@ -219,8 +219,8 @@ class SkipList:
 
     @property
     def format_version(self) -> int:
-        """The format version of the list's file: 2 with weights, 1 without."""
-        return UNWEIGHTED if self.weights is None else WEIGHTED
+        """The format version of the list's file, by what it holds: weights, and the content of shards."""
+        return version_of(weighted=self.weights is not None, with_content=self.layout.knows_content)
 
     @cached_property
     def digest(self) -> str:
@@ -241,24 +241,26 @@ class SkipList:
         return sha.hexdigest()
 
     def aligned_to(self, layout: DatasetLayout) -> "SkipList":
-        """Return the same list with its rows in the stream order of ``layout``.
+        """Return the same list with ``layout``, and its rows in the stream order of that.
 
-        Identical streams are told apart by their order alone: the first stays the first.
+        Identical streams are told apart by their order alone. Where content cannot be compared, a warning says so.
 
         Raises:
             SkipListError: ``layout`` is another dataset: a shard is missing, unknown, or of another sample
-                count or size.
+                count, size or content.
         """
         if layout == self.layout:
             return self
-        if layout.fingerprint != self.layout.fingerprint:
+        order = match_streams(self.layout, layout)
+        if order is None:
             raise SkipListError(
                 f"the skip-list is for dataset {self.layout.fingerprint}, this one is {layout.fingerprint}: "
                 f"{first_difference(self.layout, layout)}; use the skip-list of this dataset, or the dataset "
                 "that the list was made for"
             )
-        rows = self._rows()
-        found = [row for key in layout.stream_keys for row in rows[key]]
+        rows = list(self._rows().values())
+        found = [row for at in order for row in rows[at]]
+        warn_if_unchecked(f"the skip-list of run {self.run!r}, epoch {self.epoch},", self.layout, layout, order)
         weights = None if self.weights is None else joined([w for _, _, w in found if w is not None])
         return replace(self, layout=layout, pruned=tuple(bitmap for _, bitmap, _ in found), weights=weights)
 

@@ -1,5 +1,9 @@
 """The versions of the skip-list's format; part of every file and of every digest."""
 
-UNWEIGHTED = 1  # which readers of before there were weights read too
-WEIGHTED = 2
-FORMAT_VERSION = WEIGHTED  # the newest; all before it are read
+FORMAT_VERSION = 4
+"""The newest; all before it are read."""
+
+
+def version_of(*, weighted: bool, with_content: bool) -> int:
+    """The version of a list by what it holds: the lowest, which readers of before there was more read too."""
+    return 1 + weighted + 2 * with_content

@@ -10,9 +10,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from streaming import StreamingDataset
 
+from ted_stream import PrunedStreamingDataset, SkipList, SkipListError
 from ted_stream.pipelines.corpora.cifar import prepare_cifar
 from ted_stream.pipelines.corpora.digits import prepare_digits
 from ted_stream.pipelines.corpora.prepared import DESCRIPTION_FILE, new_dataset, read_description
+from ted_stream.pipelines.training.in_memory import ImagesInMemory
 
 
 def read_split(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -59,6 +61,24 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(digits, tmp_pat
     prepare_digits(tmp_path / "other", seed=1)
     assert files_of(tmp_path / "again") == files_of(digits)
     assert files_of(tmp_path / "other") != files_of(digits)
+
+
+def test_a_list_of_digits_in_another_order_is_refused(digits, tmp_path):
+    """Their shards have the same names, sizes and counts."""
+    prepare_digits(tmp_path / "again")
+    prepare_digits(tmp_path / "other", seed=1)
+    mine, again, other = (
+        PrunedStreamingDataset(local=str(folder / "train"), batch_size=8).layout
+        for folder in (digits, tmp_path / "again", tmp_path / "other")
+    )
+    assert mine.shape == other.shape
+    assert mine.fingerprint == again.fingerprint != other.fingerprint
+    names = {"epoch": 0, "keep_ratio": 0.9, "method": "random", "run": "r"}
+    skip_list = SkipList.from_pruned_ids(mine, np.arange(100), **names)
+    with pytest.raises(SkipListError, match=r"sample counts, but the content of \d+ of \d+ differs"):
+        PrunedStreamingDataset(local=str(tmp_path / "other" / "train"), batch_size=8, skip_list=skip_list)
+    # In memory it is the same dataset.
+    assert ImagesInMemory(str(digits / "train")).layout == mine
 
 
 def test_folder_and_tar_and_worker_counts_give_the_same_dataset(cifar_tree, tmp_path):

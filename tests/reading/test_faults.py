@@ -26,7 +26,8 @@ def endpoint(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A server with a dataset of samples of 2 to 12 KB in several shards."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "truth"
-    with MDSWriter(out=str(folder), columns={"id": "int", "x": "bytes"}, size_limit=200_000) as writer:
+    settings: dict[str, Any] = {"size_limit": 200_000, "hashes": ["sha1"]}  # by which nothing but samples is asked for
+    with MDSWriter(out=str(folder), columns={"id": "int", "x": "bytes"}, **settings) as writer:
         for index in range(NUM_SAMPLES):
             writer.write({"id": index, "x": rng.bytes(int(rng.integers(2_000, 12_000)))})
     for path in folder.iterdir():

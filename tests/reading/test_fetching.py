@@ -41,8 +41,10 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_shards(folder: Path, **arguments: Any) -> Path:
+    """With hashes, so that nothing but samples is asked for."""
     rng = np.random.default_rng(0)
-    with MDSWriter(out=str(folder), columns={"id": "int", "x": "bytes"}, size_limit=170_000, **arguments) as writer:
+    settings = {"size_limit": 170_000, "hashes": ["sha1"], **arguments}
+    with MDSWriter(out=str(folder), columns={"id": "int", "x": "bytes"}, **settings) as writer:
         for index in range(NUM_SAMPLES):
             writer.write({"id": index, "x": rng.bytes(int(rng.integers(2_000, 12_000)))})
     return folder
@@ -243,7 +245,9 @@ def test_what_is_built_on_streaming_reads_sparse_shards(tmp_path: Path) -> None:
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 16, 16, 3), np.uint8)
-    with MDSWriter(out=str(tmp_path / "remote"), columns={"x": "png", "y": "int"}, size_limit=10_000) as writer:
+    with MDSWriter(
+        out=str(tmp_path / "remote"), columns={"x": "png", "y": "int"}, size_limit=10_000, hashes=["sha1"]
+    ) as writer:
         for index, image in enumerate(images):
             writer.write({"x": Image.fromarray(image), "y": index})
     mask = rng.random(40) < 0.3

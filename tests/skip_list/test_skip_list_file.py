@@ -134,8 +134,8 @@ def test_weights_are_a_column_of_version_2(skip_list, weighted):
         (lambda rows: rows[3]["weights"].pop(), r"weights of shard 'größe\.tar' is 3, the file says 4"),
         (lambda rows: rows[3]["weights"].append(1.0), r"weights of shard 'größe\.tar' is 5, the file says 4"),
         (lambda rows: rows[0]["weights"].append(rows[1]["weights"].pop(0)), r"'a/shard\.00000\.mds' is 6, .* says 5"),
-        (lambda rows: rows[3].pop("weights"), r"shard 'größe\.tar' has no weights in a file of version 2"),
-        (lambda rows: [row.pop("weights") for row in rows], r"shard 'a/.*' has no weights in a file of version 2"),
+        (lambda rows: rows[3].pop("weights"), r"shard 'größe\.tar' has no weights, but"),
+        (lambda rows: [row.pop("weights") for row in rows], r"shard 'a/.*' has no weights, but"),
         (lambda rows: rows[3]["weights"].__setitem__(1, float("nan")), r"1 of 15 .* nan in shard 'größe\.tar'"),
         (lambda rows: rows[1]["weights"].__setitem__(0, 0.0), r"the first 0\.0 in shard 'a/shard\.00001\.mds'"),
         (lambda rows: rows[3]["weights"].__setitem__(3, -1.0), r"the first -1\.0 in shard 'größe\.tar'"),
@@ -253,11 +253,11 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 
 
 def test_another_version_is_refused_with_both(skip_list, monkeypatch):
-    monkeypatch.setattr(SkipList, "format_version", 3)
-    monkeypatch.setitem(parquet._SCHEMAS, 3, parquet._SCHEMA)
+    monkeypatch.setattr(SkipList, "format_version", 5)
+    monkeypatch.setitem(parquet._SCHEMAS, 5, parquet._SCHEMA)
     data = to_bytes(skip_list)
     monkeypatch.undo()
-    with pytest.raises(SkipListError, match="version 3 found, 1 and 2 supported"):
+    with pytest.raises(SkipListError, match="version 5 found, 1, 2, 3, 4 supported"):
         from_bytes(data, source="new")
 
 

@@ -1,0 +1,152 @@
+"""What identifies the bytes of a dataset's shards: the hashes of its index, or what a few ranges of them tell.
+
+The index may be the same after the data was made anew, so it cannot vouch for what was read of a remote once and is
+kept beside the local copies: one of the shards that are yet to be fetched is looked at again by every job. Data that is
+local anyway is read anew by every job, which costs three reads a shard.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from warnings import warn
+
+from filelock import FileLock
+from streaming.base.dataset import StreamingDataset
+from streaming.base.format.base.reader import FileInfo, Reader
+from streaming.base.stream import Stream
+
+from ted_stream.files import write_bytes
+from ted_stream.reading.digests import SAMPLED, sampled_digest
+from ted_stream.reading.fetching import has_cache, remote_name, serves_ranges
+from ted_stream.reading.shard_files import path_of
+from ted_stream.reading.sources import LocalSource, Source, read_patiently, source_of
+
+__all__ = ["local_contents", "shard_contents"]
+
+_KEPT = ".ted_content.json"  # beside the index, where that is a copy of the remote's
+_IN_FLIGHT = 10  # requests, as many as botocore pools connections
+
+
+def shard_contents(dataset: StreamingDataset, folder: Path) -> list[str]:
+    """The :attr:`~ted_stream.skip_list.ShardLayout.content` of each shard; found by one process of the node for all.
+
+    Args:
+        dataset: that streaming has set up.
+        folder: of what all processes of the node must know of it.
+
+    Raises:
+        OSError: if the store fails for good.
+        ValueError: if a remote file has another size than the index says.
+    """
+    contents = _indexed(dataset.shards)
+    if all(contents):
+        return contents
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "content.lock"):
+        file = folder / "content.json"
+        if file.exists():
+            return json.loads(file.read_bytes())
+        firsts, counts = dataset.shard_offset_per_stream.tolist(), dataset.shards_per_stream.tolist()
+        for stream, first, count in zip(dataset.streams, firsts, counts, strict=True):
+            part = slice(first, first + count)
+            if not all(contents[part]):
+                contents[part] = _of_stream(stream, dataset.shards[part])
+        write_bytes(file, json.dumps(contents).encode())
+    unknown = [shard.file_pairs[0][0].basename for shard, of in zip(dataset.shards, contents, strict=True) if not of]
+    if unknown:
+        warn(
+            f"What {len(unknown)} of {len(contents)} shards hold cannot be told ({unknown[0]} first): the index has no "
+            "hashes of them, and they can neither be read by ranges nor are they there. Skip-lists, scores and "
+            "checkpoints are matched by the shards' names, sizes and sample counts, which data that was made anew may "
+            "share. Write shards with hashes=['sha1'] to have their content checked.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return contents
+
+
+def local_contents(shards: Sequence[Reader]) -> list[str]:
+    """The content of shards that are in their local folders; empty for one that is not."""
+    contents = _indexed(shards)
+    return contents if all(contents) else _read_all([_File(shard) for shard in shards])
+
+
+def _indexed(shards: Sequence[Reader]) -> list[str]:
+    """By the hashes of the index, of several the first by name; empty for a shard that has none."""
+    hashes = [shard.file_pairs[0][0].hashes for shard in shards]
+    return [f"{min(of)}:{of[min(of)]}" if of else "" for of in hashes]
+
+
+def _of_stream(stream: Stream, shards: Sequence[Reader]) -> list[str]:
+    if not has_cache(stream):
+        return local_contents(shards)
+    if not serves_ranges(stream):
+        return [""] * len(shards)  # whether or not some happen to be local
+    files = [_File(shard, stream) for shard in shards]
+    described = [str(stream.remote), *((file.kind, file.info.basename, file.info.bytes) for file in files)]
+    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    kept = Path(stream.local, stream.split, _KEPT)
+    known = _read_kept(kept, key)
+    if known is not None:
+        probe = next((at for at, file in enumerate(files) if not file.is_local), None)
+        if probe is None or _read_all(files[probe : probe + 1]) == known[probe : probe + 1]:
+            return known
+    found = _read_all(files)
+    if all(found):
+        write_bytes(kept, json.dumps({"of": key, "contents": found}).encode())
+    return found
+
+
+def _read_kept(path: Path, key: str) -> list[str] | None:
+    try:
+        kept = json.loads(path.read_bytes())
+        return kept["contents"] if kept["of"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or none that could be read
+        return None
+
+
+class _File:
+    """The file of a shard that its digest is of: what the remote has, or, without one, what is there.
+
+    Args:
+        shard: its reader.
+        stream: whose remote has it; ``None`` if it is local or nowhere.
+    """
+
+    def __init__(self, shard: Reader, stream: Stream | None = None) -> None:
+        raw, zipped = shard.file_pairs[0]
+        is_zipped = zipped is not None and (stream is not None or os.path.exists(path_of(shard, zipped)))
+        self.info: FileInfo = zipped if zipped is not None and is_zipped else raw
+        self.kind = f"{SAMPLED}-zip" if is_zipped else SAMPLED
+        self.stream = stream
+        self._path = path_of(shard, self.info)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is whole in the local folder."""
+        return os.path.isfile(self._path) and os.path.getsize(self._path) == self.info.bytes
+
+    def content(self, source: Source | None) -> str:
+        """The content of the shard; empty where there is no such file."""
+        name, size = self._path, self.info.bytes
+        if self.is_local:
+            source = LocalSource()
+        elif source is None or self.stream is None:
+            return ""
+        else:
+            name = remote_name(self.stream, self.info)
+        try:
+            return f"{self.kind}:{sampled_digest(lambda a, b: read_patiently(source, name, a, b, size=size), size)}"
+        except FileNotFoundError:
+            return ""  # to read it is an error, which names it
+
+
+def _read_all(files: Sequence[_File]) -> list[str]:
+    """The contents of one stream's files."""
+    stream = files[0].stream
+    source = None if stream is None else source_of(stream.remote, timeout=stream.download_timeout)
+    with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="content") as pool:
+        return list(pool.map(lambda file: file.content(source), files))
