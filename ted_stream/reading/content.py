@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from warnings import warn
 
@@ -20,9 +21,9 @@ from streaming.base.stream import Stream
 
 from ted_stream.files import write_bytes
 from ted_stream.reading.digests import SAMPLED, sampled_digest
-from ted_stream.reading.fetching import has_cache, remote_name, serves_ranges
+from ted_stream.reading.fetching import has_cache, read_range, remote_name, serves_ranges
 from ted_stream.reading.shard_files import path_of
-from ted_stream.reading.sources import LocalSource, Source, read_patiently, source_of
+from ted_stream.reading.sources import LocalSource, Source, source_of
 
 __all__ = ["local_contents", "shard_contents"]
 
@@ -131,15 +132,15 @@ class _File:
 
     def content(self, source: Source | None) -> str:
         """The content of the shard; empty where there is no such file."""
-        name, size = self._path, self.info.bytes
+        size, stream = self.info.bytes, self.stream
         if self.is_local:
-            source = LocalSource()
-        elif source is None or self.stream is None:
+            read = partial(LocalSource().read, self._path, size=size)
+        elif source is None or stream is None:
             return ""
         else:
-            name = remote_name(self.stream, self.info)
+            read = partial(read_range, stream, source, remote_name(stream, self.info), size=size)
         try:
-            return f"{self.kind}:{sampled_digest(lambda a, b: read_patiently(source, name, a, b, size=size), size)}"
+            return f"{self.kind}:{sampled_digest(read, size)}"
         except FileNotFoundError:
             return ""  # to read it is an error, which names it
 
@@ -148,5 +149,9 @@ def _read_all(files: Sequence[_File]) -> list[str]:
     """The contents of one stream's files."""
     stream = files[0].stream
     source = None if stream is None else source_of(stream.remote, timeout=stream.download_timeout)
-    with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="content") as pool:
-        return list(pool.map(lambda file: file.content(source), files))
+    try:
+        with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="content") as pool:
+            return list(pool.map(lambda file: file.content(source), files))
+    finally:
+        if source is not None:
+            source.close()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,10 @@ from ted_stream.files import is_remote, write_bytes
 from ted_stream.reading.heads import Head
 from ted_stream.reading.ranges import chunks
 from ted_stream.reading.shard_files import path_of
-from ted_stream.reading.sources import Source, read_patiently, source_of
+from ted_stream.reading.sources import ATTEMPTS, Source, read_patiently, source_of
 from ted_stream.reading.sparse import SparseShard, write_all
 
-__all__ = ["Fetcher", "has_cache", "remote_name", "serves_ranges"]
+__all__ = ["Fetcher", "has_cache", "read_range", "remote_name", "serves_ranges"]
 
 _CONNECTIONS = 10  # requests in flight per process, as many as botocore pools connections
 
@@ -51,6 +52,7 @@ class Fetcher:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="fetch")
         self._sources: dict[tuple[str, float], Source | None] = {}
+        finalize(self, _close, self._sources, os.getpid()).atexit = False
 
     def __reduce__(self) -> Any:
         return Fetcher, ()
@@ -70,6 +72,8 @@ class Fetcher:
             OSError: if the store or the disk fails.
             ValueError: if what came is not what the index says.
         """
+        if _is_stock(stream) and not has_cache(stream):
+            _refuse_missing(stream, shard)
         source = self._source(stream)
         if source is None or shard.compression is not None:
             stream.prepare_shard(shard)
@@ -87,7 +91,7 @@ class Fetcher:
             with temporary.open("wb") as out:
 
                 def fetch(part: tuple[int, int]) -> None:
-                    data = read_patiently(source, remote, *part, size=file.bytes)
+                    data = read_range(stream, source, remote, *part, size=file.bytes)
                     write_all(out.fileno(), memoryview(data), part[0])
 
                 self._all(fetch, chunks(file.bytes))
@@ -99,13 +103,13 @@ class Fetcher:
 
     def fetch_head(self, stream: Stream, head: Head) -> bytes:
         """The bytes of a shard's head; where it is a file of its own, that is local from then on."""
-        path = Path(path_of(head.shard, head.file))
+        path = Path(head.file_path)
         beside = head.file is not head.data
         if beside and path.exists():
             return path.read_bytes()
         source = self._source(stream)
         assert source is not None, "serves_ranges"
-        data = read_patiently(source, remote_name(stream, head.file), 0, head.size, size=head.file.bytes)
+        data = read_range(stream, source, remote_name(stream, head.file), 0, head.size, size=head.file.bytes)
         if beside:
             write_bytes(path, data)
         return data
@@ -119,7 +123,7 @@ class Fetcher:
         def fetch(run: Sequence[int]) -> None:
             first, stop = run
             begin, end = sparse.offsets[first], sparse.offsets[stop]
-            sparse.write(first, stop, read_patiently(source, remote, begin, end, size=head.data.bytes))
+            sparse.write(first, stop, read_range(stream, source, remote, begin, end, size=head.data.bytes))
 
         self._all(fetch, runs.tolist())
 
@@ -133,6 +137,31 @@ class Fetcher:
             for future in futures:
                 future.cancel()
             wait(futures)
+
+
+def _close(sources: dict[tuple[str, float], Source | None], pid: int) -> None:
+    if os.getpid() == pid:  # a forked process has nothing of them but copies
+        for source in sources.values():
+            if source is not None:
+                source.close()
+
+
+def read_range(stream: Stream, source: Source, name: str, begin: int, end: int, *, size: int) -> bytes:
+    """Bytes [begin, end) of a file of ``size`` bytes, tried as often as the stream says."""
+    attempts = max(1, stream.download_retry * ATTEMPTS)
+    return read_patiently(source, name, begin, end, size=size, attempts=attempts)
+
+
+def _refuse_missing(stream: Stream, shard: Reader) -> None:
+    """Name a file of a shard that is nowhere: its folder holds no copies of what is elsewhere."""
+    for raw, zipped in shard.file_pairs:
+        paths = [path_of(shard, file) for file in (raw, zipped) if file is not None]
+        if not any(map(os.path.exists, paths)):
+            elsewhere = "has no remote" if not stream.remote else "has the same folder as its remote"
+            raise FileNotFoundError(
+                f"The shard file {' or '.join(paths)} is missing, and the dataset {elsewhere} to fetch it from. "
+                "Restore the file, or pass as remote the folder or URI that has all shards."
+            )
 
 
 def remote_name(stream: Stream, file: FileInfo) -> str:

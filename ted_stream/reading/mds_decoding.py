@@ -17,7 +17,8 @@ class MDSDecoder:
     """
 
     def __init__(self, shard: MDSReader) -> None:
-        self._shard = shard
+        # Not the shard, which has this as an attribute: only a collection of garbage would end the two.
+        self._rows = shard.column_names, shard.column_sizes, shard.column_encodings
         self._sizes = f"<{sum(not size for size in shard.column_sizes)}I"
         self._columns: list[tuple[str, int | None, Any]] | None = None
 
@@ -45,8 +46,7 @@ class MDSDecoder:
 
     def _look_up(self) -> list[tuple[str, int | None, Any]]:
         columns = []
-        rows = zip(self._shard.column_names, self._shard.column_sizes, self._shard.column_encodings, strict=True)
-        for name, size, encoding in rows:
+        for name, size, encoding in zip(*self._rows, strict=True):
             coder = _get_coder(encoding)
             if coder is None:
                 raise ValueError(f"The column {name!r} has the encoding {encoding!r}, which streaming does not know.")

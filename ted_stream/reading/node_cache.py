@@ -53,6 +53,7 @@ class NodeCache:
 
     Attributes:
         evictable: (shards,) bool. What has no elsewhere is nobody's cached copy: it is neither counted nor removed.
+        disk_usage: (shards,) int64: bytes that a shard takes up.
         preparers: (shards,) int64: id of the process that is, or was last, at work on a shard.
     """
 
@@ -64,7 +65,7 @@ class NodeCache:
         self._usage = dataset._cache_usage
         self._lock = ProcessLock(dataset._cache_filelock_path)
         prefix = dataset._shm_prefix_int
-        self._disk_usage = SharedArray(dataset.num_shards, np.int64, _get_path(prefix, "ted_disk_usage"))
+        self.disk_usage = SharedArray(dataset.num_shards, np.int64, _get_path(prefix, "ted_disk_usage"))
         self.preparers = SharedArray(dataset.num_shards, np.int64, _get_path(prefix, "ted_preparer"))
         caches = np.array([has_cache(stream) for stream in dataset.streams], np.bool_)
         self.evictable = caches[dataset.stream_per_shard]
@@ -80,9 +81,9 @@ class NodeCache:
                 self._repair(shard_id)
             if self._states[shard_id] == _ShardState.LOCAL and lacks_raw(shard):
                 self._states[shard_id] = PARTIAL  # has yet to be decompressed
-            self._disk_usage[shard_id] = self._measured(shard_id)
+            self.disk_usage[shard_id] = self._measured(shard_id)
         index = sum(stream.get_index_size() for stream in dataset.streams)
-        self._usage.set(index + int(self._disk_usage.numpy().sum()))
+        self._usage.set(index + int(self.disk_usage.numpy().sum()))
 
     def _repair(self, shard_id: int) -> None:
         """Bring the cached copy of a shard to a state that can be trusted."""
@@ -156,7 +157,7 @@ class NodeCache:
                 try:
                     while limit < int(self._usage.get()) + size:
                         self.evict_coldest(limit)
-                    self._account(shard_id, int(self._disk_usage[shard_id]) + size)
+                    self._account(shard_id, int(self.disk_usage[shard_id]) + size)
                     return
                 except ValueError:
                     # Shards that others are fetching can be evicted when they are done.
@@ -197,5 +198,5 @@ class NodeCache:
 
     def _account(self, shard_id: int, usage: int) -> None:
         """Set a shard's share of the bytes in use; with the lock held."""
-        self._usage.set(int(self._usage.get()) + usage - int(self._disk_usage[shard_id]))
-        self._disk_usage[shard_id] = usage
+        self._usage.set(int(self._usage.get()) + usage - int(self.disk_usage[shard_id]))
+        self.disk_usage[shard_id] = usage

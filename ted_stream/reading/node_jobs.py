@@ -5,6 +5,9 @@ jobs which start together take the same one, and a killed job's memory and lock 
 one. Here a number is drawn, so none is ever used twice, and every process that uses it holds a shared ``flock`` on a
 file of that name: the system ends it with the process, however that ends. What nobody holds any more is removed when
 the next dataset is made, or when the last of its processes ends.
+
+A process that has dropped all datasets of a number closes the file, and what it had mapped, so that it holds nothing of
+them but the names: those it gives back when it ends, as streaming does, and until then a file `number.pid` says so.
 """
 
 import atexit
@@ -16,12 +19,15 @@ import secrets
 import shutil
 import time
 from _posixshmem import shm_unlink  # pyright: ignore[reportMissingImports]
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
+from weakref import WeakValueDictionary, finalize
 
 import streaming.base.dataset
+import streaming.base.shared.prefix
 import torch.distributed as dist
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SHM_TO_CLEAN, TICK
 from streaming.base.shared import SharedMemory
@@ -35,7 +41,7 @@ from streaming.base.shared.prefix import (
 )
 from streaming.base.world import World
 
-__all__ = ["get_shm_prefix", "is_alive", "join", "node_folder"]
+__all__ = ["Use", "get_shm_prefix", "is_alive", "node_folder", "only_mapped"]
 
 # Streaming counts up from 0, and cleans up below a million: what it does there, it does to its own memory alone. Names
 # have room for ten digits (on macOS, 31 characters).
@@ -111,7 +117,7 @@ def get_shm_prefix(
     prefix = json.loads(store.get(key))
     if isinstance(prefix, str):
         raise ValueError(prefix)
-    join(prefix)
+    _hold(prefix)
     try:
         memory = SharedMemory(_get_path(prefix, LOCALS), False)
     except FileNotFoundError:
@@ -125,8 +131,57 @@ def get_shm_prefix(
     return prefix, memory
 
 
-def join(prefix: int) -> None:
-    """Say, until this process ends, that it uses what has this number.
+class Use:
+    """This process's use of a number: it ends with the last dataset here that has it, one or a copy of it.
+
+    Args:
+        prefix: the number.
+        made: what streaming would keep mapped until the process ends.
+    """
+
+    def __init__(self, prefix: int, made: Iterable[SharedMemory] = ()) -> None:
+        self._prefix = prefix
+        _uses[prefix] = self
+        _hold(prefix)
+        finalize(self, _end, prefix, list(made), os.getpid()).atexit = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Use":
+        return self
+
+    def __reduce__(self) -> Any:
+        return _use_of, (self._prefix,)
+
+
+_uses: WeakValueDictionary[int, Use] = WeakValueDictionary()  # by number
+_ended: set[int] = set()  # numbers whose names this process has yet to give back
+
+
+def _use_of(prefix: int) -> Use:
+    return _uses.get(prefix) or Use(prefix)
+
+
+def _end(prefix: int, made: list[SharedMemory], pid: int) -> None:
+    """Close what a process has of a number; without waiting for any lock, since garbage is collected at any moment."""
+    if made and os.getpid() == pid:
+        _ended.add(prefix)
+        (_folder() / f"{prefix}.{pid}").touch()
+    for memory in made:
+        with suppress(BufferError):  # somebody has an array of it
+            memory.shm.close()
+    if prefix in _held:
+        os.close(_held.pop(prefix))
+
+
+def only_mapped(memory: SharedMemory) -> None:
+    """Close the descriptor of shared memory, which its map has no use for."""
+    shm: Any = memory.shm
+    if shm._fd >= 0:
+        os.close(shm._fd)
+        shm._fd = -1  # what says so to its own close()
+
+
+def _hold(prefix: int) -> None:
+    """Say that this process uses what has this number.
 
     Forked processes say so by themselves; one that was sent a pickled dataset must.
     """
@@ -138,7 +193,8 @@ def join(prefix: int) -> None:
 def _register(streams_local: list[str], streams_remote: list[str | None], retry: int) -> tuple[int, SharedMemory]:
     ours = {local for local, remote in zip(streams_local, streams_remote, strict=True) if remote is not None}
     if ours:  # jobs without this module, too
-        _check_and_find_retrying(streams_local, streams_remote, LOCALS, retry)
+        with _closing_what_is_looked_at():
+            _check_and_find_retrying(streams_local, streams_remote, LOCALS, retry)
     start, attempt = time.monotonic(), 0
     while True:
         with _one_at_a_time():
@@ -155,6 +211,25 @@ def _register(streams_local: list[str], streams_remote: list[str | None], retry:
             )
         time.sleep(TICK)
         attempt += 1
+
+
+@contextmanager
+def _closing_what_is_looked_at() -> Iterator[None]:
+    """Streaming's look at other jobs keeps what it sees of each of them open until this process ends."""
+    prefixes: Any = streaming.base.shared.prefix
+    seen: list[SharedMemory] = []
+
+    def look(name: str, create: bool) -> SharedMemory:
+        seen.append(SharedMemory(name, create, auto_cleanup=False))
+        return seen[-1]
+
+    prefixes.SharedMemory = look
+    try:
+        yield
+    finally:
+        prefixes.SharedMemory = SharedMemory
+        for memory in seen:
+            memory.cleanup()
 
 
 def _claim(streams_local: list[str]) -> tuple[int, SharedMemory]:
@@ -176,9 +251,9 @@ def _claim(streams_local: list[str]) -> tuple[int, SharedMemory]:
 
 def _sweep() -> Iterator[tuple[int, list[str]]]:
     """Remove what nobody uses any more, and yield (process, local folders) that others may not use; under the lock."""
-    for path in _folder().iterdir():
-        if not path.name.isdigit():
-            continue
+    names = [path.name for path in _folder().iterdir()]
+    kept = {number for number, _, pid in (name.partition(".") for name in names) if pid and is_alive(int(pid))}
+    for path in (_folder() / name for name in names if name.isdigit() and name not in kept):
         try:
             text = path.read_text()
         except FileNotFoundError:  # the system has cleaned up
@@ -229,7 +304,8 @@ def _remove(prefix: int, root: str) -> None:
     for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
         (Path(root) / _get_path(prefix, name)).unlink(missing_ok=True)
     shutil.rmtree(node_folder(root, prefix), ignore_errors=True)
-    (_folder() / str(prefix)).unlink(missing_ok=True)
+    for path in (_folder() / str(prefix), *_folder().glob(f"{prefix}.*")):
+        path.unlink(missing_ok=True)
 
 
 def _folder() -> Path:
@@ -261,8 +337,10 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def _leave() -> None:
-    if not _held:
+    if not _held and not _ended:
         return
+    while _ended:
+        (_folder() / f"{_ended.pop()}.{os.getpid()}").unlink(missing_ok=True)
     while _held:
         os.close(_held.popitem()[1])
     with suppress(OSError), _one_at_a_time():

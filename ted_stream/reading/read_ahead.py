@@ -94,7 +94,13 @@ class ReadAhead:
                 if dataset._event.is_set():
                     self.raise_failure()
                 if sample_id >= 0:
-                    yield sample_id
+                    try:
+                        yield sample_id
+                    except (
+                        GeneratorExit
+                    ):  # the epoch is left: its threads must not wait, and hold the dataset, for ever
+                        it.non_blocking_exit()
+                        raise
                 it.yield_index += 1
         _refuse_iterator_of(pid)
         at_end()

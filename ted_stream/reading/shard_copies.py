@@ -101,4 +101,4 @@ def remove_unfinished(stream: Stream, shards: Sequence[Reader]) -> None:
 
 
 def _sparse_paths(head: Head) -> list[str]:
-    return [path_of(head.shard, head.data) + suffix for suffix in SPARSE_SUFFIXES]
+    return [head.data_path + suffix for suffix in SPARSE_SUFFIXES]

@@ -1,16 +1,20 @@
 """The shard files that a process keeps open, so that a sample costs one read and not an open, a seek and two reads."""
 
+import itertools
 import os
 import resource
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from threading import RLock
 from typing import Any
+from weakref import finalize
 
 from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.format.mds.reader import MDSReader
 
+from ted_stream.reading.forks import renew_after_fork
 from ted_stream.reading.heads import Head, head_of
 from ted_stream.reading.mds_decoding import MDSDecoder
 from ted_stream.reading.sparse import SparseShard
@@ -18,7 +22,7 @@ from ted_stream.reading.sparse import SparseShard
 __all__ = ["ShardFiles", "open_sparse", "path_of"]
 
 _OPEN_SHARDS = 256
-"""Kept open per dataset, the longest unused closed first: as many as streaming's default shuffle block mixes."""
+"""Kept open per process, the longest unused closed first: as many as streaming's default shuffle block mixes."""
 
 
 def path_of(shard: Reader, file: FileInfo) -> str:
@@ -28,15 +32,14 @@ def path_of(shard: Reader, file: FileInfo) -> str:
 
 def open_sparse(head: Head) -> SparseShard | None:
     """A shard's sparse copy, if there is one."""
-    path = path_of(head.shard, head.data)
-    return SparseShard.open(path, size=head.data.bytes, samples=head.shard.samples, parse=head.parse)
+    return SparseShard.open(head.data_path, size=head.data.bytes, samples=head.samples, parse=head.parse)
 
 
 class _WholeShard:
     """A whole shard file, open."""
 
     def __init__(self, head: Head) -> None:
-        self._path = path_of(head.shard, head.data)
+        self._path = head.data_path
         self._data = os.open(self._path, os.O_RDONLY)
         size = os.fstat(self._data).st_size
         if size != head.data.bytes:
@@ -50,7 +53,7 @@ class _WholeShard:
             if len(table) < head.size:
                 self._raise_if_evicted()
         else:
-            with open(path_of(head.shard, head.file), "rb") as file:
+            with open(head.file_path, "rb") as file:
                 table = file.read()
         self._offsets = array("q", head.parse(table).tobytes())
 
@@ -76,11 +79,65 @@ class _WholeShard:
         return data if len(data) == size else None  # cut short when it was evicted
 
 
+class _OpenShards:
+    """The shards that this process has open, of all its datasets: so many at most, the longest unused closed first.
+
+    One that another thread is reading is closed when that has read. A forked process begins with none.
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+        renew_after_fork(self)
+
+    def _renew(self) -> None:
+        # Reentrant: a dataset that garbage is collected of, at any moment, closes its shards.
+        self._lock = RLock()
+        self._shards: OrderedDict[tuple[int, int], _WholeShard | SparseShard] = OrderedDict()
+
+    def get(self, dataset: int, shard_id: int) -> _WholeShard | SparseShard | None:
+        """A shard that is open; it is now the one that was used last."""
+        with self._lock:
+            shard = self._shards.get((dataset, shard_id))
+            if shard is not None:
+                self._shards.move_to_end((dataset, shard_id))
+            return shard
+
+    def put(self, dataset: int, shard_id: int, shard: _WholeShard | SparseShard) -> None:
+        """Keep a shard open."""
+        # A sparse shard has two descriptors, and a process has other uses for them.
+        most, limit = _OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit != resource.RLIM_INFINITY:
+            most = min(most, limit // 8)
+        with self._lock:
+            self._shards[dataset, shard_id] = shard
+            while len(self._shards) > most:
+                self._shards.popitem(last=False)
+
+    def drop(self, dataset: int, shard_id: int) -> None:
+        """Close a shard, if it is open."""
+        with self._lock:
+            self._shards.pop((dataset, shard_id), None)
+
+    def of(self, dataset: int) -> list[tuple[int, _WholeShard | SparseShard]]:
+        """The open shards of a dataset, with their ids."""
+        with self._lock:
+            return [(shard_id, shard) for (owner, shard_id), shard in self._shards.items() if owner == dataset]
+
+    def close(self, dataset: int) -> None:
+        """Close all shards of a dataset."""
+        for shard_id, _ in self.of(dataset):
+            self.drop(dataset, shard_id)
+
+
+_opened = _OpenShards()
+_numbers = itertools.count()  # of the datasets of this process
+
+
 class ShardFiles:
-    """Reads samples' bytes from local shards, whole or sparse.
+    """Reads samples' bytes from local shards, whole or sparse; from several threads, if they like.
 
     It takes the place of the readers' own ways to a sample's bytes and to what they encode, so that whatever is built
-    on a reader reads through it.
+    on a reader reads through it. The files that it opens are closed when it is freed.
 
     Args:
         shards: readers of the dataset's shards.
@@ -91,18 +148,24 @@ class ShardFiles:
 
     def __init__(self, shards: Sequence[Reader]) -> None:
         self.missed: tuple[int, int] | None = None
-        # A sparse shard has two descriptors, and a process has other uses for them, a second dataset for one.
-        self._most = min(_OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
         self._heads = [head_of(shard) for shard in shards]
-        self._open: OrderedDict[int, _WholeShard | SparseShard] = OrderedDict()
+        self._begin()
         for shard_id, (shard, head) in enumerate(zip(shards, self._heads, strict=True)):
             if head is not None:
                 shard.get_sample_data = partial(self.read, shard_id)
             if isinstance(shard, MDSReader) and type(shard).decode_sample is MDSReader.decode_sample:
                 shard.decode_sample = MDSDecoder(shard)
 
+    def _begin(self) -> None:
+        self._number = next(_numbers)
+        finalize(self, _opened.close, self._number).atexit = False
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict()}  # open files stay with their process
+        return {name: value for name, value in self.__dict__.items() if name != "_number"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def read(self, shard_id: int, idx: int) -> bytes:
         """The encoded bytes of the sample at position ``idx`` of a shard.
@@ -111,48 +174,42 @@ class ShardFiles:
             FileNotFoundError: if they are not local.
             ValueError: if the local file is not the one of the index.
         """
+        head = self._heads[shard_id]
+        assert head is not None, "reads through it"
         for _ in range(2):
-            shard = self._open.get(shard_id)
+            shard = _opened.get(self._number, shard_id)
             if shard is None:
                 try:
-                    shard = self._opened(shard_id)
+                    shard = _opened_shard(head)
                 except FileNotFoundError:
                     break
-                self._open[shard_id] = shard
-                if len(self._open) > self._most:
-                    self._open.popitem(last=False)
-            else:
-                self._open.move_to_end(shard_id)
+                _opened.put(self._number, shard_id, shard)
             data = shard.read(idx)
             if data is not None:
                 return data
             # Another process may have evicted the file and fetched it anew.
-            self._open.pop(shard_id, None)
+            _opened.drop(self._number, shard_id)
         self.missed = shard_id, idx
-        head = self._heads[shard_id]
-        assert head is not None, "reads through it"
-        raise FileNotFoundError(f"Sample {idx} of {path_of(head.shard, head.data)} is not there")
+        raise FileNotFoundError(f"Sample {idx} of {head.data_path} is not there")
 
     def close(self) -> None:
         """Close all files."""
-        self._open = OrderedDict()
+        _opened.close(self._number)
 
     def close_removed(self) -> list[int]:
         """Close the whole shards whose file somebody removed while it was open here, and return their ids."""
-        removed = [
-            shard_id for shard_id, shard in self._open.items() if isinstance(shard, _WholeShard) and shard.removed
-        ]
+        shards = _opened.of(self._number)
+        removed = [shard_id for shard_id, shard in shards if isinstance(shard, _WholeShard) and shard.removed]
         for shard_id in removed:
-            del self._open[shard_id]
+            _opened.drop(self._number, shard_id)
         return removed
 
-    def _opened(self, shard_id: int) -> _WholeShard | SparseShard:
-        head = self._heads[shard_id]
-        assert head is not None, "reads through it"
-        try:
-            return _WholeShard(head)
-        except FileNotFoundError:
-            sparse = open_sparse(head)
-            if sparse is None:
-                raise
-            return sparse
+
+def _opened_shard(head: Head) -> _WholeShard | SparseShard:
+    try:
+        return _WholeShard(head)
+    except FileNotFoundError:
+        sparse = open_sparse(head)
+        if sparse is None:
+            raise
+        return sparse

@@ -15,7 +15,7 @@ from ted_stream.reading.heads import head_of
 from ted_stream.reading.node_cache import READY, Claim, NodeCache
 from ted_stream.reading.ranges import choose_ranges
 from ted_stream.reading.shard_copies import discard_sparse
-from ted_stream.reading.shard_files import open_sparse, path_of
+from ted_stream.reading.shard_files import open_sparse
 from ted_stream.reading.sparse import SparseShard
 
 __all__ = ["ShardPreparer"]
@@ -93,7 +93,7 @@ class ShardPreparer:
         """Fetch positions by ranges, unless the whole shard costs no more; return whether it did."""
         head = head_of(self.shard)
         assert head is not None, "by ranges"
-        size, samples = head.data.bytes, head.shard.samples
+        size, samples = head.data.bytes, head.samples
         costs = {"size": size, "request_latency": self.request_latency, "min_gap": self.min_gap}
         sparse = open_sparse(head)
         if sparse is None:
@@ -102,7 +102,7 @@ class ShardPreparer:
             if choose_ranges(estimate, positions, **costs) is None:
                 return False
             table = self.fetcher.fetch_head(self.stream, head)
-            path = path_of(head.shard, head.data)
+            path = head.data_path
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._reserve(len(table) + 4 * samples + 2 * _PAGE)
             sparse = SparseShard.create(path, table, size=size, samples=samples, parse=head.parse)

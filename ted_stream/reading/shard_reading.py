@@ -22,7 +22,7 @@ from ted_stream.reading.forks import FolderOwner, ProcessLock, renew_after_fork,
 from ted_stream.reading.heads import head_of
 from ted_stream.reading.needed import NeededSamples
 from ted_stream.reading.node_cache import NodeCache
-from ted_stream.reading.node_jobs import join, node_folder
+from ted_stream.reading.node_jobs import Use, node_folder, only_mapped
 from ted_stream.reading.read_ahead import ReadAhead
 from ted_stream.reading.shard_files import ShardFiles
 from ted_stream.reading.shard_preparing import ShardPreparer
@@ -42,7 +42,10 @@ class ShardReading(StreamingDataset):
     costs less than all of it, into a sparse local file that later epochs add to; this needs uncompressed MDS or tar
     shards, and a remote on S3-compatible storage or a file system. Everything else comes whole.
 
-    Samples that are local are read through open files; nothing is done per sample but the read and the decoding.
+    Samples that are local are read through open files, at most 256 per process whatever the number of datasets;
+    nothing is done per sample but the read and the decoding.
+
+    A request that fails in a way that may pass is made up to 5 times for each of ``download_retry`` attempts.
 
     Args:
         request_latency: what a request costs, as the bytes that the link could have transferred while it waits for
@@ -97,9 +100,20 @@ class ShardReading(StreamingDataset):
         self._needed = NeededSamples(self._node_folder / "needed.bits", by_ranges, self.samples_per_shard)
         self._cache = NodeCache(self)
         self._files = ShardFiles(self.shards)
+        self._use = Use(self._shm_prefix_int, [*self._shared_memory(), self._locals_shm])
+        only_mapped(self._locals_shm)
         self._fetcher = Fetcher()
         self._ahead = ReadAhead()
         renew_after_fork(self)
+
+    def _shared_memory(self) -> list[SharedMemory]:
+        """All that the node's processes share of this dataset, mapped here, each with one descriptor."""
+        barrier, cache = self._shared_barrier._arr, self._cache
+        arrays = [barrier, self._next_epoch.arr, self._cache_usage.arr, self._shard_states, self._shard_access_times]
+        memories = [array.shm for array in (*arrays, cache.disk_usage, cache.preparers)]
+        for memory in memories:
+            only_mapped(memory)
+        return memories
 
     # Other processes. README.md beside this file lists all that a dataset holds of the process that it is in.
 
@@ -108,7 +122,6 @@ class ShardReading(StreamingDataset):
         self._fetcher = Fetcher()
         self._ahead = ReadAhead()
         self._needed.forget()
-        self._files.close()
         for stream in self.streams:
             stream._downloader = renewed_downloader(stream)
         iterator = self.__dict__.get("_iterator")
@@ -129,7 +142,7 @@ class ShardReading(StreamingDataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        join(self._shm_prefix_int)
+        self._shared_memory()
         renew_after_fork(self)
 
     # What follows is called by streaming, which has no other place for it: each hands on to who does the work.

@@ -16,7 +16,8 @@ __all__ = ["ATTEMPTS", "Source", "TransientError", "source_of"]
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 10
+ATTEMPTS = 5
+"""At a request for each of ``download_retry`` attempts, as boto3 makes at a download for each of streaming's."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds
 
 
@@ -38,15 +39,29 @@ class Source(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Close its connections; nobody reads any more."""
+        ...
+
 
 class LocalSource:
     """Files of a folder, a network mount for one."""
 
     def read(self, name: str, begin: int, end: int, *, size: int) -> bytes:
         """See :class:`Source`."""
-        with open(name, "rb", 0) as file:
+        try:
+            file = open(name, "rb", 0)  # noqa: SIM115
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"The remote folder has no such file: {name}. Check the dataset's remote path, and that it was written "
+                "whole."
+            ) from None
+        with file:
             _check_size(name, os.fstat(file.fileno()).st_size, size)
             return os.pread(file.fileno(), end - begin, begin)
+
+    def close(self) -> None:
+        """See :class:`Source`."""
 
 
 class S3Source:
@@ -123,6 +138,11 @@ class S3Source:
         except BotoCoreError as error:  # no connection, a timeout, a body that ended early
             raise TransientError(f"{name}: {error}") from error
 
+    def close(self) -> None:
+        """See :class:`Source`."""
+        if self._made is not None:
+            self._made.close()
+
 
 def _check_size(name: str, found: int, size: int) -> None:
     if found != size:
@@ -144,28 +164,28 @@ def source_of(remote: str | None, *, timeout: float) -> Source | None:
     return {"": LocalSource, "s3": lambda: S3Source(timeout)}.get(urlparse(remote).scheme, lambda: None)()
 
 
-def read_patiently(source: Source, name: str, begin: int, end: int, *, size: int) -> bytes:
+def read_patiently(source: Source, name: str, begin: int, end: int, *, size: int, attempts: int) -> bytes:
     """Read a range, again and again while that may help, with growing pauses.
 
     Raises:
-        ConnectionError: if it failed ``ATTEMPTS`` times.
+        ConnectionError: if it failed ``attempts`` times.
         OSError: as :meth:`Source.read`.
         ValueError: as :meth:`Source.read`.
     """
     if begin == end:
         return b""
     pause = _FIRST_PAUSE
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, attempts + 1):
         try:
             data = source.read(name, begin, end, size=size)
             if len(data) == end - begin:
                 return data
             raise TransientError(f"{name}: {len(data)} of {end - begin} bytes came")
         except TransientError as error:
-            if attempt == ATTEMPTS:
+            if attempt == attempts:
                 raise ConnectionError(
-                    f"Bytes {begin} to {end} could not be fetched in {ATTEMPTS} attempts; the last one: {error}. "
-                    "Check the store and the network, then resume the run."
+                    f"Bytes {begin} to {end} could not be fetched in {attempts} attempts; the last one: {error}. "
+                    "Check the store and the network, then resume the run; a larger download_retry is more patient."
                 ) from error
             logger.debug("Attempt %d failed: %s", attempt, error)
         time.sleep(pause * random.uniform(0.5, 1.5))

@@ -185,7 +185,7 @@ def _scan(file: BinaryIO, url: str, expected: list[str] | None) -> tuple[NDArray
     """Find the samples of a tar.
 
     Returns:
-        The offsets (see `TarReader.parse_offsets`) as uint64, shape (samples + 1,), and the extensions of every
+        The offsets (see `parse_offsets`) as uint64, shape (samples + 1,), and the extensions of every
         sample. What is no part of a sample lies behind the sample before it, or before the first.
     """
     begins: dict[str, int] = {}  # of each key

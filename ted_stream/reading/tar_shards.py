@@ -17,7 +17,7 @@ from typing_extensions import Self
 if TYPE_CHECKING:
     from ted_stream.reading.tar_members import Handler
 
-__all__ = ["TarReader", "offsets_file", "set_decoders"]
+__all__ = ["TarReader", "offsets_file", "parse_offsets", "set_decoders"]
 
 UNSAFE = frozenset({"pickle", "pkl", "pth", "pyd"})
 """Extensions that webdataset unpickles; its npy and npz refuse pickled objects."""
@@ -32,13 +32,47 @@ def offsets_file(offsets: NDArray[np.uint64]) -> bytes:
     """The file beside a tar that tells where its samples are.
 
     Args:
-        offsets: (samples + 1,) uint64, ascending; see :meth:`TarReader.parse_offsets`.
+        offsets: (samples + 1,) uint64, ascending; see :func:`parse_offsets`.
 
     Returns:
         Little-endian: b"tedtar", version (uint16), samples (uint64), crc32 of what follows (uint32), the offsets.
     """
     table = offsets.astype("<u8").tobytes()
     return HEADER.pack(MAGIC, VERSION, len(offsets) - 1, zlib.crc32(table)) + table
+
+
+def parse_offsets(meta: bytes, *, samples: int, tar: FileInfo, file: FileInfo) -> NDArray[np.int64]:
+    """Where the samples of a tar are.
+
+    Args:
+        meta: the whole file of offsets.
+        samples: of the tar, as the index says.
+        tar: as the index has it.
+        file: of the offsets, as the index has it.
+
+    Returns:
+        (samples + 1,) int64, ascending: everything of sample i, its tar headers included, is in the bytes
+        [offsets[i], offsets[i + 1]) of the tar, and no part of another sample.
+
+    Raises:
+        ValueError: if the file is damaged, or does not belong to this shard.
+    """
+    table = meta[HEADER.size :]
+    magic, version, found, crc = HEADER.unpack(meta[: HEADER.size].ljust(HEADER.size, b"\0"))
+    offsets = np.frombuffer(table[: len(table) // 8 * 8], "<u8")
+    if magic != MAGIC or version != VERSION:
+        fault = f"it begins with {magic!r}, version {version}, not {MAGIC!r}, version {VERSION}"
+    elif found != samples or len(table) != 8 * (found + 1):
+        fault = f"it has {len(table)} bytes of offsets for {found} samples, the index has {samples} samples"
+    elif zlib.crc32(table) != crc:
+        fault = "its checksum is wrong"
+    elif (offsets[1:] <= offsets[:-1]).any():
+        fault = "its offsets do not ascend"
+    elif offsets[-1] > tar.bytes:
+        fault = f"it ends at byte {offsets[-1]}, after the {tar.bytes} bytes of {tar.basename}"
+    else:
+        return offsets.astype(np.int64)
+    raise ValueError(f"{file.basename} cannot be used: {fault}. {MEND}")
 
 
 def set_decoders(shards: Iterable[Reader], decoders: Iterable["Handler"]) -> None:
@@ -145,36 +179,6 @@ class TarReader(Reader):
         except FileNotFoundError:
             return 0
         return self.raw_data.bytes
-
-    def parse_offsets(self, meta: bytes) -> NDArray[np.int64]:
-        """Where the samples are.
-
-        Args:
-            meta: the whole file of offsets.
-
-        Returns:
-            (samples + 1,) int64, ascending: everything of sample i, its tar headers included, is in the bytes
-            [offsets[i], offsets[i + 1]) of the tar, and no part of another sample.
-
-        Raises:
-            ValueError: if the file is damaged, or does not belong to this shard.
-        """
-        table = meta[HEADER.size :]
-        magic, version, samples, crc = HEADER.unpack(meta[: HEADER.size].ljust(HEADER.size, b"\0"))
-        offsets = np.frombuffer(table[: len(table) // 8 * 8], "<u8")
-        if magic != MAGIC or version != VERSION:
-            fault = f"it begins with {magic!r}, version {version}, not {MAGIC!r}, version {VERSION}"
-        elif samples != self.samples or len(table) != 8 * (samples + 1):
-            fault = f"it has {len(table)} bytes of offsets for {samples} samples, the index has {self.samples} samples"
-        elif zlib.crc32(table) != crc:
-            fault = "its checksum is wrong"
-        elif (offsets[1:] <= offsets[:-1]).any():
-            fault = "its offsets do not ascend"
-        elif offsets[-1] > self.raw_data.bytes:
-            fault = f"it ends at byte {offsets[-1]}, after the {self.raw_data.bytes} bytes of {self.raw_data.basename}"
-        else:
-            return offsets.astype(np.int64)
-        raise ValueError(f"{self.raw_meta.basename} cannot be used: {fault}. {MEND}")
 
     def get_sample_data(self, idx: int) -> bytes:
         """The bytes of a sample, tar headers included, from the local files.

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -601,16 +602,28 @@ def test_shards_that_exist_nowhere(cached: Any, zipped: str, tmp_path: Path) -> 
     same(observe)
 
 
-def test_local_shards_that_were_deleted(tmp_path: Path) -> None:
-    def observe(cls: Class) -> tuple[type[BaseException], str]:
-        local = tmp_path / "local"
-        dataset = cls(local=_write(local), batch_size=BATCH_SIZE, download_retry=1)
-        (local / "shard.00000.mds").unlink()
-        error = outcome(lambda: dataset[0])
-        shutil.rmtree(local)
-        return error
-
-    assert "path to remote dataset must be provided" in same(observe)[1]
+@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("has_remote", [False, True])
+def test_local_shards_that_are_missing_are_named(
+    tmp_path: Path, when: str, compression: str | None, *, has_remote: bool
+) -> None:
+    """Streaming says that a remote must be provided, or that a file of its own folder cannot be copied."""
+    local = _write(tmp_path / "local", compression=compression)
+    path = Path(local, "shard.00003.mds" + ("" if compression is None else f".{compression}"))
+    if when == "before":
+        path.unlink()
+    places: dict[str, Any] = {"local": local, "remote": f"{local}/"} if has_remote else {"local": local}
+    dataset = PrunedStreamingDataset(**places, batch_size=BATCH_SIZE, download_retry=1)
+    if when == "after":
+        path.unlink()
+    assert dataset[0]["id"] == 0
+    reason = "has the same folder as its remote" if has_remote else "has no remote"
+    words = rf"shard file .*{re.escape(str(path))} is missing, and the dataset {reason} .* Restore"
+    with pytest.raises(FileNotFoundError, match=words):
+        dataset[int(dataset.sample_offset_per_shard[3])]
+    with pytest.raises((FileNotFoundError, RuntimeError), match=words):
+        ids_of(dataset)
 
 
 def test_the_signature_shows_stocks_parameters() -> None:

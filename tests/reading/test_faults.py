@@ -134,3 +134,18 @@ def test_ranks_share_what_is_fetched(endpoint: str, tmp_path: Path, launch: Call
     assert sorted({sample for rank in read for sample in rank}) == kept
     ranges = [request for request in asked if request[1] is not None]
     assert len(ranges) == len(set(ranges))
+
+
+@pytest.mark.parametrize("retry", [1, 3])
+@pytest.mark.parametrize("keep", [0.4, 1.0], ids=["by ranges", "whole"])
+def test_a_request_is_repeated_as_download_retry_says(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: float, retry: int
+) -> None:
+    monkeypatch.setattr(sources, "_LONGEST_PAUSE", 0.01)
+    dataset, _ = dataset_of(tmp_path, keep, download_retry=retry)
+    with FaultyS3(endpoint, unavailable=1.0, in_a_row=1000) as front:
+        monkeypatch.setenv("S3_ENDPOINT_URL", front.url)
+        with pytest.raises(ConnectionError, match=rf"in {5 * retry} attempts.*download_retry"):
+            dataset[0]
+        asked = [(request.key, request.range) for request in front.requests]
+    assert {asked.count(request) for request in asked} == {5 * retry}

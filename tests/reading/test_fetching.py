@@ -356,7 +356,7 @@ def test_shards_that_are_opened_while_they_are_evicted(
         deadline = time.monotonic() + 60  # where the disk is slow, the first 3000 tries come before the shard
         while tries < 3000 or (not found and time.monotonic() < deadline):
             tries += 1
-            dataset._files._open.clear()
+            dataset._files.close()
             with contextlib.suppress(FileNotFoundError):
                 assert dataset.shards[0][3] == truth[3]
                 found += 1

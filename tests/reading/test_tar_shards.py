@@ -22,7 +22,7 @@ from webdataset.filters import decode
 
 from ted_stream import PrunedStreamingDataset, SkipList
 from ted_stream.reading.tar_index import index_tars
-from ted_stream.reading.tar_shards import TarReader, offsets_file, set_decoders
+from ted_stream.reading.tar_shards import TarReader, offsets_file, parse_offsets, set_decoders
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,12 @@ def damage(folder: Path, tmp_path: Path) -> Callable[[str, Callable[[bytearray],
     return change
 
 
+def parsed(reader: TarReader, meta: bytes) -> np.ndarray:
+    return parse_offsets(meta, samples=reader.samples, tar=reader.raw_data, file=reader.raw_meta)
+
+
 def offsets_of(reader: TarReader) -> np.ndarray:
-    return reader.parse_offsets((Path(reader.dirname) / reader.raw_meta.basename).read_bytes())
+    return parsed(reader, (Path(reader.dirname) / reader.raw_meta.basename).read_bytes())
 
 
 def test_samples_are_webdatasets(folder: Path) -> None:
@@ -211,7 +215,7 @@ def test_damaged_offsets_are_named(
 ) -> None:
     reader = readers(folder)[1]
     meta = (folder / "x-1.tar.offsets").read_bytes()
-    offsets = reader.parse_offsets(meta).astype(np.uint64)
+    offsets = parsed(reader, meta).astype(np.uint64)
     bad = {
         "begins with": [b"", b"xx" + meta[2:], meta[:6] + b"\x02" + meta[7:]],
         "for .* the index has 20": [offsets_file(offsets[:-1]), meta[:-1], meta[:-8], meta[:10], meta + b"\0"],
@@ -222,7 +226,7 @@ def test_damaged_offsets_are_named(
     for message, metas in bad.items():
         for damaged in metas:
             with pytest.raises(ValueError, match=rf"x-1\.tar\.offsets cannot be used.*({message})"):
-                reader.parse_offsets(damaged)
+                parsed(reader, damaged)
     with pytest.raises(ValueError, match=r"x-1\.tar\.offsets is damaged: it has sample 3"):
         damage(".offsets", lambda meta: meta.__setitem__(slice(20 + 8 * 4, 28 + 8 * 4), b"\xff" * 8))[3]
     with pytest.raises(ValueError, match=r"x-1\.tar\.offsets is damaged: it has sample 19"):
