@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.forkserver import ensure_running
 from typing import Any
 
 import torch
@@ -148,6 +151,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
     )
     is_text = description.kind == "instructions"
     collate = PaddingCollator(description.pad_id) if is_text else None
+    context = _worker_context(ranks) if data.num_workers else None
 
     def loader(dataset: StreamingDataset, batch_size: int, generator: torch.Generator | None = None) -> DataLoader:
         return DataLoader(
@@ -155,6 +159,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
             batch_size=batch_size // ranks,
             num_workers=data.num_workers,
             persistent_workers=data.num_workers > 0,
+            multiprocessing_context=context,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
             generator=generator,
@@ -168,6 +173,19 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
         plain,
         plain,
     )
+
+
+def _worker_context(ranks: int) -> str | None:
+    """How workers are started, if not as everywhere else.
+
+    Before Python 3.12, a worker that is forked beside a process group's threads may never start (see
+    `ted_stream.engine.forks`). A server has no such threads; it imports what workers need while the run is built.
+    """
+    if ranks == 1 or sys.version_info >= (3, 12) or multiprocessing.get_start_method() != "fork":
+        return None
+    multiprocessing.set_forkserver_preload([__name__])
+    ensure_running()
+    return "forkserver"
 
 
 def _transforms(settings: Settings, description: Description) -> tuple[ImageTransform, ImageTransform]:

@@ -62,6 +62,7 @@ class SamplesById:
             _ByIds(self._data),
             batch_sampler=_Batches(parts),
             num_workers=train.num_workers,
+            multiprocessing_context=train.multiprocessing_context,
             pin_memory=train.pin_memory,
             collate_fn=train.collate_fn,
             generator=torch.Generator(),

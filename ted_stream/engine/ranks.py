@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from ted_stream.engine.forks import watch_forks
 from ted_stream.pruning import Communicator, SingleProcess, TorchDistributed
 
 __all__ = ["Ranks"]
@@ -25,6 +26,7 @@ class Ranks:
         self.communicator: Communicator = SingleProcess()
         if dist.is_available() and dist.is_initialized():
             self.communicator = TorchDistributed(group)
+            watch_forks()  # DataLoaders start workers after what the ranks exchange at an epoch's boundary
 
     @property
     def rank(self) -> int:

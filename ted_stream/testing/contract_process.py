@@ -1,15 +1,19 @@
 """Trains the runs that a JSON file describes, each in its host.
 
 The ranks of every run are forked from a process that has imported everything, so that many runs, killed ones too, take
-seconds. A run that is killed dies by SIGKILL on one rank, and its other ranks with it, as a launcher would have it.
+seconds. A run that is killed dies by SIGKILL on one rank, and its other ranks with it, as a launcher would have it. One
+that hangs is given up alone.
 """
 
+import contextlib
 import gc
 import json
+import math
 import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +52,7 @@ def _fork_rank(train: Train, run: Run, rank: int, out: Path, store: Path) -> int
         return pid
     status = 1
     try:
+        os.setpgid(0, 0)  # with the workers that it starts
         world = {"WORLD_SIZE": run.ranks, "LOCAL_WORLD_SIZE": run.ranks, "RANK": rank, "LOCAL_RANK": rank}
         os.environ.update({name: str(value) for name, value in world.items()}, NODE_RANK="0")
         torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=run.ranks)
@@ -59,17 +64,27 @@ def _fork_rank(train: Train, run: Run, rank: int, out: Path, store: Path) -> int
         os._exit(status)
 
 
-def _train_ranks(train: Train, run: Run, out: Path, store: Path) -> None:
+def _train_ranks(train: Train, run: Run, out: Path, store: Path, timeout: float) -> None:
     """Train all ranks of the run. One that ends badly takes the others with it: they would wait for it.
+
+    Those of a run that is not over after the timeout (seconds) are killed, with the workers that they started.
 
     What went wrong is left in files ``error….txt``; what a death brought about that was asked for is none of it.
     """
     (out / DEATH).unlink(missing_ok=True)
     before = set(out.glob("error*.txt"))
     running = {_fork_rank(train, run, rank, out, store): rank for rank in range(run.ranks)}
+    groups, end = list(running), time.monotonic() + timeout
     codes: dict[int, int] = {}
     while running:
-        pid, status = os.waitpid(-1, 0)
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            if time.monotonic() > end:
+                _add(out / "error.txt", f"{run} was given up after {timeout:g} s.\n")
+                _kill(groups)
+                end = math.inf
+            time.sleep(0.005)
+            continue
         codes[running.pop(pid)] = code = os.waitstatus_to_exitcode(status)
         if code:
             for other in running:
@@ -82,9 +97,15 @@ def _train_ranks(train: Train, run: Run, out: Path, store: Path) -> None:
         _add(out / "error.txt", f"{run} ended with these exit statuses of its ranks: {codes}.\n")
 
 
+def _kill(groups: list[int]) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
 def main() -> None:
     """One run after the other."""
-    out = Path(sys.argv[1])
+    out, timeout = Path(sys.argv[1]), float(sys.argv[2])
     runs = [Run(**description) for description in json.loads((out / "runs.json").read_text())]
     train_in = {host: _train_in(host) for host in {run.host for run in runs}}
     gc.freeze()  # what was imported: Trainers collect garbage, and would look through, and so copy, all of it
@@ -93,7 +114,7 @@ def main() -> None:
         if run.start_from:
             shutil.copytree(out / run.start_from, folder, symlinks=True)
         folder.mkdir(exist_ok=True)
-        _train_ranks(train_in[run.host], run, folder, folder / f"store{number}")
+        _train_ranks(train_in[run.host], run, folder, folder / f"store{number}", timeout)
 
 
 if __name__ == "__main__":

@@ -119,21 +119,22 @@ def described(method: Method) -> dict[str, str]:
     return {"method": repr(method), "module": type(method).__module__}
 
 
-def start_runs(runs: Sequence[Run], out: Path, *, timeout: float = 600) -> None:
+def start_runs(runs: Sequence[Run], out: Path, *, timeout: float = 600, run_timeout: float = 120) -> None:
     """Start a process that trains the runs one after the other; nothing is left of it in the end.
 
-    A run that fails does not keep those after it from running: see :func:`load_result`.
+    A run that fails, or hangs, does not keep those after it from running: see :func:`load_result`.
 
     Args:
         runs: at least one.
         out: an empty folder for their results.
         timeout: seconds, for all of them.
+        run_timeout: seconds, for each; then it has failed.
 
     Raises:
         AssertionError: if it does not come to its end, with what it printed.
     """
     (out / "runs.json").write_text(json.dumps([asdict(run) for run in runs]))
-    command = [sys.executable, "-m", "ted_stream.testing.contract_process", str(out)]
+    command = [sys.executable, "-m", "ted_stream.testing.contract_process", str(out), str(run_timeout)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

@@ -1,0 +1,76 @@
+"""Forks beside a process group's threads, which before Python 3.12 can leave a child that never starts.
+
+Such a child waits in ``os.fork()``, before anything else, for a lock of the interpreter. If another thread of its
+parent held it at that moment, nobody ever lets go of it. Gloo's threads take it when they drop a tensor that Python has
+dropped before, which happens up to milliseconds after the collective has returned: while workers are started next.
+"""
+
+import logging
+import mmap
+import multiprocessing
+import os
+import sys
+import time
+from functools import cache
+from threading import Timer
+
+__all__ = ["watch_forks"]
+
+log = logging.getLogger(__name__)
+
+_PAUSE = 0.005  # seconds; of what is dropped later than a collective's return, 2 ms left nothing on a busy machine
+_PATIENCE = 60.0  # seconds
+_MOST_PROCESSES = 1 << 22  # Linux gives no higher ids
+
+
+@cache
+def watch_forks() -> None:
+    """Pause before forks from now on, so that the threads are done, and name a child that has not started in a minute.
+
+    For processes of :mod:`multiprocessing`, a DataLoader's workers among them. From Python 3.12 on there is nothing to
+    watch.
+    """
+    if sys.version_info < (3, 12) and hasattr(os, "register_at_fork"):
+        watch = _ForkWatch()
+        os.register_at_fork(before=watch.pause, after_in_parent=watch.begin, after_in_child=watch.note_start)
+
+
+class _ForkWatch:
+    """Knows which of this process's children have come out of ``os.fork()``."""
+
+    def __init__(self) -> None:
+        # A byte for every process id, shared with all children; only pages that are written to take memory.
+        self._started = mmap.mmap(-1, _MOST_PROCESSES)
+        self._unknown = {child.pid for child in multiprocessing.active_children()}
+        self._timer: Timer | None = None
+
+    def pause(self) -> None:
+        """Let other threads have the interpreter, and a processor."""
+        time.sleep(_PAUSE)
+
+    def begin(self) -> None:
+        """Look after the children once none has been forked for a while; in the parent."""
+        # The timer holds up no fork: Python's own threads take that lock only while no other of them runs.
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = Timer(_PATIENCE, self._look)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def note_start(self) -> None:
+        """It has; in the child."""
+        self._started[os.getpid()] = 1
+
+    def _look(self) -> None:
+        children = {child.pid for child in multiprocessing.active_children()} - self._unknown
+        stuck = sorted(pid for pid in children if pid is not None and not self._started[pid])
+        if stuck:
+            log.error(
+                "DataLoader worker %s was forked from process %d more than %g s ago and has not started: another "
+                "thread (of gloo, say) held a lock of Python's at that moment, and the worker waits for it in "
+                "os.fork() for ever, as does all that needs its samples. Kill this run, pass its DataLoaders "
+                'multiprocessing_context="forkserver" or take Python 3.12 or later, and resume it.',
+                ", ".join(map(str, stuck)),
+                os.getpid(),
+                _PATIENCE,
+            )

@@ -1,0 +1,48 @@
+"""Workers beside a process group come from a server, and read what forked ones read."""
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ted_stream.pipelines.corpora.prepared import read_description
+from ted_stream.pipelines.training.datasets import Loaders, build_loaders
+from ted_stream.pipelines.training.image_batches import DecodeJpeg
+from ted_stream.pipelines.training.settings import load_settings
+from ted_stream.pipelines.training.text_batches import PaddingCollator
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+
+
+def loaders(digits: Path, *, ranks: int, batch_size: int) -> Loaders:
+    sizes = [f"data.batch_size={batch_size}", f"data.eval_batch_size={batch_size}"]
+    settings = load_settings(QUICKSTART, [f"data.path={digits}", "data.num_workers=1", *sizes])
+    return build_loaders(settings, read_description(str(digits)), ranks=ranks)
+
+
+def start_method(loader: DataLoader) -> str | None:
+    context: Any = loader.multiprocessing_context
+    return None if context is None else context.get_start_method()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.version_info >= (3, 12) or sys.platform != "linux", reason="all workers start as they did")
+def test_workers_of_several_ranks_are_not_forked_from_them(digits: Path) -> None:
+    alone, shared = loaders(digits, ranks=1, batch_size=8), loaders(digits, ranks=2, batch_size=16)
+    for name in ("train", "test"):
+        forked, served = getattr(alone, name), getattr(shared, name)
+        assert (start_method(forked), start_method(served)) == (None, "forkserver")
+        assert served.persistent_workers
+        for expected, found in zip(next(iter(forked)), next(iter(served)), strict=True):
+            assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize(
+    "part", [DecodeJpeg(8, augment=True), PaddingCollator(3)], ids=lambda part: type(part).__name__
+)
+def test_what_workers_are_sent_can_be_pickled(part: object) -> None:
+    assert type(pickle.loads(pickle.dumps(part))) is type(part)

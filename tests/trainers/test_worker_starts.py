@@ -1,0 +1,47 @@
+"""Workers that are forked beside a process group start, or it is said which one does not, and why."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("worker_starts.py")
+before_python_3_12 = pytest.mark.skipif(sys.version_info >= (3, 12), reason="forks wait for no such lock")
+
+
+@before_python_3_12
+def test_nothing_of_an_exchange_is_at_work_when_a_worker_is_forked(launch: Callable[..., None], tmp_path: Path) -> None:
+    launch(SCRIPT, "settled", tmp_path, ranks=2, launcher="torch")
+    for rank in range(2):
+        late = json.loads((tmp_path / f"late{rank}.json").read_text())
+        assert late == [0] * 20
+
+
+@before_python_3_12
+def test_a_worker_that_never_starts_is_named(launch: Callable[..., None], tmp_path: Path) -> None:
+    launch(SCRIPT, "stuck", tmp_path, ranks=2, launcher="torch")
+    for rank in range(2):
+        found = json.loads((tmp_path / f"stuck{rank}.json").read_text())
+        (said,) = found["said"]
+        assert said.startswith(f"DataLoader worker {found['pids'][1]} was forked from process {found['parent']} more")
+        assert 'multiprocessing_context="forkserver" or take Python 3.12' in said
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("context", ["fork", "forkserver"])
+def test_many_epochs_whose_workers_start_anew(
+    context: str, make_mds: Callable[..., str], launch: Callable[..., None], tmp_path: Path
+) -> None:
+    launch(
+        SCRIPT.with_name("many_iterators.py"),
+        make_mds(64),
+        tmp_path,
+        100,
+        context,
+        ranks=2,
+        launcher="torch",
+        timeout=600,
+    )
+    assert [(tmp_path / f"epochs{rank}").read_text() for rank in range(2)] == ["100", "100"]
