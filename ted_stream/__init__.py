@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from ted_stream.reading import Prunable, PrunedStreamingDataset, drop_pruned
     from ted_stream.sampler import PrunedSampler
+    from ted_stream.seeding import SeededSamples
     from ted_stream.skip_list import SkipList, SkipListError, read_skip_list, write_skip_list
     from ted_stream.trainers.composer import DataPruning
     from ted_stream.trainers.huggingface import PruningMixin
@@ -52,6 +53,7 @@ __all__ = [
     "RandomPruning",
     "RePB",
     "SeTa",
+    "SeededSamples",
     "SelectionWarning",
     "SkipList",
     "SkipListError",
@@ -80,6 +82,7 @@ _MODULES = {
     ),
     "ted_stream.reading": ("Prunable", "PrunedStreamingDataset", "drop_pruned"),
     "ted_stream.sampler": ("PrunedSampler",),
+    "ted_stream.seeding": ("SeededSamples",),
     "ted_stream.skip_list": ("SkipList", "SkipListError", "read_skip_list", "write_skip_list"),
     "ted_stream.trainers.composer": ("DataPruning",),
     "ted_stream.trainers.huggingface": ("PruningMixin",),

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
+from ted_stream.seeding import SeededIndex, SeededSamples
 from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, unweighted
 
 __all__ = ["BLOCK_SIZE", "PrunedSampler"]
@@ -156,6 +158,12 @@ class PrunedSampler(DistributedSampler[int]):
                 f"The PrunedSampler was made for {self.layout.num_samples} samples, the DataLoader's dataset has "
                 f"{length}. Pass both the same dataset, and make the sampler once the dataset has its final length."
             )
+        if isinstance(loader.dataset, SeededSamples) != isinstance(self.dataset, SeededSamples):
+            raise ValueError(
+                f"The PrunedSampler was made for a {type(self.dataset).__name__}, the DataLoader reads a "
+                f"{type(loader.dataset).__name__}, so samples would not be seeded. Make data = SeededSamples(dataset) "
+                "once, and pass it to both."
+            )
         if (self.rank, self.num_replicas) != (rank, world_size):
             raise ValueError(
                 f"The PrunedSampler is that of rank {self.rank} of {self.num_replicas}, but this is rank {rank} of "
@@ -227,10 +235,13 @@ class PrunedSampler(DistributedSampler[int]):
         self._skipped = samples
 
     def __iter__(self) -> Iterator[int]:
-        """This rank's ids in the current epoch, as Python integers."""
+        """This rank's ids in the current epoch, as Python integers; those of SeededSamples bring seed and epoch."""
         ids, self._skipped = self._planned()[self._skipped :], 0
         # In pieces, since 10^8 Python integers at once take 3 GB.
-        return chain.from_iterable(ids[start : start + BLOCK_SIZE].tolist() for start in range(0, len(ids), BLOCK_SIZE))
+        each = chain.from_iterable(ids[start : start + BLOCK_SIZE].tolist() for start in range(0, len(ids), BLOCK_SIZE))
+        if isinstance(self.dataset, SeededSamples):
+            return map(partial(SeededIndex, seed=self.seed, epoch=self.epoch), each)
+        return each
 
     def ids_of_batch(self, batch: int, batch_size: int) -> NDArray[np.int64]:
         """The ids in one of this rank's batches of the current epoch, however far a DataLoader has read ahead.

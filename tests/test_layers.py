@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOOR = {
     "extras": 1,
     "files": 1,
+    "seeding": 1,
     "skip_list": 1,
     "pruning": 1,
     "methods": 2,

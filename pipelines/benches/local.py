@@ -21,7 +21,7 @@ from ted_stream import PrunedStreamingDataset
 
 from .fresh import call_in_fresh_process
 
-__all__ = ["KINDS", "Row", "bench_local"]
+__all__ = ["COLUMNS", "KINDS", "Row", "bench_local"]
 
 BATCH_SIZE = 128
 
@@ -68,7 +68,7 @@ def bench_local(kind: str, samples: int, *, repeats: int) -> list[Row]:
         The row of the dataset alone, then the row of a loader with one worker.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with MDSWriter(out=folder, columns=_COLUMNS[kind]) as writer:
+        with MDSWriter(out=folder, columns=COLUMNS[kind]) as writer:
             for index, x in zip(range(samples), KINDS[kind](), strict=False):
                 writer.write({"x": x, "y": index})
         sample_bytes = sum(shard.stat().st_size for shard in Path(folder).glob("*.mds")) // samples
@@ -106,7 +106,7 @@ def _jpeg() -> Iterator[Image.Image]:
 
 
 KINDS = {"raw": _raw, "jpeg": _jpeg}
-_COLUMNS = {
+COLUMNS = {
     "raw": {"x": "ndarray:uint8:32,32,3", "y": "int"},
     "jpeg": {"x": "jpeg", "y": "int"},
 }

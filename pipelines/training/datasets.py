@@ -140,6 +140,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
         shuffle_seed=settings.seed,
         num_canonical_nodes=data.num_canonical_nodes,
         skip_list=data.skip_list,
+        seed_samples=data.augment == "random_resized_crop",  # drawn where samples are read
         **train_decodes,
     )
     test_set = test_class(

@@ -25,7 +25,7 @@ SHORT_SIDE = 256 / 224  # of a test image before its centre is cropped, relative
 class DecodeJpeg:
     """The bytes of a JPEG or PNG file to pixels of one shape, as ImageNet's images are trained and tested on.
 
-    Randomness comes from torch's global generator of the process that decodes.
+    Randomness comes from torch's global generator of the process that decodes, which is seeded for every sample.
     """
 
     def __init__(self, size: int, *, augment: bool) -> None:

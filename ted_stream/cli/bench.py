@@ -348,6 +348,36 @@ def local(
 
 
 @app.command()
+def seeding(
+    raw_samples: Annotated[int, typer.Option(min=21, help="Arrays of 3,072 bytes, like CIFAR-10's.")] = 2_000,
+    jpeg_samples: Annotated[int, typer.Option(min=21, help="Images of about 100 KB.")] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="Epochs of each.")] = 7,
+    json_file: Json = None,
+) -> None:
+    """An epoch with random states for every sample (seed_samples=True) beside one without, in turns.
+
+    Augmented: RandomResizedCrop, RandomHorizontalFlip and ColorJitter.
+    """
+    from rich.table import Table
+
+    from ted_stream.cli.show import console, quiet
+    from ted_stream.pipelines.benches.seeding import AUGMENTED, bench_seeding
+
+    quiet()
+    table = Table(title=_versions(), caption="Processor time of a sample in µs: median (least – most).")
+    table.add_column("samples", no_wrap=True)
+    for column in ("workers", "without", "with", "ratio"):
+        table.add_column(column, justify="right")
+    rows = []
+    for kind, (name, _) in AUGMENTED.items():
+        for row in bench_seeding(kind, raw_samples if name == "raw" else jpeg_samples, rounds=rounds):
+            rows.append(row)
+            table.add_row(kind, str(row.workers), _seconds(row.plain), _seconds(row.seeded), f"{row.ratio:.3f}")
+    console.print(table)
+    _write_json(json_file, _versions(), rows)
+
+
+@app.command()
 def planning(
     samples: Annotated[int, typer.Option(min=1, help="Of the dataset whose planning is timed.")] = IMAGENET,
     shards: Annotated[int, typer.Option(min=1, help="That these samples are spread over.")] = 1300,

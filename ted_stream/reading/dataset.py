@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from ted_stream.files import write_bytes
 from ted_stream.pruning.sample_ids import attach_sample_id
 from ted_stream.reading.content import shard_contents
-from ted_stream.reading.shard_reading import ShardReading
+from ted_stream.reading.sample_seeding import SampleSeeding
 from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, from_bytes, to_bytes, unweighted
 
 __all__ = ["Prunable", "samples_per_rank", "stream_layout"]
@@ -64,7 +64,7 @@ def _signature(cls: type) -> inspect.Signature:
     return inspect.Signature(sorted(parameters.values(), key=lambda parameter: parameter.kind))
 
 
-class Prunable(ShardReading):
+class Prunable(SampleSeeding):
     """Makes a StreamingDataset prunable; put it before the dataset's own class.
 
     ``class Mine(Prunable, StreamingVisionDataset): pass`` takes all arguments of the class behind it. Without a

@@ -18,7 +18,8 @@ class PrunedStreamingDataset(Prunable):
     """A drop-in StreamingDataset whose samples can be pruned: by an algorithm while training, or by a fixed list.
 
     The arguments up to ``stream_config`` are StreamingDataset's; ``skip_list`` and ``sample_ids`` are those of
-    :class:`Prunable`, the others those of :class:`~ted_stream.reading.shard_reading.ShardReading`.
+    :class:`Prunable`, ``seed_samples`` is that of :class:`~ted_stream.reading.sample_seeding.SampleSeeding`, and the
+    others are those of :class:`~ted_stream.reading.shard_reading.ShardReading`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class PrunedStreamingDataset(Prunable):
         stream_config: dict[str, Any] | None = None,
         skip_list: SkipList | str | os.PathLike[str] | None = None,
         sample_ids: bool = False,
+        seed_samples: bool = False,
         request_latency: int | str = "64kb",
         min_gap: int | str = "64kb",
         decoders: Sequence[str | Callable[[str, bytes], Any]] = ("pil",),

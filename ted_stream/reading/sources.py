@@ -2,12 +2,13 @@
 
 import logging
 import os
-import random
 import threading
 import time
+from random import SystemRandom
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
+import streaming.base.util
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -19,6 +20,10 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 5
 """At a request for each of ``download_retry`` attempts, as boto3 makes at a download for each of streaming's."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds
+# Of pauses: the global generator is that of training and of samples. The system's has no state that forks would share.
+_random = SystemRandom()
+# Streaming's downloads take theirs from there too.
+streaming.base.util.random = _random  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
 
 
 class TransientError(OSError):
@@ -188,6 +193,6 @@ def read_patiently(source: Source, name: str, begin: int, end: int, *, size: int
                     "Check the store and the network, then resume the run; a larger download_retry is more patient."
                 ) from error
             logger.debug("Attempt %d failed: %s", attempt, error)
-        time.sleep(pause * random.uniform(0.5, 1.5))
+        time.sleep(pause * _random.uniform(0.5, 1.5))
         pause = min(2 * pause, _LONGEST_PAUSE)
     raise AssertionError("unreachable")

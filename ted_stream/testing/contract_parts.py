@@ -1,5 +1,6 @@
 """What a run is made of in every host: its samples, its network, its optimizer, and what is left of it in the end."""
 
+import random
 from dataclasses import asdict
 from pathlib import Path
 from pkgutil import resolve_name
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ted_stream.engine import PruningEngine
 from ted_stream.methods import Method
 from ted_stream.sampler import PrunedSampler
+from ted_stream.seeding import SeededSamples
 from ted_stream.testing.runs import Run
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "make_network",
     "make_optimizer",
     "make_scheduler",
+    "noise",
     "save_result",
     "seed_of",
 ]
@@ -41,21 +44,29 @@ class InMemory(Dataset):
         num_samples: how many.
         dtype: of x.
         names: of x and y in a mapping; ``None``: none.
+        augment: whether noise is added to x.
     """
 
-    def __init__(self, num_samples: int, dtype: torch.dtype, names: tuple[str, str] | None) -> None:
+    def __init__(
+        self, num_samples: int, dtype: torch.dtype, names: tuple[str, str] | None, *, augment: bool = False
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         self.y = torch.randint(3, (num_samples,), generator=generator)
         centres = torch.randn(3, 6, generator=generator)
         self.x = (centres[self.y] + torch.randn(num_samples, 6, generator=generator)).to(dtype)
-        self.names = names
+        self.names, self.augment = names, augment
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, at: int) -> Any:
-        pair = self.x[at], self.y[at]
+        pair = self.x[at] + noise() if self.augment else self.x[at], self.y[at]
         return pair if self.names is None else dict(zip(self.names, pair, strict=True))
+
+
+def noise() -> float:
+    """Of a sample, from all the global generators."""
+    return 0.1 * (torch.randn(()).item() + np.random.standard_normal() + random.gauss(0, 1))
 
 
 def batch_size_of(run: Run) -> int:
@@ -71,10 +82,18 @@ def make_dataset(run: Run, names: tuple[str, str] | None = None) -> Any:
         names: of x and y, where the host takes samples as mappings.
     """
     if run.data is None:
-        return InMemory(run.num_samples, torch.float64 if run.double else torch.float32, names)
+        dtype = torch.float64 if run.double else torch.float32
+        in_memory = InMemory(run.num_samples, dtype, names, augment=run.augment)
+        return SeededSamples(in_memory) if run.augment else in_memory
     from ted_stream.testing.contract_streams import Streamed  # which samples in memory do without
 
-    dataset = Streamed(local=run.data, shuffle=True, batch_size=batch_size_of(run), replication=run.replication)
+    dataset = Streamed(
+        local=run.data,
+        shuffle=True,
+        batch_size=batch_size_of(run),
+        replication=run.replication,
+        seed_samples=run.augment,
+    )
     dataset.names, dataset.double = names, run.double
     return dataset
 

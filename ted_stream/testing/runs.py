@@ -63,6 +63,7 @@ class Run:
         parallelism: ``ddp``; FSDP2 with ``full`` checkpoints, in Composer and the loop; or with ``sharded`` ones, in
             Composer.
         workers: persistent DataLoader workers per rank.
+        augment: whether noise is added to x where samples are read, which is seeded sample by sample.
         replication: of the streaming dataset: so many ranks in a row train on the same samples. Composer alone.
         dropout: of the model, so that generators matter.
         double: whether the model is float64.
@@ -90,6 +91,7 @@ class Run:
     epochs: int = 5
     parallelism: str = "ddp"
     workers: int = 0
+    augment: bool = False
     replication: int | None = None
     dropout: float = 0.0
     double: bool = False

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
 from ted_stream.pipelines.benches.paired import paired
+from ted_stream.pipelines.benches.seeding import AUGMENTED
 from ted_stream.pipelines.benches.step import VARIANTS
 from ted_stream.pipelines.corpora.digits import prepare_digits
 from ted_stream.pruning.measures import MEASURES, SITES
@@ -112,6 +113,19 @@ def test_local(tmp_path):
     assert 3072 < rows[0]["sample_bytes"] < 3200
     assert 80_000 < rows[2]["sample_bytes"] < 120_000
     assert result.output.count("the dataset alone") == result.output.count("a loader with 1 worker") == 2
+
+
+def test_seeding(tmp_path):
+    sizes = ["--raw-samples", "200", "--jpeg-samples", "40", "--rounds", "1", "--json", str(tmp_path / "rows.json")]
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["bench", "seeding", *sizes])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["kind"], row["workers"]) for row in rows] == [
+        (kind, workers) for kind in AUGMENTED for workers in (0, 1)
+    ]
+    for row in rows:
+        assert row["plain"][0] > 0
+        assert row["seeded"][0] > 0
 
 
 def test_planning(tmp_path):

@@ -11,6 +11,7 @@ from streaming import MDSWriter
 from ted_stream.pipelines.corpora.imagenet import prepare_imagenet
 from ted_stream.pipelines.training.datasets import JpegShards
 from ted_stream.pipelines.training.image_batches import DecodeJpeg
+from ted_stream.pipelines.training.loop_host import Host
 from ted_stream.pipelines.training.settings import ConfigError, load_settings
 from ted_stream.pipelines.training.train import train
 
@@ -56,6 +57,32 @@ def test_a_pruned_run_from_jpegs(overrides, tmp_path):
     assert again.metrics == result.metrics
     plain = [*overrides, "data.augment=none", f"folder={tmp_path / 'plain'}"]
     assert train(load_settings(CONFIGS / "imagenet_resnet50.yaml", plain)).metrics != result.metrics
+
+
+def test_crops_made_in_workers_go_on_to_the_bit(overrides, tmp_path, monkeypatch):
+    def run(name, *more):
+        common = ("trainer=loop", "data.num_workers=1", "save_interval=4ba", f"folder={tmp_path / name}")
+        return train(load_settings(CONFIGS / "imagenet_resnet50.yaml", [*overrides, *common, *more]))
+
+    def weights(name):
+        newest = tmp_path / name / "checkpoints" / "newest"
+        return torch.load(newest.with_name(newest.read_text()), weights_only=True)["network"]
+
+    def die_within_an_epoch(host, batch):
+        if host.batches == 14:
+            raise KeyboardInterrupt
+        step(host, batch)
+
+    step = Host._train
+    lived = run("lived")
+    with monkeypatch.context() as patch:
+        patch.setattr(Host, "_train", die_within_an_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed")
+    assert run("killed", "autoresume=true").metrics == lived.metrics
+    expected = weights("lived")
+    for name, found in weights("killed").items():
+        assert torch.equal(found, expected[name]), name
 
 
 def test_sharded_training_on_two_ranks(overrides, launch, tmp_path):

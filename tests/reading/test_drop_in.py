@@ -18,6 +18,7 @@ from streaming.base.stream import streams_registry
 from torch.utils.data import DataLoader
 
 from ted_stream import Prunable, PrunedStreamingDataset
+from ted_stream.reading.sample_seeding import SampleSeeding
 from ted_stream.reading.shard_reading import ShardReading
 
 NUM_SAMPLES = 103
@@ -630,7 +631,7 @@ def test_the_signature_shows_stocks_parameters() -> None:
     stock = inspect.signature(StreamingDataset).parameters
     ours = inspect.signature(PrunedStreamingDataset).parameters
     assert stock.items() <= ours.items()
-    assert {"skip_list", "sample_ids", "request_latency", "min_gap", "decoders"} <= set(ours)
+    assert {"skip_list", "sample_ids", "seed_samples", "request_latency", "min_gap", "decoders"} <= set(ours)
 
 
 def test_every_argument_is_named_as_those_behind_it_name_it() -> None:
@@ -638,7 +639,7 @@ def test_every_argument_is_named_as_those_behind_it_name_it() -> None:
         parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
         return {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
-    behind = named(StreamingDataset) | named(Prunable) | named(ShardReading)
+    behind = named(StreamingDataset) | named(Prunable) | named(SampleSeeding) | named(ShardReading)
     ours = named(PrunedStreamingDataset)
     assert list(ours) == list(inspect.signature(PrunedStreamingDataset).parameters)  # no *args or **kwargs
     assert list(ours) == list(behind)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.composer
 NUM_SAMPLES = 131
 EPOCHS = 5
 RANKS = 2
+WORKERS = (0, 1, 4)
 GLOBAL_BATCH_SIZE = 8
 EVENTS = ["batch_start", "before_forward", "after_backward", "batch_end", "batch_checkpoint"]
 
@@ -40,7 +41,7 @@ def trials() -> list[dict[str, Any]]:
             {
                 "name": f"{number:02d}-{parallelism}",
                 "parallelism": parallelism,
-                "workers": 2 * (number // 4 % 2),
+                "workers": WORKERS[number // 4 % 3],
                 "save_interval": f"{rng.integers(1, 6)}ba",
                 "kill": {"rank": int(rng.integers(RANKS)), "event": event, "epoch": epoch, "batch": batch},
             }
@@ -49,7 +50,7 @@ def trials() -> list[dict[str, Any]]:
 
 
 TRIALS = trials()
-QUICK = [TRIALS[number] for number in (0, 5, 7)]  # with workers and without, each kind of checkpoints
+QUICK = [TRIALS[number] for number in (0, 5, 7)]  # with a worker and without, each kind of checkpoints
 MORE = [trial for trial in TRIALS if trial not in QUICK]
 
 
@@ -61,7 +62,7 @@ def _start(trials: list[dict[str, Any]], out: Path, data: str) -> Path:
     for trial in trials:
         runs += [trial, trial | {"kill": None}]
     method = described(TED(0.6, relative=True))
-    common = {"data": data, "epochs": EPOCHS, "dropout": 0.2, "ranks": RANKS, **method}
+    common = {"data": data, "epochs": EPOCHS, "dropout": 0.2, "augment": True, "ranks": RANKS, **method}
     start_runs([Run(**(common | run)) for run in runs], out, timeout=900)
     return out
 

@@ -1,0 +1,112 @@
+"""Random states of single samples: what augmentation draws follows from the seed, the epoch and the sample's id.
+
+Nobody can save the states inside DataLoader workers, so a run that goes on in the middle of an epoch would draw anew.
+States that are made for every sample need not be saved.
+"""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+__all__ = ["SeededIndex", "SeededSamples", "restore_states", "seed_sample"]
+
+
+def seed_sample(seed: int, epoch: int, sample_id: int) -> tuple[Any, ...] | None:
+    """Seed the global generators of torch (on the CPU), NumPy and Python for one sample of one epoch.
+
+    ``torch.initial_seed()`` then is a seed for generators of one's own. In a worker the states are left as the sample
+    leaves them, so what the collate function draws there follows from the batch's last sample. Keeping the states that
+    were there would cost ten times as much as seeding, and nothing that is saved hangs on those of a worker.
+
+    Args:
+        seed: of the run.
+        epoch: of the run.
+        sample_id: of the sample.
+
+    Returns:
+        The states before, for :func:`restore_states`; ``None`` in a DataLoader's worker.
+    """
+    before = None
+    if get_worker_info() is None:
+        before = random.getstate(), np.random.get_state(legacy=False), torch.default_generator.get_state()
+    random.seed(f"{seed} {epoch} {sample_id}")  # by SHA-512, the same in every process
+    np.random.seed(random.getrandbits(32))
+    torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed() goes to CUDA too
+    return before
+
+
+def restore_states(before: tuple[Any, ...] | None) -> None:
+    """Put the generators back; where nothing was kept, leave them."""
+    if before is not None:
+        of_python, of_numpy, of_torch = before
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.default_generator.set_state(of_torch)
+
+
+class SeededIndex(int):
+    """An index that knows the seed and the epoch in which it is read, in whichever process.
+
+    Attributes:
+        seed: of the sampler.
+        epoch: of the run.
+    """
+
+    seed: int
+    epoch: int
+
+    def __new__(cls, index: int, seed: int, epoch: int) -> "SeededIndex":
+        """Take them along."""
+        self = super().__new__(cls, index)
+        self.seed, self.epoch = seed, epoch
+        return self
+
+    def __reduce__(self) -> Any:
+        return SeededIndex, (int(self), self.seed, self.epoch)
+
+
+class SeededSamples(Dataset):
+    """A map-style dataset whose samples are read, and so augmented, under random states of their own.
+
+    ::
+
+        data = SeededSamples(dataset)
+        loader = DataLoader(data, batch_size=64, sampler=PrunedSampler(data, seed=0), num_workers=8)
+
+    Global generators are those of :func:`seed_sample`, by the sampler's seed and epoch and the sample's index: the same
+    whatever the worker, the rank, the number of either, or where in an epoch a run begins. In the main process they
+    are put back after every sample. The sampler must be made of this very dataset; an index that comes from elsewhere
+    is read as ever.
+
+    Args:
+        dataset: with ``__len__`` and ``__getitem__``; its samples are read one by one.
+
+    Attributes:
+        dataset: the same.
+
+    Raises:
+        ValueError: if it is not map-style.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise ValueError(
+                f"A {type(dataset).__name__} is not a map-style dataset with __len__ and __getitem__, so its samples "
+                "cannot be seeded one by one. For streaming data, pass PrunedStreamingDataset seed_samples=True."
+            )
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        if not isinstance(index, SeededIndex):
+            return self.dataset[index]
+        before = seed_sample(index.seed, index.epoch, int(index))
+        try:
+            return self.dataset[int(index)]
+        finally:
+            restore_states(before)
