@@ -68,7 +68,7 @@ def read_epoch(dataset: PrunedStreamingDataset, workers: int) -> list[dict[str, 
 def test_busy_servers_and_broken_connections(
     endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: float, workers: int
 ) -> None:
-    with FaultyS3(endpoint, seed=1, unavailable=0.3, error=0.05, cut=0.1) as front:
+    with FaultyS3(endpoint, seed=1, unavailable=0.3, error=0.05, cut=0.3) as front:
         monkeypatch.setenv("S3_ENDPOINT_URL", front.url)
         dataset, kept = dataset_of(tmp_path, keep)
         check(read_epoch(dataset, workers), kept, tmp_path)
