@@ -295,6 +295,6 @@ def test_pauses_before_another_attempt_take_nothing_from_the_global_generators(
 
     attempts = iter([fail, fail, lambda: b"5678"])
     before = states()
-    assert sources.read_patiently(Busy(), "shard", 0, 4, size=4) == b"1234"
+    assert sources.read_patiently(Busy(), "shard", 0, 4, size=4, attempts=5) == b"1234"
     assert download() == b"5678"
     assert states() == before
