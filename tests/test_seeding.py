@@ -286,6 +286,9 @@ def test_pauses_before_another_attempt_take_nothing_from_the_global_generators(
                 return answer
             raise answer
 
+        def close(self) -> None:
+            raise NotImplementedError
+
     @streaming.base.util.retry(StopIteration, num_attempts=3, initial_backoff=0, max_jitter=0)
     def download() -> bytes:  # as streaming retries
         return next(attempts)()
