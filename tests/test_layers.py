@@ -54,7 +54,7 @@ LAZILY = {
 # What the default install brings: our own dependencies, those of streaming (boto3) and those of torch.
 DEFAULT = {
     *("filelock", "numpy", "pyarrow", "pyroaring", "streaming", "torch"),
-    *("boto3", "botocore", "typing_extensions"),
+    *("boto3", "botocore", "s3transfer", "typing_extensions"),
 }
 
 MOST_LINES = 250

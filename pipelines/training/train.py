@@ -31,16 +31,11 @@ from .tasks import build_task
 __all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "claim_folder", "train"]
 
 CONFIG_FILE = "config.yaml"
-# What a run leaves in its folder; only this is removed when a run is replaced.
 # What a run keeps from its first start to its end; how long it goes on, and where, may change.
 _KEPT = ("seed", "data", "model", "optimizer", "scheduler")
-_FREE = (
-    "path",
-    "cache",
-    "in_memory",
-    "eval_batch_size",
-    "num_workers",
-)  # of them: where data are, and how fast they come
+# But of them: where data are, and how fast they come.
+_FREE = ("path", "cache", "in_memory", "eval_batch_size", "num_workers")
+# What a run leaves in its folder; only this is removed when a run is replaced.
 LEFTOVERS = (LISTS, "scores", "checkpoints", RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE)
 
 
@@ -272,6 +267,9 @@ def _refuse_other_trainer(settings: Settings) -> None:
 
 def _refuse_other_settings(settings: Settings) -> None:
     """Refuse to go on with other settings than a run was begun with: its checkpoints hold some, and not others."""
+    is_local = settings.load_path is None and not is_remote(settings.folder)
+    if is_local and not any(Path(settings.folder, "checkpoints").glob("*")):
+        return  # it begins again
     before, now = _begun_with(settings), OmegaConf.structured(settings)
     for section in _KEPT:
         whole = OmegaConf.is_config(now[section])
@@ -280,7 +278,8 @@ def _refuse_other_settings(settings: Settings) -> None:
             if was != value:
                 raise ConfigError(
                     f"{name} is {_shown(value)}, but the run in {settings.folder} was begun with {_shown(was)}; set "
-                    f"{name}={_shown(was)} to go on with it, or autoresume=false and folder= to another place."
+                    f"{name}={_shown(was)} to go on with it, or autoresume=false with overwrite=true to begin again, "
+                    "or with folder= to another place."
                 )
 
 

@@ -92,7 +92,7 @@ class PruningEngine:
         self.folder = RunFolder(folder, self.ranks)
         self.records: list[EpochRecord] = []
         self.active: SkipList | None = None
-        samples, communicator = data.layout.num_samples, self.ranks.communicator
+        samples, communicator = self.ranks.on_every_rank(lambda: data.layout.num_samples), self.ranks.communicator
         self.store = ScoreStore(samples, method.running(), labelled=method.needs_labels, communicator=communicator)
         self._given = self.ranks.on_every_rank(lambda: Given(method, data.layout, self.store))
         self.plan = RunPlan(method=method, num_samples=samples, epochs=0)
@@ -110,7 +110,7 @@ class PruningEngine:
         Raises:
             ValueError: if it has other streams than the data that the scores belong to.
         """
-        refuse_other_streams(self._streams, streams_of(data.layout))
+        refuse_other_streams(self._streams, streams_of(self.ranks.on_every_rank(lambda: data.layout)))
         self.data = data
 
     def start(

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["FiniteWatch"]
+__all__ = ["WINDOW", "FiniteWatch"]
 
-_WINDOW = 24  # batches; a gradient scaler comes down from 2^16 to 1 in 16 steps
+WINDOW = 24  # batches; a gradient scaler comes down from 2^16 to 1 in 16 steps
 _EVERY = 8  # batches, after which the device has come to what it was asked before
 
 
@@ -37,8 +37,8 @@ class FiniteWatch:
         if self._copied is not None:
             self._copied.synchronize()
         finds_none = self._has_finite is not None and not self._has_finite
-        if len(values) >= _WINDOW:
-            found = torch.cat(list(values[-_WINDOW:])).float().isfinite().any()  # scores are float32
+        if len(values) >= WINDOW:
+            found = torch.cat(list(values[-WINDOW:])).float().isfinite().any()  # scores are float32
             self._has_finite = found.to("cpu", non_blocking=True)
             if not found.is_cpu:
                 self._copied = torch.Event(found.device)

@@ -13,6 +13,7 @@ import sys
 import time
 from functools import cache
 from threading import Timer
+from typing import Any
 
 __all__ = ["watch_forks"]
 
@@ -62,7 +63,9 @@ class _ForkWatch:
         self._started[os.getpid()] = 1
 
     def _look(self) -> None:
-        children = {child.pid for child in multiprocessing.active_children()} - self._unknown
+        # Those of a fork server, or spawned, are no forks of this process.
+        forked = [child for child in multiprocessing.active_children() if _is_forked(child)]
+        children = {child.pid for child in forked} - self._unknown
         stuck = sorted(pid for pid in children if pid is not None and not self._started[pid])
         if stuck:
             log.error(
@@ -74,3 +77,7 @@ class _ForkWatch:
                 os.getpid(),
                 _PATIENCE,
             )
+
+
+def _is_forked(child: Any) -> bool:
+    return getattr(child._popen, "method", None) == "fork"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ted_stream.engine.finite_watch import WINDOW
 from ted_stream.engine.plan import RunPlan
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord
@@ -85,7 +86,7 @@ class Guard:
         if not self._is_on:
             return {}
         record = self._records[-1]
-        told = np.array(["diverged" in record.warnings], np.int64)  # on some rank, within the epoch
+        told = np.array([self._ranks.rank == 0 and "diverged" in record.warnings], np.int64)  # said within the epoch
         record.warnings = ["diverged"] * bool(self._ranks.communicator.all_reduce_sum(told)[0])
         counts, self._before = classes_of(self._count(measurements)), []
         if len(self._records) == 1:
@@ -109,8 +110,10 @@ class Guard:
         """
         if any("diverged" in record.warnings for record in self._records):
             return
-        self._records[-1].warnings.append("diverged")
         batches = next((at for at, batch in enumerate(reversed(values)) if batch.isfinite().any()), len(values))
+        if batches < WINDOW:
+            return  # it has come back since it was looked at
+        self._records[-1].warnings.append("diverged")
         message = (
             f"None of the {sum(map(len, values[-batches:]))} measurements of the last {batches} batches is finite, "
             f"from batch {steps[-batches]} of epoch {self._records[-1].epoch} on: the loss has diverged, or overflows "

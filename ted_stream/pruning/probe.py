@@ -203,7 +203,8 @@ class StepProbe:
             features=None if self._watch is None else self._watch.features,
             has_bias=chosen is not None and getattr(chosen.module, "bias", None) is not None,
         )
-        self._values = measure.values(microbatch)
+        values = measure.values(microbatch)
+        self._values = None if values is None else values.to(self._dtype)
 
     def _note_factor(self, gradient: Tensor) -> None:
         self._factor = gradient.detach().to(self._dtype)

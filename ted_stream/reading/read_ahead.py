@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from streaming.base.constant import TICK
-from streaming.base.dataset import StreamingDataset, _Iterator, _ShardState
+from streaming.base.dataset import StreamingDataset, _Iterator, _IterState, _ShardState
 
 __all__ = ["ReadAhead"]
 
@@ -96,10 +96,11 @@ class ReadAhead:
                 if sample_id >= 0:
                     try:
                         yield sample_id
-                    except (
-                        GeneratorExit
-                    ):  # the epoch is left: its threads must not wait, and hold the dataset, for ever
-                        it.non_blocking_exit()
+                    except GeneratorExit:
+                        # Its threads must not wait, and hold the dataset, for ever. Garbage is collected at any moment,
+                        # also while one of them has the lock of non_blocking_exit().
+                        if it._state == _IterState.ITERATING:
+                            it._state = _IterState.EXITING
                         raise
                 it.yield_index += 1
         _refuse_iterator_of(pid)

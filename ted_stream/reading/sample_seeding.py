@@ -54,9 +54,8 @@ class SampleSeeding(ShardReading):
             for sample in samples:
                 self._restore()
                 yield sample
-        except Exception:  # of __getitem__
+        finally:  # __getitem__ may have failed, or been interrupted
             self._restore()
-            raise
 
     def _restore(self) -> None:
         before, self._states_before = self._states_before, None

@@ -121,7 +121,9 @@ class _OpenShards:
     def of(self, dataset: int) -> list[tuple[int, _WholeShard | SparseShard]]:
         """The open shards of a dataset, with their ids."""
         with self._lock:
-            return [(shard_id, shard) for (owner, shard_id), shard in self._shards.items() if owner == dataset]
+            # By a copy of the keys: garbage that is collected here closes other datasets' shards.
+            mine = [key for key in list(self._shards) if key[0] == dataset]
+            return [(key[1], self._shards[key]) for key in mine]
 
     def close(self, dataset: int) -> None:
         """Close all shards of a dataset."""

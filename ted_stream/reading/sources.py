@@ -8,6 +8,8 @@ from random import SystemRandom
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
+import botocore.retryhandler
+import s3transfer.utils
 import streaming.base.util
 from botocore import UNSIGNED
 from botocore.config import Config
@@ -22,8 +24,9 @@ ATTEMPTS = 5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds
 # Of pauses: the global generator is that of training and of samples. The system's has no state that forks would share.
 _random = SystemRandom()
-# Streaming's downloads take theirs from there too.
-streaming.base.util.random = _random  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
+# Streaming's downloads take theirs from there too, and boto3's the names of their temporary files.
+for _module in (streaming.base.util, botocore.retryhandler, s3transfer.utils):
+    _module.random = _random  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
 
 
 class TransientError(OSError):

@@ -89,8 +89,13 @@ def test_once_and_nothing_follows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "breaks",
-    [lambda batch: batch < 17, lambda batch: batch % 24 != 23, lambda batch: 24 <= batch < 40],
-    ids=["a scale that is found", "steps that overflow", "in the middle"],
+    [
+        lambda batch: batch < 17,
+        lambda batch: batch % 24 != 23,
+        lambda batch: 24 <= batch < 40,
+        lambda batch: 16 <= batch < 40,  # a whole window, which has passed when the device's answer is read
+    ],
+    ids=["a scale that is found", "steps that overflow", "in the middle", "longer, and back"],
 )
 def test_steps_that_overflow_are_none_to_warn_of(breaks: Callable[[int], bool], tmp_path: Path) -> None:
     within = []  # before each batch

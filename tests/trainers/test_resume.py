@@ -153,7 +153,7 @@ def test_a_missing_or_foreign_state_is_refused(
         trainer(-1, [make_ted(0.6, folder=str(tmp_path / "run"))], load_path=checkpoint).fit()
     skip_list = tmp_path / "run" / "skip_lists" / "ep0001.parquet"
     data = bytearray(skip_list.read_bytes())
-    data[len(data) // 4] ^= 1
+    data[len(data) // 10] ^= 1  # of the rows: names in the footer are there twice, and one of them serves for nothing
     skip_list.write_bytes(data)
     with pytest.raises(SkipListError, match=r"ep0001\.parquet"):
         trainer(1, [make_ted(0.6, folder=str(tmp_path / "run"))], load_path=checkpoint).fit()

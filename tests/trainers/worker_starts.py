@@ -3,6 +3,7 @@
 import ctypes
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import time
@@ -77,6 +78,8 @@ def stuck() -> None:
     logging.getLogger("ted_stream").addHandler(handler)
     dist.init_process_group("gloo")
     Ranks()
+    spawned = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))  # has not been forked
+    spawned.start()
     batches = iter(DataLoader(TensorDataset(torch.arange(6)), num_workers=3))
     assert next(batches)[0].tolist() == [0]
     end = time.monotonic() + 30
@@ -84,6 +87,7 @@ def stuck() -> None:
         time.sleep(0.1)
     pids = [worker.pid for worker in batches._workers]  # pyright: ignore[reportAttributeAccessIssue]
     (OUT / f"stuck{RANK}.json").write_text(json.dumps({"said": said, "pids": pids, "parent": os.getpid()}))
+    spawned.kill()
     os._exit(0)  # not waiting for the worker
 
 
