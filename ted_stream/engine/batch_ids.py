@@ -92,7 +92,7 @@ class PlannedIds:
         self.sampler = sampler
         self.batch_size = batch_size
         self.order = {
-            "dataset": sampler.layout.fingerprint,
+            "dataset": sampler.layout.shape,  # the content is compared with the scores
             "shuffle": sampler.shuffle,
             "seed": sampler.seed,
             "drop_last": sampler.drop_last,
