@@ -279,15 +279,12 @@ def test_pauses_before_another_attempt_take_nothing_from_the_global_generators(
     monkeypatch.setattr(sources, "_FIRST_PAUSE", 0.0)
     answers = iter([sources.TransientError("busy"), sources.TransientError("busy"), b"1234"])
 
-    class Busy:
+    class Busy(sources.LocalSource):
         def read(self, name: str, begin: int, end: int, *, size: int) -> bytes:
             answer = next(answers)
             if isinstance(answer, bytes):
                 return answer
             raise answer
-
-        def close(self) -> None:
-            raise NotImplementedError
 
     @streaming.base.util.retry(StopIteration, num_attempts=3, initial_backoff=0, max_jitter=0)
     def download() -> bytes:  # as streaming retries

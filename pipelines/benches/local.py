@@ -21,7 +21,7 @@ from ted_stream import PrunedStreamingDataset
 
 from .fresh import call_in_fresh_process
 
-__all__ = ["COLUMNS", "KINDS", "Row", "bench_local"]
+__all__ = ["KINDS", "Row", "bench_local", "write_samples"]
 
 BATCH_SIZE = 128
 
@@ -68,9 +68,7 @@ def bench_local(kind: str, samples: int, *, repeats: int) -> list[Row]:
         The row of the dataset alone, then the row of a loader with one worker.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with MDSWriter(out=folder, columns=COLUMNS[kind]) as writer:
-            for index, x in zip(range(samples), KINDS[kind](), strict=False):
-                writer.write({"x": x, "y": index})
+        write_samples(folder, kind, samples)
         sample_bytes = sum(shard.stat().st_size for shard in Path(folder).glob("*.mds")) // samples
         rows = [
             Row(kind=kind, workers=workers, samples=samples, sample_bytes=sample_bytes, stock=[], ours=[])
@@ -106,10 +104,17 @@ def _jpeg() -> Iterator[Image.Image]:
 
 
 KINDS = {"raw": _raw, "jpeg": _jpeg}
-COLUMNS = {
+_COLUMNS = {
     "raw": {"x": "ndarray:uint8:32,32,3", "y": "int"},
     "jpeg": {"x": "jpeg", "y": "int"},
 }
+
+
+def write_samples(folder: str, kind: str, samples: int) -> None:
+    """Write a dataset of so many samples of a kind: ``x`` and its number, ``y``."""
+    with MDSWriter(out=folder, columns=_COLUMNS[kind]) as writer:
+        for index, x in zip(range(samples), KINDS[kind](), strict=False):
+            writer.write({"x": x, "y": index})
 
 
 # In a process of its own -------------------------------------------------------------------------------------------

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from streaming import MDSWriter
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from ted_stream import PrunedStreamingDataset
 
-from .local import COLUMNS, KINDS
+from .local import write_samples
 
 __all__ = ["AUGMENTED", "Row", "bench_seeding"]
 
@@ -94,9 +93,7 @@ def bench_seeding(kind: str, samples: int, *, rounds: int, workers: Sequence[int
     name, size = AUGMENTED[kind]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        with MDSWriter(out=folder, columns=COLUMNS[name]) as writer:
-            for index, x in zip(range(samples), KINDS[name](), strict=False):
-                writer.write({"x": x, "y": index})
+        write_samples(folder, name, samples)
         for number in workers:
             loaders = [_loader(folder, size, number, seeded) for seeded in (False, True)]
             for loader in loaders:

@@ -92,8 +92,12 @@ def train(settings: Settings) -> Result:
 
 def _config_before(settings: Settings) -> bytes | None:
     """The settings of the run that is gone on with, if one is."""
+    return _config_in(settings.folder) if settings.autoresume or settings.load_path else None
+
+
+def _config_in(folder: str) -> bytes | None:
     try:
-        return read_bytes(join(settings.folder, CONFIG_FILE)) if settings.autoresume or settings.load_path else None
+        return read_bytes(join(folder, CONFIG_FILE))
     except FileNotFoundError:
         return None
 
@@ -267,8 +271,8 @@ def _refuse_other_trainer(settings: Settings) -> None:
 
 def _refuse_other_settings(settings: Settings) -> None:
     """Refuse to go on with other settings than a run was begun with: its checkpoints hold some, and not others."""
-    is_local = settings.load_path is None and not is_remote(settings.folder)
-    if is_local and not any(Path(settings.folder, "checkpoints").glob("*")):
+    finds_its_own = settings.load_path is None and not is_remote(settings.folder)
+    if finds_its_own and not any(Path(settings.folder, "checkpoints").glob("*")):
         return  # it begins again
     before, now = _begun_with(settings), OmegaConf.structured(settings)
     for section in _KEPT:
@@ -289,8 +293,4 @@ def _shown(value: object) -> object:
 
 def _begun_with(settings: Settings) -> DictConfig:
     """The settings that the folder's run was begun with; empty where there is none."""
-    try:
-        text = read_bytes(join(settings.folder, CONFIG_FILE)).decode()
-    except FileNotFoundError:
-        return OmegaConf.create()
-    return cast(DictConfig, OmegaConf.create(text))
+    return cast(DictConfig, OmegaConf.create((_config_in(settings.folder) or b"").decode()))

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ted_stream.engine.choosing import choose_skip_list, make_record
 from ted_stream.engine.data import PrunableData, refuse_too_few_samples
-from ted_stream.engine.folding import fold_epoch, note_classes
+from ted_stream.engine.folding import fold_epoch
 from ted_stream.engine.given import Given
 from ted_stream.engine.guard import Guard
 from ted_stream.engine.plan import RunPlan
@@ -85,9 +85,7 @@ class PruningEngine:
         allow_other_settings: bool = False,
         overwrite: bool = False,
     ) -> None:
-        self.method = method
-        self.data = data
-        self.seed = seed
+        self.method, self.data, self.seed = method, data, seed
         self.ranks = ranks or Ranks()
         self.folder = RunFolder(folder, self.ranks)
         self.records: list[EpochRecord] = []
@@ -264,7 +262,8 @@ class PruningEngine:
             everywhere: every rank gets all of it, 4·N bytes a column of scores and 8 bytes a measurement; else rank 0
                 alone, and the state of the others serves for nothing.
         """
-        measurements = note_classes(self.method, self.store, self.step.measurements())
+        measurements = self.step.measurements()
+        self.store.label(measurements)
         return {
             **self._identity,
             "folder": self.folder.location,

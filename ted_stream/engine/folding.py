@@ -5,21 +5,7 @@ import numpy as np
 from ted_stream.methods import Method
 from ted_stream.pruning import Measurements, ScoreStore
 
-__all__ = ["fold_epoch", "note_classes"]
-
-
-def note_classes(method: Method, store: ScoreStore, measurements: Measurements) -> Measurements:
-    """Take over the classes that were seen, where the method looks at them; collective, again without effect.
-
-    Returns:
-        The measurements.
-
-    Raises:
-        ValueError: for ids that there are not, or a sample of another class than before; on every rank alike.
-    """
-    if method.needs_labels:
-        store.label(measurements)
-    return measurements
+__all__ = ["fold_epoch"]
 
 
 def fold_epoch(method: Method, store: ScoreStore, measurements: Measurements, epoch: int) -> tuple[int, int]:
@@ -38,7 +24,7 @@ def fold_epoch(method: Method, store: ScoreStore, measurements: Measurements, ep
         ValueError: for ids that there are not, or a sample of another class than before; on every rank alike.
     """
     store.settle()
-    note_classes(method, store, measurements)
+    store.label(measurements)
     if method.measure() is None:
         counts = np.array([len(measurements)], np.int64)
         return int(store.communicator.all_reduce_sum(counts)[0]), 0

@@ -176,12 +176,13 @@ class ScoreStore:
         return ScoreUpdate(measured=measured, non_finite=non_finite, updated=updated)
 
     def label(self, measurements: Measurements) -> None:
-        """Take over the classes that were seen.
+        """Take over the classes that were seen, if they are remembered; collective, and again without effect.
 
         Raises:
             ValueError: for an id outside [0, N), or a sample of two classes; on every rank alike.
         """
-        assert self.labels is not None
+        if self.labels is None:
+            return
         self._refuse_other_ids(measurements.ids)
         labels = self._checked_labels(measurements.all_labels)
         ids, labels = self._to_owners(measurements.ids, labels)

@@ -21,14 +21,13 @@ from streaming.base.stream import Stream
 
 from ted_stream.files import write_bytes
 from ted_stream.reading.digests import SAMPLED, sampled_digest
-from ted_stream.reading.fetching import has_cache, read_range, remote_name, serves_ranges
+from ted_stream.reading.fetching import CONNECTIONS, has_cache, read_range, remote_name, serves_ranges
 from ted_stream.reading.shard_files import path_of
 from ted_stream.reading.sources import LocalSource, Source, source_of
 
 __all__ = ["local_contents", "shard_contents"]
 
 _KEPT = ".ted_content.json"  # beside the index, where that is a copy of the remote's
-_IN_FLIGHT = 10  # requests, as many as botocore pools connections
 
 
 def shard_contents(dataset: StreamingDataset, folder: Path) -> list[str]:
@@ -150,7 +149,7 @@ def _read_all(files: Sequence[_File]) -> list[str]:
     stream = files[0].stream
     source = None if stream is None else source_of(stream.remote, timeout=stream.download_timeout)
     try:
-        with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="content") as pool:
+        with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="content") as pool:
             return list(pool.map(lambda file: file.content(source), files))
     finally:
         if source is not None:

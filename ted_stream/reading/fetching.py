@@ -21,9 +21,9 @@ from ted_stream.reading.shard_files import path_of
 from ted_stream.reading.sources import ATTEMPTS, Source, read_patiently, source_of
 from ted_stream.reading.sparse import SparseShard, write_all
 
-__all__ = ["Fetcher", "has_cache", "read_range", "remote_name", "serves_ranges"]
+__all__ = ["CONNECTIONS", "Fetcher", "has_cache", "read_range", "remote_name", "serves_ranges"]
 
-_CONNECTIONS = 10  # requests in flight per process, as many as botocore pools connections
+CONNECTIONS = 10  # requests in flight per process, as many as botocore pools connections
 
 
 def _is_stock(stream: Stream) -> bool:
@@ -50,7 +50,7 @@ class Fetcher:
     """The connections of one process; its methods may be called from several threads. Pickled, it has none."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="fetch")
+        self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch")
         self._sources: dict[tuple[str, float], Source | None] = {}
         finalize(self, _close, self._sources, os.getpid()).atexit = False
 

@@ -58,15 +58,14 @@ class LocalSource:
     def read(self, name: str, begin: int, end: int, *, size: int) -> bytes:
         """See :class:`Source`."""
         try:
-            file = open(name, "rb", 0)  # noqa: SIM115
+            with open(name, "rb", 0) as file:
+                _check_size(name, os.fstat(file.fileno()).st_size, size)
+                return os.pread(file.fileno(), end - begin, begin)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"The remote folder has no such file: {name}. Check the dataset's remote path, and that it was written "
                 "whole."
             ) from None
-        with file:
-            _check_size(name, os.fstat(file.fileno()).st_size, size)
-            return os.pread(file.fileno(), end - begin, begin)
 
     def close(self) -> None:
         """See :class:`Source`."""

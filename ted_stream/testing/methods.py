@@ -124,8 +124,7 @@ class Population:
                 ids=ids[mine], importance=values[mine], steps=ids[mine] % 7, labels=np.sqrt(ids[mine]).astype(int) % 3
             )
             store.update(measured, epoch=epoch)
-            if method.needs_labels:
-                store.label(measured)
+            store.label(measured)
         return store
 
     def given(self, method: Method, store: ScoreStore) -> Mapping[str, NDArray[np.float32]]:
