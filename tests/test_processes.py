@@ -19,7 +19,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("launcher", ["composer", "torch"])
+@pytest.mark.parametrize("launcher", [pytest.param("composer", marks=pytest.mark.composer), "torch"])
 def test_nothing_is_left_of_what_ends_badly(launcher: str, launch: Callable[..., None], tmp_path: Path) -> None:
     """Not even what has a session of its own, as torchrun's ranks have."""
     script = tmp_path / "script.py"
