@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from imports import imports_of, is_in
+from quick import quick_of
 
 from ted_stream.extras import EXTRAS
 
@@ -264,7 +265,7 @@ FRESH = {
 }
 
 
-@pytest.mark.parametrize("use", FRESH)
+@pytest.mark.parametrize("use", quick_of(["a run of a plain loop", "the top package", "local files"], FRESH))
 def test_what_is_not_used_is_not_imported(use: str, tmp_path: Path) -> None:
     code, heavy = FRESH[use]
     code += f"import sys; heavy = {heavy} & set(sys.modules); assert not heavy, heavy"

@@ -19,7 +19,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("composer", marks=pytest.mark.composer), "torch"])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("composer", marks=[pytest.mark.composer, pytest.mark.long]), "torch"]
+)
 def test_nothing_is_left_of_what_ends_badly(launcher: str, launch: Callable[..., None], tmp_path: Path) -> None:
     """Not even what has a session of its own, as torchrun's ranks have."""
     script = tmp_path / "script.py"
@@ -39,6 +41,7 @@ def test_nothing_is_left_of_what_ends_badly(launcher: str, launch: Callable[...,
     assert not left
 
 
+@pytest.mark.long
 def test_a_run_that_hangs_costs_itself_alone(tmp_path: Path) -> None:
     """And none of its processes is left."""
     names = ("before", "hangs", "after")

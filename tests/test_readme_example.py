@@ -113,10 +113,12 @@ def test_on_one_rank(make_examples: Callable[[], Examples]) -> None:
     make_examples().run(["empty", "half", "full", "resumed"], start="fork", ranks=1, timeout=240)
 
 
+@pytest.mark.long
 def test_on_two_ranks(make_examples: Callable[[], Examples]) -> None:
     make_examples().run(["empty"], start="fork", ranks=2, timeout=240)
 
 
+@pytest.mark.long
 def test_tar_shards(make_examples: Callable[[], Examples]) -> None:
     make_examples().run(["empty"], start="fork", ranks=1, remote=TARS, timeout=240)
 

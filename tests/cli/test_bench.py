@@ -14,6 +14,8 @@ from ted_stream.pipelines.benches.step import VARIANTS
 from ted_stream.pipelines.corpora.digits import prepare_digits
 from ted_stream.pruning.measures import MEASURES, SITES
 
+pytestmark = pytest.mark.long
+
 
 def test_selection_on_two_ranks():
     result = CliRunner(env={"COLUMNS": "160", "OMP_NUM_THREADS": "1"}).invoke(

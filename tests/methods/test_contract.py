@@ -30,6 +30,7 @@ from ted_stream.testing import runs as runs_module
 from ted_stream.testing.contract import checked_hosts
 from ted_stream.testing.contract_checks import HOST_CHECKS, long_run_checks, run_checks
 from ted_stream.testing.contract_runs import contract_runs, long_contract_runs, run_name
+from ted_stream.testing.methods import chooses_alike_on_any_number_of_ranks
 from ted_stream.testing.runs import Run, installed_hosts, load_result, start_runs, steps_of
 
 # Settings of every registered method that take its ways between them; whole runs are made of the first ones.
@@ -90,14 +91,14 @@ EXAMPLES: dict[str, tuple[Method, ...]] = {
     ),
     "ucb": (UCB(0.6), UCB(0.5, c=4.0, alpha=0.0, schedule="constant", annealing=0.0), UCB(0.3, c=0, alpha=0.5)),
 }
-EVERY = [method for name in sorted(EXAMPLES) for method in EXAMPLES[name]]
 SAMPLED = {"ted_sampled": TED(0.6, choice="sampled", relative=True)}
 RUN = {name: examples[0] for name, examples in EXAMPLES.items()} | SAMPLED
 HOSTS = installed_hosts()
 FIRST, *OTHERS = HOSTS
-# What these need of the engine takes every way through it; whole runs of the others in every host are long trials.
-IN_EVERY_HOST = ("composed", "importance_sampling", "infobatch", "random", "rcap", "ted", "ted_sampled")
-LOOP_ALONE = [name for name in RUN if name not in IN_EVERY_HOST]
+# One ranks its scores, one counts and weighs for itself; whole runs of the others are long trials.
+QUICK = ("infobatch", "ted")
+# What these need of the engine takes every way through it.
+EVERY_WAY = (*QUICK, "composed", "importance_sampling", "random", "rcap", "ted_sampled")
 
 
 def test_every_method_has_examples() -> None:
@@ -116,8 +117,21 @@ def test_a_method_without_an_example_fails_the_suite(monkeypatch: pytest.MonkeyP
         test_every_method_has_examples()
 
 
-@pytest.mark.parametrize("check", METHOD_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("method", EVERY, ids=repr)
+KEEPS = [
+    pytest.param(
+        example,
+        check,
+        id=f"{example!r}-{check.__name__}",
+        # Takes longer than all other checks together.
+        marks=[pytest.mark.long] if at and check is chooses_alike_on_any_number_of_ranks else [],
+    )
+    for name in sorted(EXAMPLES)
+    for at, example in enumerate(EXAMPLES[name])
+    for check in METHOD_CHECKS
+]
+
+
+@pytest.mark.parametrize(("method", "check"), KEEPS)
 def test_keeps(method: Method, check: Callable[[Method], None]) -> None:
     check(method)
 
@@ -125,39 +139,35 @@ def test_keeps(method: Method, check: Callable[[Method], None]) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
-    pairs = [(name, host) for name in IN_EVERY_HOST for host in HOSTS] + [(name, "loop") for name in LOOP_ALONE]
-    start_runs([run for name, host in pairs for run in contract_runs(name, RUN[name], host)], out)
+    start_runs([run for name in QUICK for host in HOSTS for run in contract_runs(name, RUN[name], host)], out)
     return out
 
 
-QUICK = [(host, check) for host in HOSTS for check in run_checks(host)]
+RUN_CHECKS = [(host, check) for host in HOSTS for check in run_checks(host)]
 
 
-@pytest.mark.parametrize(("host", "check"), QUICK, ids=lambda value: getattr(value, "__name__", value))
-@pytest.mark.parametrize("name", IN_EVERY_HOST)
+@pytest.mark.parametrize(("host", "check"), RUN_CHECKS, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("name", QUICK)
 def test_keeps_in_runs(name: str, host: str, check: Callable[[Method, Path, str], None], runs: Path) -> None:
     check(RUN[name], runs, run_name(name, host))
 
 
-@pytest.mark.parametrize("check", run_checks("loop"), ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", LOOP_ALONE)
-def test_keeps_in_runs_of_the_loop(name: str, check: Callable[[Method, Path, str], None], runs: Path) -> None:
-    check(RUN[name], runs, run_name(name, "loop"))
+THE_OTHERS = [name for name in RUN if name not in QUICK]
 
 
 @pytest.fixture(scope="module")
 def other_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("other_runs")
     start_runs(
-        [run for name in LOOP_ALONE for host in HOSTS for run in contract_runs(name, RUN[name], host)],
+        [run for name in THE_OTHERS for host in HOSTS for run in contract_runs(name, RUN[name], host)],
         out,
-        timeout=1800,
+        timeout=3600,
     )
     return out
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", LOOP_ALONE)
+@pytest.mark.parametrize("name", THE_OTHERS)
 def test_keeps_in_runs_of_every_host(name: str, other_runs: Path) -> None:
     for host in HOSTS:
         for check in run_checks(host):
@@ -168,7 +178,7 @@ def test_keeps_in_runs_of_every_host(name: str, other_runs: Path) -> None:
 
 @pytest.mark.parametrize("check", HOST_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("host", OTHERS)
-@pytest.mark.parametrize("name", IN_EVERY_HOST)
+@pytest.mark.parametrize("name", QUICK)
 def test_keeps_over_hosts(
     name: str, host: str, check: Callable[[Method, Path, str, Sequence[str]], None], runs: Path
 ) -> None:
@@ -191,7 +201,7 @@ def test_epochs_of_infobatch_end_with_what_is_left(host: str, runs: Path) -> Non
 def long_runs(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]) -> Path:
     out, data = tmp_path_factory.mktemp("long_runs"), make_mds(61)
     start_runs(
-        [run for name in IN_EVERY_HOST for host in HOSTS for run in long_contract_runs(name, RUN[name], data, host)],
+        [run for name in EVERY_WAY for host in HOSTS for run in long_contract_runs(name, RUN[name], data, host)],
         out,
         timeout=1800,
     )
@@ -203,7 +213,7 @@ LONG = [(host, check) for host in HOSTS for check in long_run_checks(host)]
 
 @pytest.mark.long
 @pytest.mark.parametrize(("host", "check"), LONG, ids=lambda value: getattr(value, "__name__", value))
-@pytest.mark.parametrize("name", IN_EVERY_HOST)
+@pytest.mark.parametrize("name", EVERY_WAY)
 def test_keeps_in_long_runs(name: str, host: str, check: Callable[[Method, Path, str], None], long_runs: Path) -> None:
     check(RUN[name], long_runs, run_name(name, host))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from quick import quick_of
 from streaming import StreamingDataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -108,7 +109,7 @@ def kept(folder: Path, epoch: int) -> np.ndarray:
     return read_skip_list(folder / f"skip_lists/ep{epoch:04d}.parquet").keep_mask()
 
 
-@pytest.mark.parametrize("trainer", ["loop", "composer"])
+@pytest.mark.parametrize("trainer", quick_of(["loop"], ["loop", "composer"]))
 def test_the_command_beside_what_is_computed_by_hand(trainer: str, trained: Train, digits: Path) -> None:
     folder = trained(f"trainer={trainer}")
     result = command(folder, "--points", 3)

@@ -21,13 +21,36 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 each_trainer = pytest.mark.parametrize("trainer", ["composer", "loop"])
 
 
+def starter(digits: Path, folder: Path, *common: str) -> Run:
+    """A function that trains a small run in a folder, with overrides."""
+    small = ["max_duration=3ep", "data.num_workers=0", "model.channels=[8, 16]", "pruning.prune_ratio=0.6"]
+    small += ["pruning.method=ted"]
+    same = [*small, "save_interval=1ep", "overwrite=false", f"data.path={digits}", f"folder={folder}", *common]
+    return lambda *overrides: train(load_settings(QUICKSTART, [*same, *overrides]))
+
+
 @pytest.fixture
 def run(digits: Path, tmp_path: Path) -> Run:
     """A function that trains a small run in the folder ``run``, with overrides."""
-    small = ["max_duration=3ep", "data.num_workers=0", "model.channels=[8, 16]", "pruning.prune_ratio=0.6"]
-    small += ["pruning.method=ted"]
-    same = [*small, "save_interval=1ep", "overwrite=false", f"data.path={digits}", f"folder={tmp_path / 'run'}"]
-    return lambda *overrides: train(load_settings(QUICKSTART, [*same, *overrides]))
+    return starter(digits, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Run, Path]]:
+    """A function that tells what starts again in the folder of a trainer's finished run, and the folder.
+
+    It is one folder for all tests, of what is refused and leaves it as it was.
+    """
+    runs: dict[str, tuple[Run, Path]] = {}
+
+    def of(trainer: str) -> tuple[Run, Path]:
+        if trainer not in runs:
+            folder = tmp_path_factory.mktemp("finished") / "run"
+            runs[trainer] = starter(digits, folder, f"trainer={trainer}"), folder
+            runs[trainer][0]()
+        return runs[trainer]
+
+    return of
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -61,13 +84,13 @@ def test_a_finished_run_says_so(
 @each_trainer
 @pytest.mark.parametrize("override", ["optimizer.lr=0.01", "pruning.prune_ratio=0.5", "max_duration=2ep"])
 def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
-    trainer: str, override: str, run: Run, tmp_path: Path
+    trainer: str, override: str, finished: Callable[[str], tuple[Run, Path]]
 ) -> None:
-    run(f"trainer={trainer}")
-    before = contents(tmp_path / "run")
+    run, folder = finished(trainer)
+    before = contents(folder)
     with pytest.raises(FileExistsError, match="holds a run of other settings that has finished its 3 epochs"):
-        run(f"trainer={trainer}", override, "autoresume=true")
-    assert contents(tmp_path / "run") == before
+        run(override, "autoresume=true")
+    assert contents(folder) == before
 
 
 @each_trainer
@@ -92,13 +115,13 @@ def test_a_refused_resumption_leaves_the_config(trainer: str, run: Run, tmp_path
     ],
 )
 def test_other_settings_do_not_go_on_with_a_run(
-    trainer: str, override: str, told: str, run: Run, tmp_path: Path
+    trainer: str, override: str, told: str, finished: Callable[[str], tuple[Run, Path]]
 ) -> None:
-    run(f"trainer={trainer}", "max_duration=2ep")
-    before = contents(tmp_path / "run")
+    run, folder = finished(trainer)
+    before = contents(folder)
     with pytest.raises(ConfigError, match=told):
-        run(f"trainer={trainer}", override, "autoresume=true")
-    assert contents(tmp_path / "run") == before
+        run(override, "max_duration=4ep", "autoresume=true")
+    assert contents(folder) == before
 
 
 @each_trainer

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from quick import quick_of
 from scoring import METHOD_SETTINGS, Command, command_on
 from streaming import StreamingDataset
 from typer.testing import CliRunner
@@ -50,7 +51,7 @@ def scores_in(folder: Path) -> Scores:
     return read_scores(folder / "scores.parquet")
 
 
-@pytest.mark.parametrize("method", SCORERS)
+@pytest.mark.parametrize("method", quick_of(["craig", "el2n", "reference"], SCORERS))
 def test_every_method(method: str, score: Command, labels: list[int], tmp_path: Path) -> None:
     found = succeed(score, method, "prune_ratio=0.7")
     scores, skip_list = scores_in(tmp_path / "run"), read_skip_list(tmp_path / "run" / "skip_list.parquet")

@@ -75,6 +75,7 @@ CASES: dict[str, tuple[str, list[str], int]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_goes_on_to_the_bit(case: str, overrides: Overrides, tmp_path: Path) -> None:
     method, more, die_at = CASES[case]

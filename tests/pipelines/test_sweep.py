@@ -185,6 +185,7 @@ arms:
 """
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_where_it_stopped(digits: Path, tmp_path: Path) -> None:
     path, out = sweep_file(tmp_path, digits, ARMS), tmp_path / "out"
     result = CliRunner().invoke(app, ["bench", "methods", str(path), "--out", str(out)])
@@ -220,6 +221,7 @@ def test_one_sweep_at_a_time_in_a_folder(digits: Path, tmp_path: Path) -> None:
         execute(load_sweep(sweep_file(tmp_path, digits, ARMS)), tmp_path / "out", processes=1)
 
 
+@pytest.mark.long
 def test_names_are_those_of_the_file(digits: Path, tmp_path: Path) -> None:
     """Results are known by what was run: an arm of another name is the same run."""
     arms = "arms:\n  random: {method: random}\n  NAME: {method: ucb}\n"
@@ -251,6 +253,7 @@ def test_arms_that_cannot_be_run_are_refused_before_any_is(digits: Path, tmp_pat
     assert not (tmp_path / "out" / "results.parquet").exists()
 
 
+@pytest.mark.long
 def test_runs_that_fail_are_told_and_the_others_go_on(digits: Path, tmp_path: Path) -> None:
     text = ARMS.replace("{method: infobatch}", "{method: learnability, reference: nowhere.parquet}")
     path, out = sweep_file(tmp_path, digits, text), tmp_path / "out"

@@ -27,6 +27,7 @@ def settings(digits, tmp_path):
 COMPARED = ("none", "shorter", "importance_sampling", "infobatch", "random", "rcap", "ted")
 
 
+@pytest.mark.long
 def test_compare_runs_every_method_with_every_seed(settings, tmp_path):
     told = []
     # Settings that one of the methods lacks are left to the others.

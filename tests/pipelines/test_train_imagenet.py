@@ -85,6 +85,7 @@ def test_crops_made_in_workers_go_on_to_the_bit(overrides, tmp_path, monkeypatch
         assert torch.equal(found, expected[name]), name
 
 
+@pytest.mark.long
 def test_sharded_training_on_two_ranks(overrides, launch, tmp_path):
     config = CONFIGS / "imagenet_resnet50_fsdp.yaml"
     launch(COMMAND, "train", config, *overrides, "save_interval=1ep", ranks=2)

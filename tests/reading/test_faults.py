@@ -125,6 +125,7 @@ def test_a_worker_killed_in_the_middle_of_a_download(
     check(read_epoch(dataset, 2), kept, tmp_path)
 
 
+@pytest.mark.long
 def test_ranks_share_what_is_fetched(endpoint: str, tmp_path: Path, launch: Callable[..., None]) -> None:
     with FaultyS3(endpoint, seed=4, unavailable=0.2) as front:
         launch(Path(__file__).with_name("two_ranks_s3.py"), tmp_path, front.url, ranks=2, launcher="torch")

@@ -5,7 +5,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from guarded_runs import LINEAR, said, train
+
+pytestmark = pytest.mark.long
 
 SCRIPT = Path(__file__).with_name("guarded_runs.py")
 

@@ -464,7 +464,10 @@ def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-@pytest.mark.parametrize("setting", ["bf16", "compiled", "gradient checkpointing", "label smoothing"])
+@pytest.mark.parametrize(
+    "setting",
+    ["bf16", "gradient checkpointing", "label smoothing", pytest.param("compiled", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("method", ["ted", "importance"])
 def test_settings_of_the_trainer(method: str, setting: str, tmp_path: Path) -> None:
     """They measure as without, within rounding."""

@@ -9,12 +9,14 @@ import pytest
 from hf_runs import language_scores, train
 from loop_runs import METHODS, NUM_SAMPLES, assert_kept_as_by_one_process
 
+pytestmark = pytest.mark.long
+
 SCRIPT = Path(__file__).with_name("hf_runs.py")
 # Accelerate calls the device of one CPU rank among several cpu:0, which torch knows no way to load a checkpoint to.
 VARIABLES = {"ACCELERATE_TORCH_DEVICE": "cpu"}
 
 
-@pytest.fixture(scope="module", params=["torch", pytest.param("accelerate", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=["torch", "accelerate"])
 def results(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -55,7 +57,7 @@ def test_scores_do_not_hang_on_ranks_or_steps(results: list[dict[str, Any]], tmp
     assert results[0]["texts"] == pytest.approx(language_scores(str(tmp_path)), rel=1e-6)
 
 
-@pytest.mark.parametrize("die_at", [5, pytest.param(19, marks=pytest.mark.long)])
+@pytest.mark.parametrize("die_at", [5, 19])
 def test_a_killed_run_goes_on_to_the_bit(die_at: int, launch: Callable[..., None], tmp_path: Path) -> None:
     ranks = {"ranks": 2, "launcher": "torch", "variables": VARIABLES}
     launch(SCRIPT, tmp_path, "lived", 0, **ranks)

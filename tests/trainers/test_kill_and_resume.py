@@ -11,7 +11,7 @@ import pytest
 from ted_stream import TED, read_skip_list
 from ted_stream.testing.runs import Run, described, load_result, sample_order, start_runs
 
-pytestmark = pytest.mark.composer
+pytestmark = [pytest.mark.composer, pytest.mark.long]
 
 NUM_SAMPLES = 131
 EPOCHS = 5
@@ -49,32 +49,19 @@ def trials() -> list[dict[str, Any]]:
     return found
 
 
-TRIALS = trials()
-QUICK = [TRIALS[number] for number in (0, 5, 7)]  # with a worker and without, each kind of checkpoints
-MORE = [trial for trial in TRIALS if trial not in QUICK]
-
-
-def _start(trials: list[dict[str, Any]], out: Path, data: str) -> Path:
-    lived = {_lived(trial): trial["workers"] for trial in trials}
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]) -> Path:
+    out, data = tmp_path_factory.mktemp("killed"), make_mds(NUM_SAMPLES)
+    lived = {_lived(trial): trial["workers"] for trial in trials()}
     runs = [
         {"name": name, "parallelism": name.partition("-")[0], "workers": workers} for name, workers in lived.items()
     ]
-    for trial in trials:
+    for trial in trials():
         runs += [trial, trial | {"kill": None}]
     method = described(TED(0.6, relative=True))
     common = {"data": data, "epochs": EPOCHS, "dropout": 0.2, "augment": True, "ranks": RANKS, **method}
-    start_runs([Run(**(common | run)) for run in runs], out, timeout=900)
+    start_runs([Run(**(common | run)) for run in runs], out, timeout=1200)
     return out
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]) -> Path:
-    return _start(QUICK, tmp_path_factory.mktemp("killed"), make_mds(NUM_SAMPLES))
-
-
-@pytest.fixture(scope="module")
-def more(tmp_path_factory: pytest.TempPathFactory, make_mds: Callable[..., str]) -> Path:
-    return _start(MORE, tmp_path_factory.mktemp("more"), make_mds(NUM_SAMPLES))
 
 
 def _lived(trial: dict[str, Any]) -> str:
@@ -86,18 +73,8 @@ def _id(trial: dict[str, Any]) -> str:
     return f"{trial['name']}-{trial['workers']}-{trial['kill']}"
 
 
-@pytest.mark.parametrize("trial", QUICK, ids=_id)
+@pytest.mark.parametrize("trial", trials(), ids=_id)
 def test_a_killed_run_ends_as_the_one_that_lived(trial: dict[str, Any], out: Path) -> None:
-    _check(trial, out)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("trial", MORE, ids=_id)
-def test_more_killed_runs(trial: dict[str, Any], more: Path) -> None:
-    _check(trial, more)
-
-
-def _check(trial: dict[str, Any], out: Path) -> None:
     lived, killed = _lived(trial), trial["name"]
     for rank in range(RANKS):
         expected, found = load_result(out, lived, rank), load_result(out, killed, rank)

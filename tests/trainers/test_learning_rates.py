@@ -18,6 +18,7 @@ from composer.optim import (
     MultiStepScheduler,
     StepScheduler,
 )
+from quick import quick_of
 from small_run import TupleDataset, make_model
 from small_run import make_ted as make_ted_by
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, MultiStepLR, OneCycleLR
@@ -63,7 +64,7 @@ COMPOSER_SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize("name", COMPOSER_SCHEDULERS)
+@pytest.mark.parametrize("name", quick_of(["cosine"], COMPOSER_SCHEDULERS))
 def test_composer_schedules(
     name: str, make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -82,7 +83,10 @@ def test_composer_schedules(
     assert pruned.rates == full.rates
 
 
-@pytest.mark.parametrize("name", ["onecycle", "cosine every batch", "cosine every epoch", "multi-step every epoch"])
+NATIVE = ("onecycle", "cosine every batch", "cosine every epoch", "multi-step every epoch")
+
+
+@pytest.mark.parametrize("name", quick_of(["onecycle"], NATIVE))
 def test_native_schedules(
     name: str, make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loop_runs import EPOCHS, GLOBAL_BATCH_SIZE, METHODS, NUM_SAMPLES, features, make_loader, make_net, outcome, train
+from quick import quick_of
 from torch import nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -39,8 +40,16 @@ def test_the_run_folder_is_that_of_any_run(tmp_path: Path) -> None:
 # Going on
 
 
-@each_method
-@pytest.mark.parametrize("kind", ["map-style", "streaming", "workers"])
+# Each way once, by one that measures or one that weighs; the others go the same ways.
+QUICK = {("map-style", "ted"), ("streaming", "importance"), ("workers", "infobatch")}
+WAYS = [
+    pytest.param(method, kind, id=f"{kind}-{name}", marks=[] if (kind, name) in QUICK else pytest.mark.long)
+    for name, method in METHODS.items()
+    for kind in ("map-style", "streaming", "workers")
+]
+
+
+@pytest.mark.parametrize(("method", "kind"), WAYS)
 def test_goes_on_to_the_bit(method: Method, kind: str, make_mds: Callable[..., str], tmp_path: Path) -> None:
     """From any batch: an epoch's first, one within, its last, and the last of all."""
     data = make_mds(NUM_SAMPLES) if kind == "streaming" else None
@@ -234,7 +243,7 @@ def test_weights_are_those_of_the_list(tmp_path: Path) -> None:
     assert weighted > 10
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("in_place", quick_of([False], [False, True]))
 def test_a_compiled_model(in_place: bool, tmp_path: Path) -> None:
     torch.compiler.reset()
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from loop_runs import METHODS, NUM_SAMPLES, assert_kept_as_by_one_process, make_loader, train
 
+pytestmark = pytest.mark.long
+
 SCRIPT = Path(__file__).with_name("loop_runs.py")
 
 
@@ -61,7 +63,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., None])
     return out
 
 
-@pytest.mark.parametrize("die_at", [pytest.param(4, marks=pytest.mark.long), 17])
+@pytest.mark.parametrize("die_at", [4, 17])
 def test_a_killed_run_goes_on_to_the_bit(die_at: int, lived: Path, launch: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="exit status"):
         launch(SCRIPT, tmp_path, "killed", die_at, ranks=2, launcher="torch")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from composer import Callback, State, Trainer
 from composer.optim import CosineAnnealingScheduler
+from quick import quick_of
 from small_run import make_ted
 from streaming import MDSWriter
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, TensorDataset
@@ -158,7 +159,7 @@ class Noisy(TensorDataset):
 
 
 @pytest.mark.parametrize("interval", ["1ba", "1ep"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", quick_of([0], [0, 2]))
 def test_resuming_changes_nothing(workers: int, interval: str, tmp_path: Path) -> None:
     """Dropout draws in the main process, and so does the dataset where there are no workers."""
     drop_last = workers > 0
@@ -245,6 +246,7 @@ def results(out: Path) -> list[dict[str, Any]]:
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("run", "folder"),
     [

@@ -10,7 +10,7 @@ import pytest
 from ted_stream import TED, read_skip_list
 from ted_stream.testing.runs import Run, described, load_result, sample_order, start_runs
 
-pytestmark = pytest.mark.composer
+pytestmark = [pytest.mark.composer, pytest.mark.long]
 
 EPOCHS = 5
 # Every epoch keeps an even number of these, so two ranks train on what one does, without padding repeats.
