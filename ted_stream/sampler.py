@@ -1,7 +1,7 @@
 """A sampler that leaves pruned samples of a map-style dataset out before an epoch is dealt out to the ranks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -176,18 +176,21 @@ class PrunedSampler(DistributedSampler[int]):
         """How many ranks in a row get the same samples: None, every rank gets its own."""
         return None
 
-    def activate(self, skip_list: SkipList | None, *, sample_ids: bool = False) -> None:
+    def activate(
+        self, skip_list: SkipList | None, *, sample_ids: bool = False, file: Callable[[], bytes] | None = None
+    ) -> None:
         """Make a skip-list the active one from the next epoch on; every rank calls it with the same list.
 
         Args:
             skip_list: drops its pruned samples; ``None`` drops nothing. Weights are for whoever computes the loss.
             sample_ids: no matter here: samples stay as they are, and :meth:`ids_of_batch` tells the ids.
+            file: no matter here: no other process reads the list.
 
         Raises:
             SkipListError: if the list belongs to another dataset.
             ValueError: if too few samples remain.
         """
-        del sample_ids
+        del sample_ids, file
         if skip_list is not None:
             skip_list = skip_list.aligned_to(self.layout).without_weights()
         kept = self.full_epoch_size if skip_list is None else skip_list.num_kept

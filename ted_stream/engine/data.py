@@ -1,5 +1,6 @@
 """What the engine prunes: anything that decides which samples an epoch has."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
@@ -33,12 +34,15 @@ class PrunableData(Protocol):
         """How many ranks in a row get the same samples, if any do."""
         ...
 
-    def activate(self, skip_list: SkipList | None, *, sample_ids: bool) -> None:
+    def activate(
+        self, skip_list: SkipList | None, *, sample_ids: bool, file: Callable[[], bytes] | None = None
+    ) -> None:
         """Make a skip-list the active one from the next epoch on; every rank calls it with the same list.
 
         Args:
             skip_list: drops its pruned samples; ``None`` drops nothing.
             sample_ids: whether an algorithm needs the ids of the samples.
+            file: tells the bytes of the list's file, where they are made for others too.
         """
         ...
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -180,14 +181,15 @@ class PruningEngine:
         if before and before[-1] is not self.records[-1]:
             previous = read_list(self.folder, before[-1], self.data.layout)
         record = make_record(owned, skip_list, previous if before else None, factor)
-        self.folder.write(record.skip_list, lambda: to_bytes(skip_list))
+        file = cache(partial(to_bytes, skip_list))  # made once, for the run folder and for the readers beside rank 0
+        self.folder.write(record.skip_list, file)
         self.records[:] = *before, record
-        self._activate(skip_list)
+        self._activate(skip_list, file)
         record.boundary_seconds = time.perf_counter() - start + self._fold_seconds
         return record
 
-    def _activate(self, skip_list: SkipList | None) -> None:
-        self.ranks.on_every_rank(lambda: self.data.activate(skip_list, sample_ids=True))
+    def _activate(self, skip_list: SkipList | None, file: Callable[[], bytes] | None = None) -> None:
+        self.ranks.on_every_rank(lambda: self.data.activate(skip_list, sample_ids=True, file=file))
         if skip_list is not None:
             self.active = skip_list
             weights = None if skip_list.weights is None else skip_list.weights_by_id()

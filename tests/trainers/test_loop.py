@@ -21,8 +21,9 @@ from torch.optim.lr_scheduler import (
 )
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
-from ted_stream import TED, ImportanceSampling, InfoBatch, PrunedSampler, Pruner, read_skip_list
+from ted_stream import TED, ImportanceSampling, InfoBatch, PrunedSampler, Pruner, SkipList, read_skip_list
 from ted_stream.methods import Method
+from ted_stream.skip_list import to_bytes
 
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -34,6 +35,27 @@ def test_the_run_folder_is_that_of_any_run(tmp_path: Path) -> None:
         assert skip_list.num_kept == found["kept"][epoch] == found["forwarded"][epoch]
     assert (tmp_path / "run.json").exists()
     assert (tmp_path / "manifest.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["ted", "importance"])
+def test_a_skip_list_is_made_into_a_file_once(
+    name: str, make_mds: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the run folder and for the readers; those of a list with weights have another file, without them."""
+    from ted_stream.engine import engine
+    from ted_stream.reading import dataset
+
+    made: list[str] = []
+
+    def counted(skip_list: SkipList) -> bytes:
+        made.append(skip_list.digest)
+        return to_bytes(skip_list)
+
+    for module in (engine, dataset):
+        monkeypatch.setattr(module, "to_bytes", counted)
+    digests = train(METHODS[name], str(tmp_path), loader=make_loader(make_mds(NUM_SAMPLES)))["digests"]
+    assert len(made) == len(set(made))
+    assert len(made) < 2 * EPOCHS if name == "importance" else made == digests
 
 
 # Going on
