@@ -52,7 +52,7 @@ def train(settings: Settings) -> Result:
         ConfigError: settings that contradict the dataset, the machine or each other.
         FileNotFoundError: the dataset does not exist.
         FileExistsError: the run folder holds another run.
-        RuntimeError: a job that is at work has the run folder.
+        FolderInUseError: a job that is at work has the run folder.
     """
     gc.collect()  # streaming gives up a folder only when the earlier run's dataset is collected
     _check_machine(settings)
@@ -71,7 +71,7 @@ def train(settings: Settings) -> Result:
     task = build_task(settings.model, description)
     loaders = build_loaders(settings, description, ranks=ranks.world_size)
     run = host.Host(settings, task, loaders)
-    lock = None if is_remote(settings.folder) else RunLock(settings.folder, lends=True)
+    lock = None if is_remote(settings.folder) else RunLock(settings.folder, what="ted-stream train", lends=True)
     config = ranks.on_rank_zero(lambda: _config_before(settings))
     try:
         if lock is not None:

@@ -127,7 +127,7 @@ class PruningEngine:
 
         Raises:
             ValueError: if it is in the middle of an epoch that nothing is known of, or epochs would be too small.
-            FileExistsError, RuntimeError: if the folder holds another run, or a job that is at work has it.
+            FileExistsError, FolderInUseError: if the folder holds another run, or a job that is at work has it.
         """
         epoch, batches_done = at
         samples = self.store.num_samples

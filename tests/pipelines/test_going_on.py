@@ -193,18 +193,22 @@ def test_two_jobs_in_one_folder(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(run_folder, "_ORPHANS", 0.1)
     code = (
-        "import sys; from ted_stream.engine.run_folder import RunLock; lock = RunLock(sys.argv[1]); "
+        "import sys; from ted_stream.engine.run_folder import RunLock; lock = RunLock(sys.argv[1], what='a test'); "
         "lock.acquire(); print('held', flush=True); sys.stdin.read()"
     )
     run("trainer=loop", "pruning.method=none")
     before = contents(tmp_path / "run")
+    assert before.pop(".run.lock") == b""
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         for method in ("none", "random"):
-            with pytest.raises(RuntimeError, match="in use by a job that is at work"):
+            message = rf"in use by a job that is at work \(a test, process {other.pid} on "
+            with pytest.raises(RuntimeError, match=message):
                 run("trainer=loop", f"pruning.method={method}", "overwrite=true", "max_duration=2ep")
         other.kill()
-    assert contents(tmp_path / "run") == before
+    after = contents(tmp_path / "run")
+    assert after.pop(".run.lock").startswith(b"a test")  # it says nothing while nobody holds the lock
+    assert after == before
     run("trainer=loop", "pruning.method=none", "overwrite=true")
