@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ted_stream.files import stays_within
 from ted_stream.methods import METHODS, Method
 
 from .bounds import check_bounds
@@ -416,8 +417,7 @@ def _check_values(settings: Settings) -> None:
         check_bounds(settings)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    parts = Path(settings.run_name).parts
-    if not parts or {"..", "/"} & {*parts}:
+    if not stays_within(settings.run_name):
         raise ConfigError(
             f"run_name is {settings.run_name!r}, which is no folder within runs/; give a name such as cifar10-1, and "
             "folder= to write elsewhere."

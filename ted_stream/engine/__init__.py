@@ -6,7 +6,7 @@ from ted_stream.engine.engine import PruningEngine
 from ted_stream.engine.guard import SelectionWarning
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord
-from ted_stream.engine.run_folder import RunFolder, checked_folder
+from ted_stream.engine.run_folder import RunFolder, checked_folder, filled_in
 from ted_stream.engine.step import StepRecorder
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "StepRecorder",
     "checked_folder",
     "deciding_data",
+    "filled_in",
     "prunable_data",
     "read_ids",
 ]

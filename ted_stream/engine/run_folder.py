@@ -14,9 +14,9 @@ from filelock import FileLock, Timeout
 
 from ted_stream.engine.ranks import Ranks
 from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES, list_name, read_run, run_to_bytes
-from ted_stream.files import is_remote, join, read_bytes, write_bytes
+from ted_stream.files import is_remote, join, read_bytes, stays_within, write_bytes
 
-__all__ = ["FolderInUseError", "RunFolder", "RunLock", "checked_folder"]
+__all__ = ["FolderInUseError", "RunFolder", "RunLock", "checked_folder", "filled_in"]
 
 _LOCK = ".run.lock"
 _ORPHANS = 15.0  # seconds within which the workers of a killed rank 0, who hold its lock too, notice and end
@@ -50,6 +50,20 @@ def checked_folder(folder: object) -> str:
             "only field that is known. Write braces that are part of a name twice, '{{' and '}}'."
         ) from error
     return text
+
+
+def filled_in(folder: str, run_name: str) -> str:
+    """A run's folder, from what :func:`checked_folder` gave, with the run's name where that has ``{run_name}``.
+
+    Raises:
+        ValueError: if the name leads out of the folder that it is put into.
+    """
+    if folder.format(run_name="") != folder.format(run_name="run") and not stays_within(run_name):
+        raise ValueError(
+            f"run_name is {run_name!r}, which is no folder within that of folder={folder!r}: the run's files would go "
+            "elsewhere. Give a name such as 'cifar10-1', and another folder to write elsewhere."
+        )
+    return folder.format(run_name=run_name)
 
 
 class FolderInUseError(OSError, RuntimeError):

@@ -59,6 +59,15 @@ def test_makes_the_lists_and_weights_that_the_loop_makes(
     assert found == expected
 
 
+def test_a_run_folder_by_name(tmp_path: Path) -> None:
+    options = {"pruning_folder": tmp_path / "{run_name}"}
+    train(METHODS["random"], str(tmp_path / "out"), options=options, run_name="a/b", num_train_epochs=2)
+    assert (tmp_path / "a/b/run.json").exists()
+    for name in ("../x", "/x"):
+        with pytest.raises(ValueError, match=rf"run_name is '{name}', which is no folder within that of folder='"):
+            train(METHODS["random"], str(tmp_path / "out"), options=options, run_name=name)
+
+
 def test_the_run_folder_is_beside_the_checkpoints(tmp_path: Path) -> None:
     found = train(METHODS["ted"], str(tmp_path))
     for epoch, digest in enumerate(found["digests"]):

@@ -58,6 +58,13 @@ def test_a_skip_list_is_made_into_a_file_once(
     assert len(made) < 2 * EPOCHS if name == "importance" else made == digests
 
 
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "."])
+def test_a_name_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"run_name is '{name}', which is no folder within that of folder='"):
+        Pruner(METHODS["ted"], make_net(), make_loader(), epochs=2, folder=tmp_path / "{run_name}", run_name=name)
+    assert Pruner(METHODS["ted"], make_net(), make_loader(), epochs=2, folder=tmp_path, run_name=name).run_name == name
+
+
 # Going on
 
 

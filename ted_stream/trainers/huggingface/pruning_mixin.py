@@ -44,7 +44,8 @@ class PruningMixin(_Base):
     Args:
         *args: of the Trainer.
         pruning: what to measure, keep and weigh.
-        pruning_folder: of the run, a local path or a URI; by default ``pruning`` in the Trainer's ``output_dir``.
+        pruning_folder: of the run, a local path or a URI; ``{run_name}`` is filled in. By default ``pruning`` in the
+            Trainer's ``output_dir``.
         pruning_seed: of ties and draws.
         pruning_progress: by what the learning rate comes on in pruned epochs: ``samples`` forwarded, or full
             ``epochs``; by default the samples, or epochs where the method's counts are its own.
