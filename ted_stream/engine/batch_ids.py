@@ -211,8 +211,9 @@ def _probe_planned(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
     Raises:
         ValueError: if the rows come out in another order than the samples went in, or more or fewer of them.
     """
-    dataset: Any = loader.dataset
-    samples = peek(loader, _spread(len(dataset)))
+    sampler = loader.sampler
+    assert isinstance(sampler, PrunedSampler), "planned by it"
+    samples = peek(loader, list(sampler.indices(_spread(sampler.layout.num_samples))))
     if samples is None:
         return
 

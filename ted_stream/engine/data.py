@@ -20,6 +20,11 @@ class PrunableData(Protocol):
     fixed_skip_list: SkipList | None
 
     @property
+    def seed_samples(self) -> bool:
+        """Whether samples are read under random states of their own."""
+        ...
+
+    @property
     def layout(self) -> DatasetLayout:
         """What its skip-lists belong to."""
         ...

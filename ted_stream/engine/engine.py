@@ -254,6 +254,7 @@ class PruningEngine:
             "method": repr(self.method),
             "seed": self.seed,
             "given": self._given.digests,
+            "seed_samples": self.data.seed_samples,
             **self._streams,
         }
 

@@ -21,7 +21,16 @@ from torch.optim.lr_scheduler import (
 )
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
-from ted_stream import TED, ImportanceSampling, InfoBatch, PrunedSampler, Pruner, SkipList, read_skip_list
+from ted_stream import (
+    TED,
+    ImportanceSampling,
+    InfoBatch,
+    PrunedSampler,
+    Pruner,
+    SeededSamples,
+    SkipList,
+    read_skip_list,
+)
 from ted_stream.methods import Method
 from ted_stream.skip_list import to_bytes
 
@@ -138,6 +147,42 @@ def test_another_run_does_not_go_on(tmp_path: Path) -> None:
     other = DataLoader(dataset, batch_size=4, sampler=PrunedSampler(dataset, seed=3))
     with pytest.raises(ValueError, match=r"middle of epoch 0.*global batch size \(8 and 4\)"):
         train(METHODS["ted"], str(tmp_path), resume=saved[3], loader=other)
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+@pytest.mark.parametrize("kind", ["map-style", "streaming"])
+def test_a_run_goes_on_with_samples_seeded_as_before(
+    kind: str, seeded: bool, make_mds: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = make_mds(NUM_SAMPLES) if kind == "streaming" else ""
+
+    def loader(seeded: bool) -> DataLoader:
+        if kind == "streaming":
+            from streamed import Streamed
+
+            data = Streamed(local=folder, shuffle=True, batch_size=GLOBAL_BATCH_SIZE, seed_samples=seeded)
+            return DataLoader(data, batch_size=GLOBAL_BATCH_SIZE)
+        plain = TensorDataset(*features())
+        samples = SeededSamples(plain) if seeded else plain
+        return DataLoader(samples, batch_size=GLOBAL_BATCH_SIZE, sampler=PrunedSampler(samples, seed=3))
+
+    saved: dict[int, Any] = {}
+
+    def save(batch: int, state: Callable[[], Any]) -> None:
+        if batch in (5, 13):  # within an epoch, and at its end
+            saved[batch] = copy.deepcopy(state())
+
+    expected = train(METHODS["random"], str(tmp_path), loader=loader(seeded), after_batch=save)
+    message = (
+        rf"seed_samples={seeded}, but this run has seed_samples={not seeded}.*{'with' if seeded else 'without'} Seed"
+    )
+    for state in saved.values():
+        with pytest.raises(ValueError, match=message):
+            train(METHODS["random"], str(tmp_path), loader=loader(not seeded), resume=state)
+    mixed = {"allow_other_settings": True}
+    train(METHODS["random"], str(tmp_path), loader=loader(not seeded), resume=saved[5], pruner_options=mixed)
+    del saved[13]["pruner"]["engine"]["seed_samples"]  # as of an earlier version
+    assert train(METHODS["random"], str(tmp_path), loader=loader(seeded), resume=saved[13]) == expected
 
 
 # What loops do
