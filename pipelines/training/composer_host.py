@@ -22,9 +22,10 @@ from ted_stream.export.runs import finish_run
 from ted_stream.files import join
 
 from .datasets import Loaders
+from .durations import beyond_the_end
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
-from .settings import Settings, epochs, steps
+from .settings import ConfigError, Settings, epochs, steps
 from .tasks import Classification, Task
 
 __all__ = ["Host", "composer_model", "join_ranks"]
@@ -122,7 +123,10 @@ class Host:
         try:
             state = trainer.state
             assert state.max_duration is not None
-            is_over = state.max_duration <= state.timestamp.get(state.max_duration.unit)
+            done = state.timestamp.get(state.max_duration.unit)
+            if state.max_duration < done:
+                raise ConfigError(beyond_the_end(done.to_timestring(), state.max_duration.to_timestring()))
+            is_over = state.max_duration == done
             if is_over:  # killed after its last checkpoint: Composer would refuse to go on
                 trainer.eval()
             else:

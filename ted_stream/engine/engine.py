@@ -126,13 +126,15 @@ class PruningEngine:
             last_share: the share of the last epoch that is trained on, in (0, 1].
 
         Raises:
-            ValueError: if it is in the middle of an epoch that nothing is known of, or epochs would be too small.
+            ValueError: if it is in the middle of an epoch that nothing is known of, or beyond the run's end, or epochs
+                would be too small.
             FileExistsError, FolderInUseError: if the folder holds another run, or a job that is at work has it.
         """
         epoch, batches_done = at
         samples = self.store.num_samples
         self.plan = RunPlan(method=self.method, num_samples=samples, epochs=epochs, last_share=last_share)
         self._run = run
+        self.plan.refuse_to_end_before(epoch, batches_done)
         self.plan.warn_if_nothing_is_pruned()
         if batches_done and self.active is None:
             raise ValueError(

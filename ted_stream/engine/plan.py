@@ -55,6 +55,20 @@ class RunPlan:
                 stacklevel=3,
             )
 
+    def refuse_to_end_before(self, epoch: int, batches_done: int) -> None:
+        """Refuse a run that is to end before the place that it goes on from.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if (epoch, batches_done) > (self.epochs, 0):
+            batches = f" and {batches_done} batches" if batches_done else ""
+            raise ValueError(
+                f"The checkpoint was made after {epoch} epochs{batches}, but the run is to end after {self.epochs}: "
+                "what it has learnt since cannot be taken back. Let it last as many epochs as it was begun with, or "
+                "more, load an earlier checkpoint, or start a new run in another folder."
+            )
+
     @property
     def save_ratio(self) -> float | None:
         """1 - (samples forwarded) / (N·T), known before the run (TED, eq. 24), unless the method decides as it goes."""

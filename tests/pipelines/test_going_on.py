@@ -187,6 +187,18 @@ def test_a_longer_run_that_is_cut_off_is_not_finished(
     assert run("trainer=loop", "max_duration=5ep", "autoresume=true").epochs == 5
 
 
+@each_trainer
+@pytest.mark.parametrize("method", ["ted", "none"])
+def test_a_run_does_not_end_before_it_goes_on(trainer: str, method: str, run: Run, tmp_path: Path) -> None:
+    common = [f"trainer={trainer}", f"pruning.method={method}"]
+    run(*common)
+    (tmp_path / "run" / "result.json").unlink()  # as if it had died at its very end
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"checkpoint (was made )?after 3.*(is to end|run is to end) after 2"):
+        run(*common, "autoresume=true", "max_duration=2ep")
+    assert contents(tmp_path / "run") == before
+
+
 def test_two_jobs_in_one_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even one that may overwrite does not, while the other is at work."""
     from ted_stream.engine import run_folder

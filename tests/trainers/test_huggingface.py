@@ -216,6 +216,8 @@ def test_another_run_does_not_go_on(tmp_path: Path) -> None:
         train(METHODS["ted"], str(tmp_path), resume=checkpoint, options={"pruning_progress": "epochs"})
     with pytest.raises(ValueError, match=r"middle of epoch 1.*seed \(3 and 4\)"):
         train(METHODS["ted"], str(tmp_path), resume=checkpoint, data_seed=4)
+    with pytest.raises(ValueError, match=r"made after 1 epochs and 2 batches, but the run is to end after 1: "):
+        train(METHODS["ted"], str(tmp_path), resume=checkpoint, num_train_epochs=1)
 
 
 # The learning rate

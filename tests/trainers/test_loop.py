@@ -185,6 +185,21 @@ def test_a_run_goes_on_with_samples_seeded_as_before(
     assert train(METHODS["random"], str(tmp_path), loader=loader(seeded), resume=saved[13]) == expected
 
 
+def test_a_run_does_not_end_before_it_goes_on(tmp_path: Path) -> None:
+    saved: dict[int, Any] = {}
+    train(METHODS["ted"], str(tmp_path), after_batch=lambda batch, state: saved.setdefault(batch, state()["pruner"]))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    for batch, epochs, message in (
+        (max(saved), 3, r"made after 4 epochs and \d+ batches, but the run is to end after 3: .*Let it last as many"),
+        (20, 1, r"made after 1 epochs and 7 batches, but the run is to end after 1: "),
+    ):
+        pruner = Pruner(METHODS["ted"], make_net(), make_loader(), epochs=epochs, folder=tmp_path)
+        pruner.load_state_dict(saved[batch])
+        with pytest.raises(ValueError, match=message):
+            next(iter(pruner))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+
+
 # What loops do
 
 
