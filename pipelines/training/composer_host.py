@@ -21,6 +21,7 @@ from ted_stream.engine import Ranks
 from ted_stream.export.runs import finish_run
 from ted_stream.files import join
 
+from .checkpoints import CHECKPOINTS
 from .datasets import Loaders
 from .durations import beyond_the_end
 from .optimizers import build_optimizer, build_scheduler
@@ -112,7 +113,7 @@ class Host:
             device_train_microbatch_size=settings.device_train_microbatch_size,
             compile_config={} if settings.compile else None,
             progress_bar=settings.progress_bar,
-            save_folder=join(settings.folder, "checkpoints") if settings.save_interval else None,
+            save_folder=join(settings.folder, CHECKPOINTS) if settings.save_interval else None,
             save_interval=settings.save_interval or "1ep",
             # A file that a kill left half written would stop every resumption.
             save_overwrite=True,

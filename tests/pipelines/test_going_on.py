@@ -118,6 +118,22 @@ def test_a_finished_run_without_checkpoints_is_not_begun_again(method: str, run:
         with pytest.raises(FileExistsError, match="has finished, and no checkpoints to go on from"):
             run(*common, "autoresume=true", "max_duration=5ep", f"overwrite={overwrite}")
     assert contents(tmp_path / "run") == before
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / ".ep2-ba46.pt.tmp").write_bytes(b"half")  # none that a run goes on from
+    with pytest.raises(FileExistsError, match="has finished, and no checkpoints to go on from"):
+        run(*common, "autoresume=true", "max_duration=5ep")
+
+
+def test_a_run_without_a_checkpoint_may_begin_again_by_other_settings(run: Run, tmp_path: Path) -> None:
+    """Whatever else lies where checkpoints would be."""
+    common = ["trainer=loop", "pruning.method=none"]
+    run(*common, "save_interval=null")
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been killed
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / ".ep2-ba46.pt.tmp").write_bytes(b"half")
+    assert run(*common, "autoresume=true", "optimizer.lr=0.01", "max_duration=2ep").epochs == 2
+    with pytest.raises(ConfigError, match=r"optimizer.lr is 0.1, but .* begun with 0.01"):
+        run(*common, "autoresume=true", "max_duration=4ep")
 
 
 @each_trainer
