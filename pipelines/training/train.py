@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ted_stream.engine import Ranks
+from ted_stream.engine import Ranks, full_epoch_forwards
 from ted_stream.engine.generators import seed_generators
 from ted_stream.engine.run_folder import RunLock
 from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES
@@ -80,7 +80,9 @@ def train(settings: Settings) -> Result:
         if lock is not None:
             ranks.on_rank_zero(lock.acquire)
         ranks.on_rank_zero(lambda: claim_folder(settings))  # when hardly anything can be refused any more
-        result = result_of(settings, run.fit(), samples=loaders.prunable.full_epoch_size)
+        data = loaders.prunable
+        full_epoch = full_epoch_forwards(data, loaders.train, world_size=ranks.world_size)
+        result = result_of(settings, run.fit(), samples=data.full_epoch_size, full_epoch=full_epoch)
         if ranks.rank == 0:
             write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
     except (ValueError, FileExistsError):  # refused after all: the folder is still the former run's

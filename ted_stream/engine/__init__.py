@@ -1,7 +1,7 @@
 """The run of a pruning method, whatever trains: epochs, records, run folder, state, and what a step records."""
 
 from ted_stream.engine.batch_ids import BatchIds, read_ids
-from ted_stream.engine.data import PrunableData, deciding_data, prunable_data
+from ted_stream.engine.data import PrunableData, deciding_data, full_epoch_forwards, prunable_data
 from ted_stream.engine.engine import PruningEngine
 from ted_stream.engine.guard import SelectionWarning
 from ted_stream.engine.ranks import Ranks
@@ -21,6 +21,7 @@ __all__ = [
     "checked_folder",
     "deciding_data",
     "filled_in",
+    "full_epoch_forwards",
     "prunable_data",
     "read_ids",
 ]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ted_stream.engine.choosing import choose_skip_list, make_record
-from ted_stream.engine.data import PrunableData, refuse_too_few_samples
+from ted_stream.engine.data import PrunableData, full_epoch_forwards, refuse_too_few_samples
 from ted_stream.engine.folding import fold_epoch
 from ted_stream.engine.given import Given
 from ted_stream.engine.guard import Guard
@@ -101,7 +101,7 @@ class PruningEngine:
         self.output_layer = output_layer
         self._streams = streams_of(data.layout)
         self._allow_other_settings, self._overwrite = allow_other_settings, overwrite
-        self._fold_seconds, self._run = 0.0, ""
+        self._fold_seconds, self._run, self._full_epoch = 0.0, "", samples
 
     def use(self, data: PrunableData) -> None:
         """Go on with this data object.
@@ -113,7 +113,15 @@ class PruningEngine:
         self.data = data
 
     def start(
-        self, model: nn.Module, loader: DataLoader, *, epochs: int, run: str, at: At = (0, 0), last_share: float = 1.0
+        self,
+        model: nn.Module,
+        loader: DataLoader,
+        *,
+        epochs: int,
+        run: str,
+        at: At = (0, 0),
+        last_share: float = 1.0,
+        most_batches: int | None = None,
     ) -> None:
         """Begin, or go on in the middle of a run.
 
@@ -124,6 +132,7 @@ class PruningEngine:
             run: its name.
             at: the epoch, and how many of its batches have been trained on.
             last_share: the share of the last epoch that is trained on, in (0, 1].
+            most_batches: the trainer's own bound on those of an epoch.
 
         Raises:
             ValueError: if it is in the middle of an epoch that nothing is known of, or beyond the run's end, or epochs
@@ -133,7 +142,8 @@ class PruningEngine:
         epoch, batches_done = at
         samples = self.store.num_samples
         self.plan = RunPlan(method=self.method, num_samples=samples, epochs=epochs, last_share=last_share)
-        self._run = run
+        world_size, self._run = self.ranks.world_size, run
+        self._full_epoch = full_epoch_forwards(self.data, loader, world_size=world_size, most_batches=most_batches)
         self.plan.refuse_to_end_before(epoch, batches_done)
         self.plan.warn_if_nothing_is_pruned()
         if batches_done and self.active is None:
@@ -228,9 +238,12 @@ class PruningEngine:
 
     @property
     def save_ratio(self) -> float:
-        """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24); padding repeats count."""
+        """1 - forwarded / what full data forwards, over the epochs that have ended (TED, eq. 24).
+
+        That is N an epoch; with what the ranks are padded by, and without batches that a loader leaves out anyway.
+        """
         done = [record for record in self.records if record.forwarded]
-        full = self.data.full_epoch_size * self.plan.full_epochs(record.epoch for record in done)
+        full = self._full_epoch * self.plan.full_epochs(record.epoch for record in done)
         return 1 - sum(record.forwarded for record in done) / full if done else 0.0
 
     def summary(self) -> dict[str, Any]:

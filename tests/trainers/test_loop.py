@@ -1,6 +1,7 @@
 """Pruning around a plain loop: it goes on where it was, and refuses what it cannot serve."""
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from ted_stream import (
     InfoBatch,
     PrunedSampler,
     Pruner,
+    RandomPruning,
     SeededSamples,
     SkipList,
     read_skip_list,
@@ -72,6 +74,22 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Pat
     with pytest.raises(ValueError, match=rf"run_name is '{name}', which is no folder within that of folder='"):
         Pruner(METHODS["ted"], make_net(), make_loader(), epochs=2, folder=tmp_path / "{run_name}", run_name=name)
     assert Pruner(METHODS["ted"], make_net(), make_loader(), epochs=2, folder=tmp_path, run_name=name).run_name == name
+
+
+def test_what_a_loader_leaves_out_anyway_is_not_saved(tmp_path: Path) -> None:
+    for ratio in (0.0, 0.5):
+        method = RandomPruning(ratio)
+        model = make_net()
+        pruner = Pruner(method, model, make_loader(drop_last=True), epochs=EPOCHS, folder=tmp_path / str(ratio))
+        with pruner:
+            for _ in pruner:
+                for x, y in pruner.batches():
+                    pruner.loss(F.cross_entropy(model(x), y)).backward()
+        full = EPOCHS * (NUM_SAMPLES - NUM_SAMPLES % GLOBAL_BATCH_SIZE)
+        forwarded = sum(record.forwarded for record in pruner.records)
+        assert (forwarded == full) == (ratio == 0)
+        assert pruner.save_ratio == 1 - forwarded / full
+        assert json.loads((tmp_path / str(ratio) / "run.json").read_text())["save_ratio"] == pruner.save_ratio
 
 
 # Going on
