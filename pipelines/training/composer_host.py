@@ -125,9 +125,10 @@ class Host:
             state = trainer.state
             assert state.max_duration is not None
             done = state.timestamp.get(state.max_duration.unit)
-            if state.max_duration < done:
-                raise ConfigError(beyond_the_end(done.to_timestring(), state.max_duration.to_timestring()))
             is_over = state.max_duration == done
+            is_within = done.unit.value == "ep" and state.timestamp.batch_in_epoch.value > 0
+            if state.max_duration < done or (is_over and is_within):
+                raise ConfigError(beyond_the_end(done.to_timestring(), state.max_duration.to_timestring()))
             if is_over:  # killed after its last checkpoint: Composer would refuse to go on
                 trainer.eval()
             else:
