@@ -115,23 +115,19 @@ def start_streaming_at(dataset: Any, epoch: int, ranks: Ranks) -> None:
             dataset.next_epoch = 0  # a look at its samples has begun one
 
 
-def full_epoch_forwards(
-    data: PrunableData, loader: DataLoader, *, world_size: int, most_batches: int | None = None
-) -> int:
-    """How many samples an epoch forwards over all ranks when nothing is pruned: with what ranks are padded by, and
-    without what a last batch would need more samples for.
+def full_epoch_forwards(data: PrunableData, loader: DataLoader, *, world_size: int) -> int:
+    """How many samples an epoch forwards over all ranks when nothing is pruned.
+
+    With what the ranks are padded by, and without what a loader leaves out for want of a whole batch.
 
     Args:
         data: that is pruned.
         loader: of a rank.
         world_size: ranks.
-        most_batches: a trainer's own bound on those of a rank's epoch.
     """
     rows, size = data.samples_of_rank(data.full_epoch_size), loader.batch_size or 1
     if loader.drop_last:
         rows = rows // size * size
-    if most_batches is not None:
-        rows = min(rows, most_batches * size)
     return rows * world_size // (data.replication or 1)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from typing import Any
 
@@ -21,8 +21,8 @@ from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord
 from ted_stream.engine.run_folder import RunFolder
 from ted_stream.engine.state import (
-    STATE_VERSION,
     goes_on_at,
+    identity_of,
     load_measurements,
     pack_measurements,
     refuse_other_state,
@@ -101,7 +101,7 @@ class PruningEngine:
         self.output_layer = output_layer
         self._streams = streams_of(data.layout)
         self._allow_other_settings, self._overwrite = allow_other_settings, overwrite
-        self._fold_seconds, self._run, self._full_epoch = 0.0, "", samples
+        self._fold_seconds, self._run = 0.0, ""
 
     def use(self, data: PrunableData) -> None:
         """Go on with this data object.
@@ -113,15 +113,7 @@ class PruningEngine:
         self.data = data
 
     def start(
-        self,
-        model: nn.Module,
-        loader: DataLoader,
-        *,
-        epochs: int,
-        run: str,
-        at: At = (0, 0),
-        last_share: float = 1.0,
-        most_batches: int | None = None,
+        self, model: nn.Module, loader: DataLoader, *, epochs: int, run: str, at: At = (0, 0), last_share: float = 1.0
     ) -> None:
         """Begin, or go on in the middle of a run.
 
@@ -132,18 +124,15 @@ class PruningEngine:
             run: its name.
             at: the epoch, and how many of its batches have been trained on.
             last_share: the share of the last epoch that is trained on, in (0, 1].
-            most_batches: the trainer's own bound on those of an epoch.
 
         Raises:
-            ValueError: if it is in the middle of an epoch that nothing is known of, or beyond the run's end, or epochs
-                would be too small.
+            ValueError: if it is in an epoch that nothing is known of, or beyond the run's end, or epochs are too small.
             FileExistsError, FolderInUseError: if the folder holds another run, or a job that is at work has it.
         """
         epoch, batches_done = at
-        samples = self.store.num_samples
-        self.plan = RunPlan(method=self.method, num_samples=samples, epochs=epochs, last_share=last_share)
-        world_size, self._run = self.ranks.world_size, run
-        self._full_epoch = full_epoch_forwards(self.data, loader, world_size=world_size, most_batches=most_batches)
+        full = full_epoch_forwards(self.data, loader, world_size=self.ranks.world_size)
+        self.plan = replace(self.plan, epochs=epochs, last_share=last_share, full_epoch=full)
+        self._run = run
         self.plan.refuse_to_end_before(epoch, batches_done)
         self.plan.warn_if_nothing_is_pruned()
         if batches_done and self.active is None:
@@ -238,13 +227,8 @@ class PruningEngine:
 
     @property
     def save_ratio(self) -> float:
-        """1 - forwarded / what full data forwards, over the epochs that have ended (TED, eq. 24).
-
-        That is N an epoch; with what the ranks are padded by, and without batches that a loader leaves out anyway.
-        """
-        done = [record for record in self.records if record.forwarded]
-        full = self._full_epoch * self.plan.full_epochs(record.epoch for record in done)
-        return 1 - sum(record.forwarded for record in done) / full if done else 0.0
+        """1 - forwarded / what full data forwards, over the epochs that have ended; padding counts in both."""
+        return self.plan.saved({record.epoch: record.forwarded for record in self.records if record.forwarded})
 
     def summary(self) -> dict[str, Any]:
         """What ``run.json`` holds."""
@@ -264,14 +248,8 @@ class PruningEngine:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return {
-            "version": STATE_VERSION,
-            "method": repr(self.method),
-            "seed": self.seed,
-            "given": self._given.digests,
-            "seed_samples": self.data.seed_samples,
-            **self._streams,
-        }
+        own = identity_of(self.method, self.seed, self._given.digests, seed_samples=self.data.seed_samples)
+        return {**own, **self._streams}
 
     def state_dict(self, *, everywhere: bool = True) -> dict[str, Any]:
         """Scores, records and the measurements of an unfinished epoch, of all ranks, as tensors, numbers and text.

@@ -21,12 +21,14 @@ class RunPlan:
         num_samples: N, of the dataset.
         epochs: T.
         last_share: the share of the last epoch that is trained on, in (0, 1].
+        full_epoch: samples that an epoch of full data forwards, where those are not N.
     """
 
     method: Method
     num_samples: int
     epochs: int
     last_share: float = 1.0
+    full_epoch: int | None = None
 
     def keep_ratio(self, epoch: int) -> float | None:
         """r_t of an epoch (0-based); ``None`` where the method decides on a count in the epoch itself."""
@@ -77,6 +79,15 @@ class RunPlan:
             return None
         forwarded = sum(self.share(epoch) * (count or 0) for epoch, count in enumerate(kept))
         return 1 - forwarded / (self.num_samples * self.full_epochs(range(self.epochs)))
+
+    def saved(self, forwarded: Mapping[int, int]) -> float:
+        """1 - (samples forwarded) / (those of full data), as measured (TED, eq. 24).
+
+        Args:
+            forwarded: by epoch, of those that have ended.
+        """
+        full = (self.full_epoch or self.num_samples) * self.full_epochs(forwarded)
+        return 1 - sum(forwarded.values()) / full if forwarded else 0.0
 
     @property
     def smallest_epoch(self) -> tuple[int, float] | None:

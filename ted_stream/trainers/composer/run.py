@@ -103,8 +103,8 @@ class ComposerRun:
             self._restore(state, loaded)
         at = epoch, batches_done
         epochs, share, name = plan.epochs, plan.last_share, state.run_name
+        engine.start(state.model, loader, epochs=epochs, last_share=share, run=name, at=at)
         rows, bound = state.device_train_microbatch_size, self._subset_length
-        engine.start(state.model, loader, epochs=epochs, last_share=share, run=name, at=at, most_batches=bound)
         requirements.warn_of_single_rows(state.model, engine, loader, epoch, rows, bound)
         kept = None
         if self.settings.progress == "samples":

@@ -101,7 +101,7 @@ class Pruner:
 
     @property
     def save_ratio(self) -> float:
-        """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24)."""
+        """1 - forwarded / what full data forwards, over the epochs that have ended (TED, eq. 24)."""
         return self.engine.save_ratio
 
     def __enter__(self) -> Pruner:
