@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["exists", "is_remote", "join", "read_bytes", "write_bytes"]
+__all__ = ["exists", "is_remote", "join", "read_bytes", "stays_within", "write_bytes"]
 
 # A scheme, a colon and a slash: "s3://…", and "dbfs:/Volumes/…" too; not a local "job:3/ep0007.parquet".
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
@@ -29,6 +29,12 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def join(folder: str | os.PathLike[str], name: str) -> str:
     """The path or URI of a file in a folder; the errors are those of `is_remote`."""
     return f"{_text(folder).rstrip('/')}/{name}"
+
+
+def stays_within(name: str) -> bool:
+    """Whether a name, put behind a folder, is a place within it: not empty, not absolute, and without ``..``."""
+    parts = Path(name).parts
+    return bool(parts) and not {"..", "/"} & {*parts}
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

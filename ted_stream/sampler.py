@@ -1,7 +1,7 @@
 """A sampler that leaves pruned samples of a map-style dataset out before an epoch is dealt out to the ranks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -117,6 +117,11 @@ class PrunedSampler(DistributedSampler[int]):
         return self.layout.num_samples
 
     @property
+    def seed_samples(self) -> bool:
+        """Whether the dataset is one of SeededSamples, read under random states of the samples' own."""
+        return isinstance(self.dataset, SeededSamples)
+
+    @property
     def fewest_samples(self) -> int:
         """The fewest kept samples that give every rank one."""
         return self.num_replicas if self.drop_last else 1
@@ -158,7 +163,7 @@ class PrunedSampler(DistributedSampler[int]):
                 f"The PrunedSampler was made for {self.layout.num_samples} samples, the DataLoader's dataset has "
                 f"{length}. Pass both the same dataset, and make the sampler once the dataset has its final length."
             )
-        if isinstance(loader.dataset, SeededSamples) != isinstance(self.dataset, SeededSamples):
+        if isinstance(loader.dataset, SeededSamples) != self.seed_samples:
             raise ValueError(
                 f"The PrunedSampler was made for a {type(self.dataset).__name__}, the DataLoader reads a "
                 f"{type(loader.dataset).__name__}, so samples would not be seeded. Make data = SeededSamples(dataset) "
@@ -176,18 +181,21 @@ class PrunedSampler(DistributedSampler[int]):
         """How many ranks in a row get the same samples: None, every rank gets its own."""
         return None
 
-    def activate(self, skip_list: SkipList | None, *, sample_ids: bool = False) -> None:
+    def activate(
+        self, skip_list: SkipList | None, *, sample_ids: bool = False, file: Callable[[], bytes] | None = None
+    ) -> None:
         """Make a skip-list the active one from the next epoch on; every rank calls it with the same list.
 
         Args:
             skip_list: drops its pruned samples; ``None`` drops nothing. Weights are for whoever computes the loss.
             sample_ids: no matter here: samples stay as they are, and :meth:`ids_of_batch` tells the ids.
+            file: no matter here: no other process reads the list.
 
         Raises:
             SkipListError: if the list belongs to another dataset.
             ValueError: if too few samples remain.
         """
-        del sample_ids
+        del sample_ids, file
         if skip_list is not None:
             skip_list = skip_list.aligned_to(self.layout).without_weights()
         kept = self.full_epoch_size if skip_list is None else skip_list.num_kept
@@ -239,9 +247,13 @@ class PrunedSampler(DistributedSampler[int]):
         ids, self._skipped = self._planned()[self._skipped :], 0
         # In pieces, since 10^8 Python integers at once take 3 GB.
         each = chain.from_iterable(ids[start : start + BLOCK_SIZE].tolist() for start in range(0, len(ids), BLOCK_SIZE))
-        if isinstance(self.dataset, SeededSamples):
-            return map(partial(SeededIndex, seed=self.seed, epoch=self.epoch), each)
-        return each
+        return self.indices(each)
+
+    def indices(self, ids: Iterable[int]) -> Iterator[int]:
+        """The indices by which a DataLoader reads these samples in the current epoch."""
+        if self.seed_samples:
+            return map(partial(SeededIndex, seed=self.seed, epoch=self.epoch), ids)
+        return iter(ids)
 
     def ids_of_batch(self, batch: int, batch_size: int) -> NDArray[np.int64]:
         """The ids in one of this rank's batches of the current epoch, however far a DataLoader has read ahead.

@@ -78,8 +78,8 @@ class SeededSamples(Dataset):
 
     Global generators are those of :func:`seed_sample`, by the sampler's seed and epoch and the sample's index: the same
     whatever the worker, the rank, the number of either, or where in an epoch a run begins. In the main process they
-    are put back after every sample. The sampler must be made of this very dataset; an index that comes from elsewhere
-    is read as ever.
+    are put back after every sample. The sampler must be made of this very dataset; in a DataLoader another one, which
+    tells neither seed nor epoch, is refused. A look at ``data[index]`` is in no epoch, and reads the sample as ever.
 
     Args:
         dataset: with ``__len__`` and ``__getitem__``; its samples are read one by one.
@@ -110,3 +110,18 @@ class SeededSamples(Dataset):
             return self.dataset[int(index)]
         finally:
             restore_states(before)
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """A batch, as a DataLoader alone asks for it.
+
+        Raises:
+            ValueError: if its sampler tells no seed and epoch.
+        """
+        for index in indices:
+            if not isinstance(index, SeededIndex):
+                raise ValueError(
+                    f"A DataLoader asks SeededSamples for sample {index} without a seed and an epoch, so what "
+                    "augmentation draws would not follow from them. Pass it sampler=PrunedSampler(data), made of this "
+                    "very SeededSamples; or, where no sample needs seeding (in evaluation), the dataset that is in it."
+                )
+        return [self[index] for index in indices]

@@ -11,9 +11,10 @@ import pytest
 import streaming.base.util
 import torch
 from quick import quick_of
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ted_stream import PrunedSampler, PrunedStreamingDataset, SeededSamples
+from ted_stream.engine import Ranks, read_ids
 from ted_stream.reading import sources
 from ted_stream.seeding import SeededIndex
 
@@ -266,6 +267,30 @@ def test_a_sampler_of_another_dataset_is_refused() -> None:
         loader = DataLoader(read, batch_size=4, sampler=sampler)
         with pytest.raises(ValueError, match=r"would not be seeded. Make data = SeededSamples\(dataset\) once"):
             sampler.check_loader(loader, rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["shuffled", "in order", "a subset"])
+def test_a_sampler_that_tells_no_epoch_is_refused(workers: int, kind: str) -> None:
+    data = SeededSamples(Drawing())
+    read = Subset(data, range(4, 12)) if kind == "a subset" else data
+    loader = DataLoader(read, batch_size=4, shuffle=kind == "shuffled", num_workers=workers, collate_fn=list)
+    with pytest.raises(ValueError, match=r"without a seed and an epoch.*sampler=PrunedSampler\(data\)"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_that_are_tried_before_a_run_are_seeded(workers: int) -> None:
+    loader = map_loader(SeededSamples(Drawing()), workers)
+    tried: list[Any] = []
+
+    def keep(batch: Any) -> Any:
+        tried.append(batch)
+        return torch.tensor([index for index, _ in batch])
+
+    read_ids(loader, Ranks(), keep)
+    (expected,) = map_epochs(loader, 0)
+    assert by_id(tried).items() <= expected.items()
 
 
 def test_streaming_data_is_refused(folder: str) -> None:

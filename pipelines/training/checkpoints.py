@@ -12,8 +12,9 @@ from ted_stream.files import join, read_bytes, write_bytes
 
 from .settings import ConfigError
 
-__all__ = ["load_checkpoint", "newest_checkpoint", "save_checkpoint"]
+__all__ = ["CHECKPOINTS", "NEWEST", "load_checkpoint", "newest_checkpoint", "save_checkpoint"]
 
+CHECKPOINTS = "checkpoints"  # the folder within that of a run
 FORMAT = "ted-stream loop 1"
 NEWEST = "newest"
 

@@ -13,7 +13,7 @@ from ted_stream.files import join, write_bytes
 from ..corpora.prepared import read_description
 from .results import Result
 from .settings import METHOD_NAMES, ConfigError, Settings, epochs, replaced, settings_of
-from .shorter import shorter_run
+from .shorter import shorter_run, whole_batches
 from .train import check_method, train
 
 __all__ = ["COMPARISON_FILE", "SHORTER", "Arm", "compare", "headline"]
@@ -122,7 +122,7 @@ def _shorter(settings: Settings) -> dict[str, Any]:
 
 def _beside_longer(result: Result, settings: Settings) -> Result:
     """The result of the shorter run, with what it saves of the full one."""
-    save_ratio = 1 - result.forwarded / (result.samples * epochs(settings))
+    save_ratio = 1 - result.forwarded / (whole_batches(result.samples, settings) * epochs(settings))
     return replace(result, method=SHORTER, save_ratio=save_ratio, planned_save_ratio=save_ratio)
 
 

@@ -21,10 +21,12 @@ from ted_stream.engine import Ranks
 from ted_stream.export.runs import finish_run
 from ted_stream.files import join
 
+from .checkpoints import CHECKPOINTS
 from .datasets import Loaders
+from .durations import beyond_the_end
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
-from .settings import Settings, epochs, steps
+from .settings import ConfigError, Settings, epochs, steps
 from .tasks import Classification, Task
 
 __all__ = ["Host", "composer_model", "join_ranks"]
@@ -111,7 +113,7 @@ class Host:
             device_train_microbatch_size=settings.device_train_microbatch_size,
             compile_config={} if settings.compile else None,
             progress_bar=settings.progress_bar,
-            save_folder=join(settings.folder, "checkpoints") if settings.save_interval else None,
+            save_folder=join(settings.folder, CHECKPOINTS) if settings.save_interval else None,
             save_interval=settings.save_interval or "1ep",
             # A file that a kill left half written would stop every resumption.
             save_overwrite=True,
@@ -122,7 +124,11 @@ class Host:
         try:
             state = trainer.state
             assert state.max_duration is not None
-            is_over = state.max_duration <= state.timestamp.get(state.max_duration.unit)
+            done = state.timestamp.get(state.max_duration.unit)
+            is_over = state.max_duration == done
+            is_within = done.unit.value == "ep" and state.timestamp.batch_in_epoch.value > 0
+            if state.max_duration < done or (is_over and is_within):
+                raise ConfigError(beyond_the_end(done.to_timestring(), state.max_duration.to_timestring()))
             if is_over:  # killed after its last checkpoint: Composer would refuse to go on
                 trainer.eval()
             else:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Duration", "parse_duration"]
+__all__ = ["Duration", "beyond_the_end", "parse_duration"]
 
 _NAMES = {"ba": "batches", "ep": "epochs", "dur": "a share of the run", "sp": "samples", "tok": "tokens"}
 
@@ -52,3 +52,11 @@ def parse_duration(text: str, units: Sequence[str]) -> Duration:
     if value <= 0 or (found[2] != "dur" and not found[1].isdecimal()) or (found[2] == "dur" and value > 1):
         raise ValueError(f"{text!r} must be a whole number from 1 on, or of dur a share in (0, 1], or null; {example}")
     return Duration(value, found[2])
+
+
+def beyond_the_end(done: str, end: str) -> str:
+    """What to say of a run that is to end before the checkpoint that it goes on from."""
+    return (
+        f"the run goes on from a checkpoint after {done}, but by max_duration it is to end after {end}; set a longer "
+        "one, or autoresume=false with overwrite=true to begin again."
+    )

@@ -24,7 +24,7 @@ from ted_stream.files import join
 from ted_stream.methods import Method
 from ted_stream.pruning.batches import batch_size, map_tensors
 
-from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoints import CHECKPOINTS, load_checkpoint, newest_checkpoint, save_checkpoint
 from .datasets import Loaders
 from .durations import parse_duration
 from .optimizers import build_optimizer, build_scheduler
@@ -248,14 +248,14 @@ class Host:
             "counts": [self.epoch, self.batches, self.samples],
             "seconds": self.seconds + time.perf_counter() - self.clock,
         }
-        folder = join(self.settings.folder, "checkpoints")
+        folder = join(self.settings.folder, CHECKPOINTS)
         save_checkpoint(folder, f"ep{self.epoch}-ba{self.batches}.pt", state)
         self.saved_at = self.batches
 
     def _go_on(self) -> None:
         """Load the checkpoint that the settings name, or the newest of the run folder, if there is one."""
         settings = self.settings
-        newest = newest_checkpoint(join(settings.folder, "checkpoints")) if settings.autoresume else None
+        newest = newest_checkpoint(join(settings.folder, CHECKPOINTS)) if settings.autoresume else None
         path = newest or settings.load_path
         if path is None:
             return

@@ -49,7 +49,13 @@ def build_scheduler(
         optimizer: what is scheduled.
         length: batches of an epoch on full data.
         steps: batches of the run on full data.
+
+    Raises:
+        ConfigError: for a time that the run does not last for.
     """
+    for name, time in config.schedule_times(options).items():
+        if parse_duration(time, config.SCHEDULE_UNITS).in_batches(length=length, steps=steps) > steps:
+            raise config.beyond_the_run(name, time, f"{steps}ba ({length}ba an epoch)")
     if options.name != "onecycle":
         return LambdaLR(optimizer, _factor(options, length=length, steps=steps))
     given = _given(options, "pct_start", "div_factor", "final_div_factor", kind="scheduler")

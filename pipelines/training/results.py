@@ -48,7 +48,8 @@ class Result:
         metrics: test metrics at the end, by name; accuracy in [0, 1], cross entropies in nats.
         samples: in the training split.
         forwarded: samples put through the model in training, over all ranks.
-        save_ratio: 1 − forwarded / (samples · epochs).
+        save_ratio: 1 − forwarded / what full data forwards in as many epochs: samples · epochs, with what ranks are
+            padded by, and without what data.drop_last leaves out of full data too.
         planned_save_ratio: what the schedule promised; 0 without pruning, ``None`` where the method decides as it goes.
         seconds: of training, evaluation apart.
         wall_seconds: of this process' training, with evaluation and checkpoints.
@@ -82,13 +83,14 @@ def digest_of(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
-def result_of(settings: Settings, trained: Trained, *, samples: int) -> Result:
+def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch: int) -> Result:
     """The result of a run.
 
     Args:
         settings: of the run.
         trained: what its trainer tells.
         samples: in the training split.
+        full_epoch: samples that an epoch of full data forwards.
     """
     folder, pruning = settings.folder, trained.pruning
     pruned = pruning is not None and bool(pruned_epochs(pruning))
@@ -102,7 +104,7 @@ def result_of(settings: Settings, trained: Trained, *, samples: int) -> Result:
         samples=samples,
         forwarded=trained.forwarded,
         # In batches the last epoch is one in part, of a run that leaves nothing out.
-        save_ratio=0.0 if counts_batches(settings) else 1 - trained.forwarded / (samples * trained.epochs),
+        save_ratio=0.0 if counts_batches(settings) else 1 - trained.forwarded / (full_epoch * trained.epochs),
         planned_save_ratio=0.0 if pruning is None else pruning["planned_save_ratio"],
         seconds=trained.seconds,
         wall_seconds=trained.wall_seconds,

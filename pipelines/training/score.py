@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from ted_stream.engine import Ranks
+from ted_stream.engine.run_folder import RunLock
 from ted_stream.files import is_remote, join, read_bytes, write_bytes
 from ted_stream.methods.static import StaticMethod
 from ted_stream.skip_list import DatasetLayout
@@ -29,7 +29,6 @@ from .train import LEFTOVERS, check_data, claim_folder
 __all__ = ["ScoreResult", "score"]
 
 ASKED_FILE = "asked.json"
-LOCK_FILE = ".scoring.lock"
 OWN_LEFTOVERS = (SCORING, SURROGATES, SCORES_FILE, SKIP_LIST_FILE, SCORE_FILE, ASKED_FILE)
 
 
@@ -49,6 +48,7 @@ def score(scoring: Scoring) -> ScoreResult | None:
         ConfigError: settings that contradict the dataset or each other.
         FileNotFoundError: the dataset does not exist.
         FileExistsError: the run folder holds another run.
+        FolderInUseError: a job that is at work has the run folder.
         ValueError: the method finds no scores.
     """
     join_ranks()
@@ -99,17 +99,15 @@ def _claim(scoring: Scoring, layout: DatasetLayout, held: ExitStack) -> None:
     """Make the run folder this run's own, and keep others out of a local one; called on rank 0 for all.
 
     Raises:
-        ConfigError: another run is at work there; or it is to go on with what was asked for otherwise.
+        ConfigError: it is to go on with what was asked for otherwise.
+        FileExistsError: it holds another run.
+        FolderInUseError: a job that is at work has it.
     """
     settings, is_local = scoring.settings, not is_remote(scoring.settings.folder)
     if is_local:
-        Path(settings.folder).mkdir(parents=True, exist_ok=True)
-        try:
-            held.enter_context(FileLock(Path(settings.folder) / LOCK_FILE, timeout=0))
-        except Timeout as error:
-            raise ConfigError(
-                f"another scoring run is at work in {settings.folder}; set folder= to another place, or wait for it."
-            ) from error
+        lock = RunLock(settings.folder, what="ted-stream score", lends=True)  # to the surrogates' training
+        lock.acquire()
+        held.callback(lock.release)
     asked = _asked(scoring, layout)
     if settings.autoresume:
         _refuse_other(settings.folder, asked)

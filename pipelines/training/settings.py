@@ -15,10 +15,11 @@ from typing import Any, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ted_stream.files import stays_within
 from ted_stream.methods import METHODS, Method
 
 from .bounds import check_bounds
-from .durations import parse_duration
+from .durations import Duration, parse_duration
 
 __all__ = [
     "INTERVAL_UNITS",
@@ -32,12 +33,14 @@ __all__ = [
     "Pruning",
     "Scheduler",
     "Settings",
+    "beyond_the_run",
     "check_choice",
     "counts_batches",
     "epochs",
     "load_settings",
     "read_yaml",
     "replaced",
+    "schedule_times",
     "settings_of",
     "steps",
 ]
@@ -416,8 +419,7 @@ def _check_values(settings: Settings) -> None:
         check_bounds(settings)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    parts = Path(settings.run_name).parts
-    if not parts or {"..", "/"} & {*parts}:
+    if not stays_within(settings.run_name):
         raise ConfigError(
             f"run_name is {settings.run_name!r}, which is no folder within runs/; give a name such as cifar10-1, and "
             "folder= to write elsewhere."
@@ -438,6 +440,16 @@ def _check_trainer(settings: Settings) -> None:
         raise ConfigError("autoresume goes on from checkpoints: set save_interval, for example to 1ep.")
 
 
+def schedule_times(scheduler: Scheduler) -> dict[str, str]:
+    """The times that a learning-rate schedule goes by, by the dotted names of their settings."""
+    times, taken = {}, CHOICES["scheduler"][scheduler.name]
+    if "warmup" in taken and scheduler.warmup is not None:
+        times["scheduler.warmup"] = scheduler.warmup
+    if "milestones" in taken:
+        times |= {f"scheduler.milestones[{at}]": time for at, time in enumerate(scheduler.milestones or ())}
+    return times
+
+
 def _check_times(settings: Settings) -> None:
     times = {f"scheduler.milestones[{at}]": time for at, time in enumerate(settings.scheduler.milestones or ())}
     if settings.scheduler.warmup is not None:
@@ -451,6 +463,19 @@ def _check_times(settings: Settings) -> None:
             parse_duration(time, units[name])
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from error
+    end = _duration(settings)
+    for name, time in schedule_times(settings.scheduler).items():
+        duration = parse_duration(time, SCHEDULE_UNITS)  # other units: once the data are known
+        if duration.unit == end.unit and duration.value > end.value:
+            raise beyond_the_run(name, time, settings.max_duration)
+
+
+def beyond_the_run(name: str, time: str, end: str) -> ConfigError:
+    """Of a time of the learning-rate schedule that the run does not last for."""
+    return ConfigError(
+        f"{name} is {time}, but the run ends after {end} by max_duration: the learning rate would never come there. "
+        "Set an earlier time, a share of the run such as 0.1dur, or a longer max_duration."
+    )
 
 
 def steps(settings: Settings, length: int) -> int:
@@ -463,16 +488,20 @@ def steps(settings: Settings, length: int) -> int:
     Raises:
         ConfigError: it is of no form that there is, or in batches though epochs are pruned.
     """
-    try:
-        duration = parse_duration(settings.max_duration, ("ep", "ba"))
-    except ValueError as error:
-        raise ConfigError(f"max_duration: {error}") from error
+    duration = _duration(settings)
     if duration.unit == "ba" and settings.pruning.method != "none":
         raise ConfigError(
             f"max_duration is {settings.max_duration!r}, but an epoch that is pruned has fewer batches; give epochs "
             "such as '8ep', or set pruning.method=none."
         )
     return round(duration.in_batches(length=length, steps=0))
+
+
+def _duration(settings: Settings) -> Duration:
+    try:
+        return parse_duration(settings.max_duration, ("ep", "ba"))
+    except ValueError as error:
+        raise ConfigError(f"max_duration: {error}") from error
 
 
 def epochs(settings: Settings, length: int | None = None) -> int:

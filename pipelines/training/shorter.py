@@ -10,7 +10,12 @@ from ted_stream.methods import Method
 from .durations import parse_duration
 from .settings import SCHEDULE_UNITS, Settings, epochs
 
-__all__ = ["shorter_run"]
+__all__ = ["shorter_run", "whole_batches"]
+
+
+def whole_batches(samples: int, settings: Settings) -> int:
+    """How many of an epoch's samples are trained on: with data.drop_last, those that make whole batches."""
+    return samples - samples % settings.data.batch_size if settings.data.drop_last else samples
 
 
 def shorter_run(settings: Settings, method: Method, *, samples: int) -> dict[str, Any]:

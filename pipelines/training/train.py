@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ted_stream.engine import Ranks
+from ted_stream.engine import Ranks, full_epoch_forwards
 from ted_stream.engine.generators import seed_generators
 from ted_stream.engine.run_folder import RunLock
 from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES
@@ -23,6 +23,7 @@ from ted_stream.files import exists, is_remote, join, read_bytes, write_bytes
 from ted_stream.trainers.requirements import check_settings
 
 from ..corpora.prepared import Description, read_description
+from .checkpoints import CHECKPOINTS, NEWEST
 from .datasets import build_loaders
 from .results import RESULT_FILE, Result, digest_of, result_of
 from .settings import AUGMENTATIONS, ConfigError, Settings, counts_batches, epochs
@@ -36,7 +37,9 @@ _KEPT = ("seed", "data", "model", "optimizer", "scheduler")
 # But of them: where data are, and how fast they come.
 _FREE = ("path", "cache", "in_memory", "eval_batch_size", "num_workers")
 # What a run leaves in its folder; only this is removed when a run is replaced.
-LEFTOVERS = (LISTS, "scores", "checkpoints", RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE)
+LEFTOVERS = (LISTS, "scores", CHECKPOINTS, RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE)
+# What names the newest checkpoint: the loop's, Composer's, and Composer's in an object store.
+_NEWEST = (NEWEST, "latest-rank0.pt", "latest-rank0.pt.symlink")
 
 
 def train(settings: Settings) -> Result:
@@ -52,7 +55,7 @@ def train(settings: Settings) -> Result:
         ConfigError: settings that contradict the dataset, the machine or each other.
         FileNotFoundError: the dataset does not exist.
         FileExistsError: the run folder holds another run.
-        RuntimeError: a job that is at work has the run folder.
+        FolderInUseError: a job that is at work has the run folder.
     """
     gc.collect()  # streaming gives up a folder only when the earlier run's dataset is collected
     _check_machine(settings)
@@ -71,13 +74,15 @@ def train(settings: Settings) -> Result:
     task = build_task(settings.model, description)
     loaders = build_loaders(settings, description, ranks=ranks.world_size)
     run = host.Host(settings, task, loaders)
-    lock = None if is_remote(settings.folder) else RunLock(settings.folder, lends=True)
+    lock = None if is_remote(settings.folder) else RunLock(settings.folder, what="ted-stream train", lends=True)
     config = ranks.on_rank_zero(lambda: _config_before(settings))
     try:
         if lock is not None:
             ranks.on_rank_zero(lock.acquire)
         ranks.on_rank_zero(lambda: claim_folder(settings))  # when hardly anything can be refused any more
-        result = result_of(settings, run.fit(), samples=loaders.prunable.full_epoch_size)
+        data = loaders.prunable
+        full_epoch = full_epoch_forwards(data, loaders.train, world_size=ranks.world_size)
+        result = result_of(settings, run.fit(), samples=data.full_epoch_size, full_epoch=full_epoch)
         if ranks.rank == 0:
             write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
     except (ValueError, FileExistsError):  # refused after all: the folder is still the former run's
@@ -249,12 +254,17 @@ def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> No
 
 def _refuse_without_checkpoint(settings: Settings) -> None:
     """Refuse to begin a run again that has ended, and left nothing to go on from."""
-    ended = Path(settings.folder) / RESULT_FILE
-    if settings.load_path is None and ended.exists() and not (Path(settings.folder) / "checkpoints").exists():
+    if exists(join(settings.folder, RESULT_FILE)) and not _has_checkpoint(settings):
         raise FileExistsError(
             f"{settings.folder} holds a run that has finished, and no checkpoints to go on from; set autoresume=false "
             "and overwrite=true to replace it, or folder= to another place."
         )
+
+
+def _has_checkpoint(settings: Settings) -> bool:
+    """Whether there is a checkpoint to go on from: the one that is named, or the newest, as a trainer names it."""
+    folder = join(settings.folder, CHECKPOINTS)
+    return settings.load_path is not None or any(exists(join(folder, name)) for name in _NEWEST)
 
 
 def _refuse_other_trainer(settings: Settings) -> None:
@@ -271,8 +281,7 @@ def _refuse_other_trainer(settings: Settings) -> None:
 
 def _refuse_other_settings(settings: Settings) -> None:
     """Refuse to go on with other settings than a run was begun with: its checkpoints hold some, and not others."""
-    finds_its_own = settings.load_path is None and not is_remote(settings.folder)
-    if finds_its_own and not any(Path(settings.folder, "checkpoints").glob("*")):
+    if not _has_checkpoint(settings):
         return  # it begins again
     before, now = _begun_with(settings), OmegaConf.structured(settings)
     for section in _KEPT:

@@ -14,6 +14,8 @@ from ted_stream.engine import PrunableData, Ranks
 from ted_stream.pruning.batches import batch_size, split_rows
 from ted_stream.trainers.reading import EpochReader
 
+from .durations import beyond_the_end
+
 __all__ = ["WholeEpochs"]
 
 
@@ -75,5 +77,11 @@ class WholeEpochs(nullcontext):
         return self._reader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on there."""
+        """Go on there.
+
+        Raises:
+            ValueError: if it lies beyond the run's end.
+        """
         self._reader.load_state_dict(state)
+        if (done := self._reader.epoch * self._length + self._reader.done) > self.steps:
+            raise ValueError(beyond_the_end(f"{done}ba", f"{self.steps}ba"))

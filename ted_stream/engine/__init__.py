@@ -1,12 +1,12 @@
 """The run of a pruning method, whatever trains: epochs, records, run folder, state, and what a step records."""
 
 from ted_stream.engine.batch_ids import BatchIds, read_ids
-from ted_stream.engine.data import PrunableData, deciding_data, prunable_data
+from ted_stream.engine.data import PrunableData, deciding_data, full_epoch_forwards, prunable_data
 from ted_stream.engine.engine import PruningEngine
 from ted_stream.engine.guard import SelectionWarning
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord
-from ted_stream.engine.run_folder import RunFolder, checked_folder
+from ted_stream.engine.run_folder import RunFolder, checked_folder, filled_in
 from ted_stream.engine.step import StepRecorder
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "StepRecorder",
     "checked_folder",
     "deciding_data",
+    "filled_in",
+    "full_epoch_forwards",
     "prunable_data",
     "read_ids",
 ]

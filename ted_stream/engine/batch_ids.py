@@ -168,10 +168,11 @@ def _probe_carried(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
         ValueError: if the ids do not come through the collate function and the batch transform, or not with their rows.
     """
     dataset: Any = loader.dataset
-    # Of the first shard alone, since each may have to be fetched; but two samples, if there are two.
+    # Of the first shard alone, which may have to be fetched whole; but two samples, if there are two.
     layout = dataset.layout
     spread = _spread(min(max(2, layout.shards[0].samples), layout.num_samples))
     with preserved_generators():
+        dataset.prepare_samples(spread)
         samples = [dataset[index] for index in spread]
     bare = not isinstance(samples[0], (Mapping, tuple, list))
 
@@ -210,8 +211,9 @@ def _probe_planned(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
     Raises:
         ValueError: if the rows come out in another order than the samples went in, or more or fewer of them.
     """
-    dataset: Any = loader.dataset
-    samples = peek(loader, _spread(len(dataset)))
+    sampler = loader.sampler
+    assert isinstance(sampler, PrunedSampler), "planned by it"
+    samples = peek(loader, list(sampler.indices(_spread(sampler.layout.num_samples))))
     if samples is None:
         return
 

@@ -1,5 +1,6 @@
 """What the engine prunes: anything that decides which samples an epoch has."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
@@ -10,13 +11,18 @@ from ted_stream.pruning import num_kept
 from ted_stream.sampler import PrunedSampler
 from ted_stream.skip_list import DatasetLayout, SkipList
 
-__all__ = ["PrunableData", "deciding_data", "prunable_data", "start_streaming_at"]
+__all__ = ["PrunableData", "deciding_data", "full_epoch_forwards", "prunable_data", "start_streaming_at"]
 
 
 class PrunableData(Protocol):
     """What decides which samples an epoch has: a Prunable dataset, or the PrunedSampler of a map-style one."""
 
     fixed_skip_list: SkipList | None
+
+    @property
+    def seed_samples(self) -> bool:
+        """Whether samples are read under random states of their own."""
+        ...
 
     @property
     def layout(self) -> DatasetLayout:
@@ -33,12 +39,15 @@ class PrunableData(Protocol):
         """How many ranks in a row get the same samples, if any do."""
         ...
 
-    def activate(self, skip_list: SkipList | None, *, sample_ids: bool) -> None:
+    def activate(
+        self, skip_list: SkipList | None, *, sample_ids: bool, file: Callable[[], bytes] | None = None
+    ) -> None:
         """Make a skip-list the active one from the next epoch on; every rank calls it with the same list.
 
         Args:
             skip_list: drops its pruned samples; ``None`` drops nothing.
             sample_ids: whether an algorithm needs the ids of the samples.
+            file: tells the bytes of the list's file, where they are made for others too.
         """
         ...
 
@@ -104,6 +113,22 @@ def start_streaming_at(dataset: Any, epoch: int, ranks: Ranks) -> None:
         dataset.load_state_dict(state)
         if not epoch:
             dataset.next_epoch = 0  # a look at its samples has begun one
+
+
+def full_epoch_forwards(data: PrunableData, loader: DataLoader, *, world_size: int) -> int:
+    """How many samples an epoch forwards over all ranks when nothing is pruned.
+
+    With what the ranks are padded by, and without what a loader leaves out for want of a whole batch.
+
+    Args:
+        data: that is pruned.
+        loader: of a rank.
+        world_size: ranks.
+    """
+    rows, size = data.samples_of_rank(data.full_epoch_size), loader.batch_size or 1
+    if loader.drop_last:
+        rows = rows // size * size
+    return rows * world_size // (data.replication or 1)
 
 
 def refuse_too_few_samples(plan: RunPlan, data: PrunableData, loader: DataLoader) -> None:

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ted_stream.engine.choosing import choose_skip_list, make_record
-from ted_stream.engine.data import PrunableData, refuse_too_few_samples
+from ted_stream.engine.data import PrunableData, full_epoch_forwards, refuse_too_few_samples
 from ted_stream.engine.folding import fold_epoch
 from ted_stream.engine.given import Given
 from ted_stream.engine.guard import Guard
@@ -20,8 +21,8 @@ from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord
 from ted_stream.engine.run_folder import RunFolder
 from ted_stream.engine.state import (
-    STATE_VERSION,
     goes_on_at,
+    identity_of,
     load_measurements,
     pack_measurements,
     refuse_other_state,
@@ -125,13 +126,14 @@ class PruningEngine:
             last_share: the share of the last epoch that is trained on, in (0, 1].
 
         Raises:
-            ValueError: if it is in the middle of an epoch that nothing is known of, or epochs would be too small.
-            FileExistsError, RuntimeError: if the folder holds another run, or a job that is at work has it.
+            ValueError: if it is in an epoch that nothing is known of, or beyond the run's end, or epochs are too small.
+            FileExistsError, FolderInUseError: if the folder holds another run, or a job that is at work has it.
         """
         epoch, batches_done = at
-        samples = self.store.num_samples
-        self.plan = RunPlan(method=self.method, num_samples=samples, epochs=epochs, last_share=last_share)
+        full = full_epoch_forwards(self.data, loader, world_size=self.ranks.world_size)
+        self.plan = replace(self.plan, epochs=epochs, last_share=last_share, full_epoch=full)
         self._run = run
+        self.plan.refuse_to_end_before(epoch, batches_done)
         self.plan.warn_if_nothing_is_pruned()
         if batches_done and self.active is None:
             raise ValueError(
@@ -180,14 +182,15 @@ class PruningEngine:
         if before and before[-1] is not self.records[-1]:
             previous = read_list(self.folder, before[-1], self.data.layout)
         record = make_record(owned, skip_list, previous if before else None, factor)
-        self.folder.write(record.skip_list, lambda: to_bytes(skip_list))
+        file = cache(partial(to_bytes, skip_list))  # made once, for the run folder and for the readers beside rank 0
+        self.folder.write(record.skip_list, file)
         self.records[:] = *before, record
-        self._activate(skip_list)
+        self._activate(skip_list, file)
         record.boundary_seconds = time.perf_counter() - start + self._fold_seconds
         return record
 
-    def _activate(self, skip_list: SkipList | None) -> None:
-        self.ranks.on_every_rank(lambda: self.data.activate(skip_list, sample_ids=True))
+    def _activate(self, skip_list: SkipList | None, file: Callable[[], bytes] | None = None) -> None:
+        self.ranks.on_every_rank(lambda: self.data.activate(skip_list, sample_ids=True, file=file))
         if skip_list is not None:
             self.active = skip_list
             weights = None if skip_list.weights is None else skip_list.weights_by_id()
@@ -224,10 +227,8 @@ class PruningEngine:
 
     @property
     def save_ratio(self) -> float:
-        """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24); padding repeats count."""
-        done = [record for record in self.records if record.forwarded]
-        full = self.data.full_epoch_size * self.plan.full_epochs(record.epoch for record in done)
-        return 1 - sum(record.forwarded for record in done) / full if done else 0.0
+        """1 - forwarded / what full data forwards, over the epochs that have ended; padding counts in both."""
+        return self.plan.saved({record.epoch: record.forwarded for record in self.records if record.forwarded})
 
     def summary(self) -> dict[str, Any]:
         """What ``run.json`` holds."""
@@ -247,13 +248,8 @@ class PruningEngine:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return {
-            "version": STATE_VERSION,
-            "method": repr(self.method),
-            "seed": self.seed,
-            "given": self._given.digests,
-            **self._streams,
-        }
+        own = identity_of(self.method, self.seed, self._given.digests, seed_samples=self.data.seed_samples)
+        return {**own, **self._streams}
 
     def state_dict(self, *, everywhere: bool = True) -> dict[str, Any]:
         """Scores, records and the measurements of an unfinished epoch, of all ranks, as tensors, numbers and text.

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from functools import cache
+from pathlib import Path
 from threading import Timer
 from typing import Any
 
@@ -40,9 +41,10 @@ class _ForkWatch:
     """Knows which of this process's children have come out of ``os.fork()``."""
 
     def __init__(self) -> None:
-        # A byte for every process id, shared with all children; only pages that are written to take memory.
-        self._started = mmap.mmap(-1, _MOST_PROCESSES)
-        self._unknown = {child.pid for child in multiprocessing.active_children()}
+        # By process id, when the child that has come out had begun: ids are given again. Shared with all children; only
+        # pages that are written to take memory.
+        self._started = memoryview(mmap.mmap(-1, 8 * _MOST_PROCESSES)).cast("Q")
+        self._unknown = {(child.pid, _begun(child.pid)) for child in multiprocessing.active_children()}
         self._timer: Timer | None = None
 
     def pause(self) -> None:
@@ -60,13 +62,14 @@ class _ForkWatch:
 
     def note_start(self) -> None:
         """It has; in the child."""
-        self._started[os.getpid()] = 1
+        pid = os.getpid()
+        self._started[pid] = _begun(pid) or 1
 
     def _look(self) -> None:
         # Those of a fork server, or spawned, are no forks of this process.
         forked = [child for child in multiprocessing.active_children() if _is_forked(child)]
-        children = {child.pid for child in forked} - self._unknown
-        stuck = sorted(pid for pid in children if pid is not None and not self._started[pid])
+        children = {(child.pid, _begun(child.pid)) for child in forked} - self._unknown
+        stuck = sorted(pid for pid, begun in children if pid is not None and not self._has_started(pid, begun))
         if stuck:
             log.error(
                 "DataLoader worker %s was forked from process %d more than %g s ago and has not started: another "
@@ -77,6 +80,18 @@ class _ForkWatch:
                 os.getpid(),
                 _PATIENCE,
             )
+
+    def _has_started(self, pid: int, begun: int | None) -> bool:
+        started = self._started[pid]
+        return started > 0 and begun in (None, started)
+
+
+def _begun(pid: int | None) -> int | None:
+    """When a process began, in the system's ticks since its start; ``None`` where it has ended, or nothing is told."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
 
 
 def _is_forked(child: Any) -> bool:

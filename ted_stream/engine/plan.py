@@ -21,12 +21,14 @@ class RunPlan:
         num_samples: N, of the dataset.
         epochs: T.
         last_share: the share of the last epoch that is trained on, in (0, 1].
+        full_epoch: samples that an epoch of full data forwards, where those are not N.
     """
 
     method: Method
     num_samples: int
     epochs: int
     last_share: float = 1.0
+    full_epoch: int | None = None
 
     def keep_ratio(self, epoch: int) -> float | None:
         """r_t of an epoch (0-based); ``None`` where the method decides on a count in the epoch itself."""
@@ -55,6 +57,20 @@ class RunPlan:
                 stacklevel=3,
             )
 
+    def refuse_to_end_before(self, epoch: int, batches_done: int) -> None:
+        """Refuse a run that is to end before the place that it goes on from.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if (epoch, batches_done) > (self.epochs, 0):
+            batches = f" and {batches_done} batches" if batches_done else ""
+            raise ValueError(
+                f"The checkpoint was made after {epoch} epochs{batches}, but the run is to end after {self.epochs}: "
+                "what it has learnt since cannot be taken back. Let it last as many epochs as it was begun with, or "
+                "more, load an earlier checkpoint, or start a new run in another folder."
+            )
+
     @property
     def save_ratio(self) -> float | None:
         """1 - (samples forwarded) / (N·T), known before the run (TED, eq. 24), unless the method decides as it goes."""
@@ -63,6 +79,15 @@ class RunPlan:
             return None
         forwarded = sum(self.share(epoch) * (count or 0) for epoch, count in enumerate(kept))
         return 1 - forwarded / (self.num_samples * self.full_epochs(range(self.epochs)))
+
+    def saved(self, forwarded: Mapping[int, int]) -> float:
+        """1 - (samples forwarded) / (those of full data), as measured (TED, eq. 24).
+
+        Args:
+            forwarded: by epoch, of those that have ended.
+        """
+        full = (self.full_epoch or self.num_samples) * self.full_epochs(forwarded)
+        return 1 - sum(forwarded.values()) / full if forwarded else 0.0
 
     @property
     def smallest_epoch(self) -> tuple[int, float] | None:

@@ -2,7 +2,9 @@
 
 import os
 import secrets
+import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from warnings import warn
@@ -12,9 +14,9 @@ from filelock import FileLock, Timeout
 
 from ted_stream.engine.ranks import Ranks
 from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES, list_name, read_run, run_to_bytes
-from ted_stream.files import is_remote, join, read_bytes, write_bytes
+from ted_stream.files import is_remote, join, read_bytes, stays_within, write_bytes
 
-__all__ = ["RunFolder", "RunLock", "checked_folder"]
+__all__ = ["FolderInUseError", "RunFolder", "RunLock", "checked_folder", "filled_in"]
 
 _LOCK = ".run.lock"
 _ORPHANS = 15.0  # seconds within which the workers of a killed rank 0, who hold its lock too, notice and end
@@ -50,51 +52,89 @@ def checked_folder(folder: object) -> str:
     return text
 
 
+def filled_in(folder: str, run_name: str) -> str:
+    """A run's folder, from what :func:`checked_folder` gave, with the run's name where that has ``{run_name}``.
+
+    Raises:
+        ValueError: if the name leads out of the folder that it is put into.
+    """
+    if folder.format(run_name="") != folder.format(run_name="run") and not stays_within(run_name):
+        raise ValueError(
+            f"run_name is {run_name!r}, which is no folder within that of folder={folder!r}: the run's files would go "
+            "elsewhere. Give a name such as 'cifar10-1', and another folder to write elsewhere."
+        )
+    return folder.format(run_name=run_name)
+
+
+class FolderInUseError(OSError, RuntimeError):
+    """A job that is at work has the run folder."""
+
+
 class RunLock:
-    """Says, while it is held, that a local run folder is in use; the system ends it with the process.
+    """Says, while it is held, that a local run folder is in use, and by what; the system ends it with the process.
 
     Args:
         folder: of the run.
+        what: runs there, for those who are kept out.
         lends: whether runs within this one may have the folder too: a recipe's does, for its engine.
     """
 
     _held: ClassVar["WeakValueDictionary[str, RunLock]"] = WeakValueDictionary()  # of this process, by folder
 
-    def __init__(self, folder: str, *, lends: bool = False) -> None:
+    def __init__(self, folder: str, *, what: str = "a run that prunes", lends: bool = False) -> None:
         self._folder, self._lends = os.path.abspath(folder), lends
-        self._lock = FileLock(os.path.join(self._folder, _LOCK), thread_local=False)
+        self._path = Path(self._folder, _LOCK)
+        self._lock = FileLock(self._path, thread_local=False)
+        self._what = what
 
     def acquire(self) -> None:
         """Take the folder; again without effect.
 
         Raises:
-            RuntimeError: if a job that is at work has it.
+            FolderInUseError: if a job that is at work has it.
             OSError: if nothing can be written there.
         """
         other = self._held.get(self._folder)
-        if other is self or (other is not None and other._lends):
+        if other is self or (other is not None and other._lends and not self._lends):
             return
         if other is not None:
-            raise RuntimeError(
-                f"{self._folder} is in use by another run of this process, which has not ended: leave its loop, or "
-                "delete what runs it (del pruner), or give this run another folder."
+            raise FolderInUseError(
+                f"{self._folder} is in use by another run of this process ({other._what}), which has not ended: leave "
+                "its loop, or delete what runs it (del pruner), or give this run another folder."
             )
         try:
             Path(self._folder).mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=_ORPHANS)
+            self._tell()
         except Timeout as error:
-            raise RuntimeError(
-                f"{self._folder} is in use by a job that is at work, and two runs would write over each other's files. "
-                "Wait until it has ended, or give this run another folder."
+            raise FolderInUseError(
+                f"{self._folder} is in use by a job that is at work{self._holder()}, and two runs would write over "
+                "each other's files. Wait until it has ended, or give this run another folder."
             ) from error
         except OSError as error:
             raise _unwritable(self._folder, error) from error
         self._held[self._folder] = self
 
+    def _tell(self) -> None:
+        try:
+            self._path.write_text(f"{self._what}, process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _holder(self) -> str:
+        try:
+            told = self._path.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            told = ""  # it has just ended
+        return f" ({told})" if told else ""
+
     def release(self) -> None:
         """Let go; again without effect."""
         if self._held.get(self._folder) is self:
             del self._held[self._folder]
+            with suppress(OSError):
+                os.truncate(self._path, 0)
             self._lock.release()
 
 
@@ -132,7 +172,7 @@ class RunFolder:
 
         Raises:
             FileExistsError: if it holds another run, and this one begins.
-            RuntimeError: if a job that is at work has it.
+            FolderInUseError: if a job that is at work has it.
         """
 
         def claim() -> None:

@@ -9,12 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from ted_stream.engine.ranks import Ranks
+from ted_stream.methods import Method
 from ted_stream.pruning import Communicator, Measurements
 from ted_stream.skip_list import DatasetLayout
 
 __all__ = [
     "STATE_VERSION",
     "goes_on_at",
+    "identity_of",
     "load_measurements",
     "pack_measurements",
     "refuse_other_state",
@@ -62,13 +64,31 @@ def refuse_other_streams(scored: Mapping[str, list[str]], found: Mapping[str, li
         )
 
 
+def identity_of(method: Method, seed: int, given: Mapping[str, str], *, seed_samples: bool) -> dict[str, Any]:
+    """What a state holds of the run that made it.
+
+    Args:
+        method: that prunes.
+        seed: of ties and draws.
+        given: digests, by name, of what the method was given of the samples.
+        seed_samples: whether samples are read under random states of their own.
+    """
+    return {
+        "version": STATE_VERSION,
+        "method": repr(method),
+        "seed": seed,
+        "given": given,
+        "seed_samples": seed_samples,
+    }
+
+
 def refuse_other_state(state: dict[str, Any], mine: dict[str, Any], *, allow_other_settings: bool) -> None:
-    """Refuse a state that another version wrote, or that belongs to another dataset, method, setting or seed.
+    """Refuse a state that another version wrote, or that belongs to another dataset, method, setting or seeding.
 
     Args:
         state: of the checkpoint.
-        mine: ``method``, ``seed`` and ``given`` of this run, and what :func:`streams_of` says of its data.
-        allow_other_settings: pass over another method or seed.
+        mine: what :func:`identity_of` says of this run, and :func:`streams_of` of its data.
+        allow_other_settings: pass over another method, seed or seeding.
 
     Raises:
         ValueError: naming both values.
@@ -91,6 +111,15 @@ def refuse_other_state(state: dict[str, Any], mine: dict[str, Any], *, allow_oth
             f"The checkpoint was made by {state['method']} with seed={state['seed']}, but this run has "
             f"{mine['method']} with seed={mine['seed']}: its scores would be mixed with others. Pass the settings of "
             "the checkpoint, start a new run, or pass allow_other_settings=True if you want the mixture."
+        )
+    seeded = state.get("seed_samples", mine["seed_samples"])  # which earlier versions do not tell
+    if seeded != mine["seed_samples"] and not allow_other_settings:
+        raise ValueError(
+            f"The checkpoint was made with seed_samples={seeded}, but this run has seed_samples="
+            f"{mine['seed_samples']}: what augmentation draws would follow from something else than before. "
+            f"{'Seed' if seeded else 'Do not seed'} the samples (seed_samples={seeded}, of a map-style dataset "
+            f"{'with' if seeded else 'without'} SeededSamples), start a new run, or pass allow_other_settings=True if "
+            "you want the mixture."
         )
 
 

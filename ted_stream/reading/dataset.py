@@ -3,7 +3,8 @@
 import inspect
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,9 @@ class Prunable(SampleSeeding):
                 "drop_last=False."
             )
 
-    def activate(self, skip_list: SkipList | None, *, sample_ids: bool) -> None:
+    def activate(
+        self, skip_list: SkipList | None, *, sample_ids: bool, file: Callable[[], bytes] | None = None
+    ) -> None:
         """Make a skip-list the active one from the next epoch on, in this process and in every worker.
 
         Every rank calls it with the same list before it makes the epoch's iterator; with several ranks on a node a
@@ -192,13 +195,17 @@ class Prunable(SampleSeeding):
         Args:
             skip_list: drops its pruned samples; ``None`` drops nothing. Weights are for whoever computes the loss.
             sample_ids: whether samples are yielded with their ids.
+            file: tells the bytes of the list's file, where they are made for others too; a list that is changed
+                here (its weights, the order of its streams) has others.
 
         Raises:
             SkipListError: if the list belongs to another dataset.
             ValueError: if too few samples remain, or the batching method cannot be pruned.
         """
         if skip_list is not None:
-            skip_list = skip_list.aligned_to(self.layout).without_weights()
+            given, skip_list = skip_list, skip_list.aligned_to(self.layout).without_weights()
+            if file is None or skip_list is not given:
+                file = partial(to_bytes, skip_list)
             if self.batching_method != "random":
                 raise ValueError(
                     f"batching_method is {self.batching_method!r}, but only 'random' batching can be pruned: the "
@@ -208,7 +215,7 @@ class Prunable(SampleSeeding):
         self._set_length(skip_list)
         self._planned = skip_list
         if self._unique_rank_world.is_local_leader:
-            self._publish(skip_list, sample_ids)
+            self._publish(skip_list, sample_ids, file)
 
     def _set_length(self, skip_list: SkipList | None) -> None:
         """Make len() count what this rank will yield in the coming epoch."""
@@ -240,11 +247,11 @@ class Prunable(SampleSeeding):
     def _draws_anew(self) -> bool:
         return self.sampling_method == "balanced" and not self._chooses_all
 
-    def _publish(self, skip_list: SkipList | None, sample_ids: bool) -> None:
+    def _publish(self, skip_list: SkipList | None, sample_ids: bool, file: Callable[[], bytes] | None) -> None:
         name = None
-        if skip_list is not None:
+        if skip_list is not None and file is not None:
             name = f"{skip_list.digest}.parquet"
-            write_bytes(str(self._node_folder / name), to_bytes(skip_list))
+            write_bytes(str(self._node_folder / name), file())
         active = {"skip_list": name, "sample_ids": sample_ids}
         write_bytes(str(self._node_folder / "active.json"), json.dumps(active).encode())
         for path in self._node_folder.glob("*.parquet"):

@@ -18,10 +18,13 @@ class NeededSamples:
         path: of the file: a bit per sample of the dataset.
         by_ranges: (shards,) bool: whose single samples can be fetched. The others come whole, whatever is needed.
         samples_per_shard: (shards,) int64.
+
+    Attributes:
+        by_ranges: as given.
     """
 
     def __init__(self, path: Path, by_ranges: NDArray[np.bool_], samples_per_shard: NDArray[np.int64]) -> None:
-        self._path, self._by_ranges = path, by_ranges
+        self._path, self.by_ranges = path, by_ranges
         self._stops = np.cumsum(samples_per_shard)
         self._starts = self._stops - samples_per_shard
         self._bits: NDArray[np.uint8] | None = None  # a map of the file, while an epoch is planned
@@ -32,7 +35,7 @@ class NeededSamples:
     @property
     def matter(self) -> bool:
         """Whether it makes a difference to any shard which samples are needed."""
-        return bool(self._by_ranges.any())
+        return bool(self.by_ranges.any())
 
     def publish(self, sample_ids: NDArray[np.int64]) -> None:
         """Write down what the node needs.
@@ -56,7 +59,7 @@ class NeededSamples:
 
     def of(self, shard_id: int) -> NDArray[np.int64] | None:
         """Ascending positions that are needed of a shard; ``None``, for all, of one that the epoch leaves out."""
-        if self._bits is None or not self._by_ranges[shard_id]:
+        if self._bits is None or not self.by_ranges[shard_id]:
             return None
         start, stop = int(self._starts[shard_id]), int(self._stops[shard_id])
         first, shift = divmod(start, 8)

@@ -12,7 +12,7 @@ from streaming.base.stream import Stream
 
 from ted_stream.reading.fetching import Fetcher
 from ted_stream.reading.heads import head_of
-from ted_stream.reading.node_cache import READY, Claim, NodeCache
+from ted_stream.reading.node_cache import PARTIAL, READY, Claim, NodeCache
 from ted_stream.reading.ranges import choose_ranges
 from ted_stream.reading.shard_copies import discard_sparse
 from ted_stream.reading.shard_files import open_sparse
@@ -47,12 +47,13 @@ class ShardPreparer:
     request_latency: int
     min_gap: int
 
-    def prepare(self, positions: NDArray[np.int64] | None, *, recheck: bool) -> bool:
+    def prepare(self, positions: NDArray[np.int64] | None, *, recheck: bool, is_epochs: bool) -> bool:
         """Make samples local, unless somebody else is at work on the shard.
 
         Args:
             positions: (n,) int64, ascending, n ≥ 1; ``None`` for all.
             recheck: even where they seem to be there.
+            is_epochs: whether they are all that the node needs of the shard in this epoch.
 
         Returns:
             Whether they are there now; else to be asked again once the other one is done.
@@ -67,6 +68,8 @@ class ShardPreparer:
         state: int | None = None
         try:
             state = self._fill(positions)
+            if state == READY and not is_epochs:
+                state = PARTIAL
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(

@@ -4,6 +4,7 @@ import copy
 import shutil
 import time
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 from typing import Any
@@ -175,6 +176,34 @@ class ShardReading(StreamingDataset):
             missed = self._files.missed[1]
             if positions is not None and missed not in positions:
                 positions = None  # read at random, beside the epoch
+        self._prepare(shard_id, positions, recheck=missed is not None, blocking=blocking)
+
+    def prepare_samples(self, sample_ids: Sequence[int]) -> None:
+        """Make a few samples local, where ``dataset[index]`` alone would make all of their shards so.
+
+        Args:
+            sample_ids: of any number of samples.
+
+        Raises:
+            IndexError: if there is no such sample.
+            OSError, ValueError: as :meth:`prepare_shard`.
+        """
+        positions: defaultdict[int, set[int]] = defaultdict(set)
+        for shard_id, position in (self.spanner[sample_id] for sample_id in sample_ids):
+            positions[shard_id].add(position)
+        for shard_id, wanted in positions.items():
+            single = np.array(sorted(wanted)) if self._needed.by_ranges[shard_id] else None
+            self._prepare(shard_id, single, recheck=True, is_epochs=False)
+
+    def _prepare(
+        self,
+        shard_id: int,
+        positions: NDArray[np.int64] | None,
+        *,
+        recheck: bool,
+        is_epochs: bool = True,
+        blocking: bool = True,
+    ) -> None:
         preparer = ShardPreparer(
             shard_id=int(shard_id),
             shard=self.shards[shard_id],
@@ -185,7 +214,7 @@ class ShardReading(StreamingDataset):
             request_latency=self.request_latency,
             min_gap=self.min_gap,
         )
-        while not preparer.prepare(positions, recheck=missed is not None):
+        while not preparer.prepare(positions, recheck=recheck, is_epochs=is_epochs):
             if not blocking:
                 return
             if self._ahead.failure is not None:

@@ -141,6 +141,22 @@ def test_a_finished_run_without_checkpoints_is_not_begun_again(method: str, run:
         with pytest.raises(FileExistsError, match="has finished, and no checkpoints to go on from"):
             run(*common, "autoresume=true", "max_duration=5ep", f"overwrite={overwrite}")
     assert contents(tmp_path / "run") == before
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / ".ep2-ba46.pt.tmp").write_bytes(b"half")  # none that a run goes on from
+    with pytest.raises(FileExistsError, match="has finished, and no checkpoints to go on from"):
+        run(*common, "autoresume=true", "max_duration=5ep")
+
+
+def test_a_run_without_a_checkpoint_may_begin_again_by_other_settings(run: Run, tmp_path: Path) -> None:
+    """Whatever else lies where checkpoints would be."""
+    common = ["trainer=loop", "pruning.method=none"]
+    run(*common, "save_interval=null")
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been killed
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / ".ep2-ba46.pt.tmp").write_bytes(b"half")
+    assert run(*common, "autoresume=true", "optimizer.lr=0.01", "max_duration=2ep").epochs == 2
+    with pytest.raises(ConfigError, match=r"optimizer.lr is 0.1, but .* begun with 0.01"):
+        run(*common, "autoresume=true", "max_duration=4ep")
 
 
 @each_trainer
@@ -210,24 +226,41 @@ def test_a_longer_run_that_is_cut_off_is_not_finished(
     assert run("trainer=loop", "max_duration=5ep", "autoresume=true").epochs == 5
 
 
+@each_trainer
+@pytest.mark.parametrize("method", ["ted", "none"])
+def test_a_run_does_not_end_before_it_goes_on(trainer: str, method: str, run: Run, tmp_path: Path) -> None:
+    common = [f"trainer={trainer}", f"pruning.method={method}"]
+    run(*common)
+    (tmp_path / "run" / "result.json").unlink()  # as if it had died at its very end
+    before = contents(tmp_path / "run")
+    message = r"checkpoint (was made )?after (3 epochs|3ep|69ba), but .* is to end after (2|2ep|46ba)[:;] "
+    with pytest.raises(ValueError, match=message):
+        run(*common, "autoresume=true", "max_duration=2ep")
+    assert contents(tmp_path / "run") == before
+
+
 def test_two_jobs_in_one_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even one that may overwrite does not, while the other is at work."""
     from ted_stream.engine import run_folder
 
     monkeypatch.setattr(run_folder, "_ORPHANS", 0.1)
     code = (
-        "import sys; from ted_stream.engine.run_folder import RunLock; lock = RunLock(sys.argv[1]); "
+        "import sys; from ted_stream.engine.run_folder import RunLock; lock = RunLock(sys.argv[1], what='a test'); "
         "lock.acquire(); print('held', flush=True); sys.stdin.read()"
     )
     run("trainer=loop", "pruning.method=none")
     before = contents(tmp_path / "run")
+    assert before.pop(".run.lock") == b""
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         for method in ("none", "random"):
-            with pytest.raises(RuntimeError, match="in use by a job that is at work"):
+            message = rf"in use by a job that is at work \(a test, process {other.pid} on "
+            with pytest.raises(RuntimeError, match=message):
                 run("trainer=loop", f"pruning.method={method}", "overwrite=true", "max_duration=2ep")
         other.kill()
-    assert contents(tmp_path / "run") == before
+    after = contents(tmp_path / "run")
+    assert after.pop(".run.lock").startswith(b"a test")  # it says nothing while nobody holds the lock
+    assert after == before
     run("trainer=loop", "pruning.method=none", "overwrite=true")

@@ -86,10 +86,14 @@ def test_what_is_left_for_a_last_batch_may_be_left_out(load) -> None:
     plan = RunPlan(method=settings.pruning.value, num_samples=1437, epochs=3)
     batches = [count // 64 for count in plan.forecast({})]
     assert result.forwarded == 64 * sum(batches) < sum(plan.forecast({}))
+    full = 1437 // 64 * 64
+    assert result.save_ratio == 1 - result.forwarded / (3 * full)
     changes = shorter_run(settings, settings.pruning.value, samples=1437)
     assert changes["max_duration"] == f"{sum(batches)}ba"
     shorter = train(replaced(settings, {**changes, "overwrite": True}))
     assert shorter.forwarded == result.forwarded
+    whole = train(replaced(settings, {"pruning.method": "none", "overwrite": True}))
+    assert (whole.forwarded, whole.save_ratio) == (3 * full, 0.0)  # nothing is saved of what nobody trains on
 
 
 def test_so_many_batches_end_where_they_are_said_to(load) -> None:

@@ -154,6 +154,23 @@ def test_onecycle_reaches_its_peak_and_keeps_the_momentum():
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"name": "cosine", "warmup": "11ba"},
+            r"warmup is 11ba, but the run ends after 10ba \(5ba an epoch\)",
+        ),
+        ({"name": "multistep", "milestones": ["10ba", "3ep"]}, r"scheduler.milestones\[1\] is 3ep, but the run ends"),
+    ],
+)
+def test_a_schedule_does_not_go_beyond_the_run_in_another_unit(options, message):
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=3.0)
+    with pytest.raises(config.ConfigError, match=message):
+        build_scheduler(config.Scheduler(**options), optimizer, length=5, steps=10)
+    build_scheduler(config.Scheduler(**{**options, "name": "onecycle"}), optimizer, length=5, steps=10)
+
+
+@pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({"name": "constant"}, [1, 1, 1, 1, 1, 1]),

@@ -1,14 +1,17 @@
 """What ``ted-stream score`` refuses, in one line and before it trains."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from filelock import FileLock
-from scoring import Command, command_on
-from typer.testing import CliRunner
+from scoring import QUICKSTART, SMALL, Command, command_on
+from typer.testing import CliRunner, Result
 
 from ted_stream.cli.commands import app
+from ted_stream.engine import run_folder
 from ted_stream.export import read_scores
 from ted_stream.pipelines.corpora.instructions import prepare_instructions
 
@@ -120,12 +123,55 @@ def test_a_finished_run_leaves_no_subset_of_another(score: Command, tmp_path: Pa
     assert not (tmp_path / "run" / "skip_list.parquet").exists()
 
 
-def test_a_folder_where_another_is_at_work_is_refused(score: Command, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    with FileLock(tmp_path / "run" / ".scoring.lock"):
+def test_training_and_scoring_keep_each_other_out_of_a_folder(
+    score: Command, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ted_stream.pipelines.training import loop_host, surrogates
+
+    short = [*SMALL, f"data.path={digits}", f"folder={tmp_path / 'run'}", "trainer=loop", "overwrite=true"]
+
+    def train() -> Result:
+        return CliRunner().invoke(app, ["train", QUICKSTART, *short])
+
+    for owner, name, begin, other, what in (
+        (surrogates.Surrogate, "tell", lambda: score("uniform"), train, "ted-stream score"),
+        (loop_host.Host, "fit", train, lambda: score("uniform", "overwrite=true"), "ted-stream train"),
+    ):
+        told: list[tuple[int, str]] = []
+        real = getattr(owner, name)
+
+        def meanwhile(self: object, real: Any = real, other: Any = other, told: Any = told) -> object:
+            refused = other()
+            told.append((refused.exit_code, " ".join(refused.output.split())))
+            return real(self)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, meanwhile)
+            begun = begin()
+        assert begun.exit_code == 0, begun.output
+        ((code, message),) = told
+        assert code == 1
+        assert f"is in use by another run of this process ({what})" in message
+
+
+def test_a_folder_where_another_job_scores_is_refused(
+    score: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "_ORPHANS", 0.1)
+    code = (
+        "import sys; from ted_stream.engine.run_folder import RunLock; lock = RunLock(sys.argv[1], what='a test'); "
+        "lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
         refused = score("uniform")
+        other.kill()
     assert refused.exit_code == 1
-    assert "another scoring run is at work in" in " ".join(refused.output.split())
+    message = " ".join(refused.output.split())
+    assert f"in use by a job that is at work (a test, process {other.pid} on " in message
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,32 @@ def test_what_is_wrong_is_named(override, message):
         load_settings(QUICKSTART, ["pruning.method=ted", override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["scheduler.name=cosine", "scheduler.warmup=25ep"], "warmup is 25ep, but the run ends after 24ep by max_dur"),
+        (
+            ["scheduler.name=multistep", "scheduler.milestones=[24ep, 30ep]"],
+            r"scheduler.milestones\[1\] is 30ep, but the run ends after 24ep",
+        ),
+        (
+            ["scheduler.name=linear", "scheduler.warmup=101ba", "max_duration=100ba", "pruning.method=none"],
+            "scheduler.warmup is 101ba, but the run ends after 100ba",
+        ),
+    ],
+)
+def test_a_schedule_does_not_go_beyond_the_run(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_settings(QUICKSTART, overrides)
+
+
+def test_a_schedule_may_go_to_the_end_of_the_run():
+    multistep = ["scheduler.name=multistep", "scheduler.warmup=24ep", "scheduler.milestones=[24ep, 1dur, 9999ba]"]
+    assert load_settings(QUICKSTART, multistep).scheduler.warmup == "24ep"
+    with pytest.warns(UserWarning, match="scheduler.warmup has no effect"):
+        assert load_settings(QUICKSTART, ["scheduler.warmup=25ep"]).scheduler.name == "onecycle"
+
+
 def test_every_field_of_every_method_can_be_set():
     """The section follows the methods: what is registered can be named, and what is a field can be set."""
     assert ("none", *METHODS) == METHOD_NAMES

@@ -137,6 +137,23 @@ def test_a_duration_in_batches_is_the_same_on_resume_and_counts_on_in_a_further_
     assert [record.epoch for record in first.records] == list(range(8))
 
 
+def test_a_run_does_not_end_before_it_goes_on(
+    folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Where Composer does not see it: fewer batches have been trained on than the duration has, by pruning."""
+    saving = {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "1ep"}
+    first = make_ted(0.6, annealing=0, folder=str(tmp_path))
+    trainer = make_trainer(folder, [first], max_duration="8ep", run_name="run", **saving)
+    trainer.fit()
+    (load,) = (tmp_path / "checkpoints").glob("ep8-*-rank0.pt")
+    batches = trainer.state.timestamp.batch.value + 1
+    again = make_trainer(
+        folder, [make_ted(0.6, annealing=0, folder=str(tmp_path))], max_duration=f"{batches}ba", load_path=str(load)
+    )
+    with pytest.raises(ValueError, match=r"made after 8 epochs, but the run is to end after [4-7]: "):
+        again.fit()
+
+
 def test_a_partial_duration_is_the_same_after_an_interruption(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

@@ -59,6 +59,15 @@ def test_makes_the_lists_and_weights_that_the_loop_makes(
     assert found == expected
 
 
+def test_a_run_folder_by_name(tmp_path: Path) -> None:
+    options = {"pruning_folder": tmp_path / "{run_name}"}
+    train(METHODS["random"], str(tmp_path / "out"), options=options, run_name="a/b", num_train_epochs=2)
+    assert (tmp_path / "a/b/run.json").exists()
+    for name in ("../x", "/x"):
+        with pytest.raises(ValueError, match=rf"run_name is '{name}', which is no folder within that of folder='"):
+            train(METHODS["random"], str(tmp_path / "out"), options=options, run_name=name)
+
+
 def test_the_run_folder_is_beside_the_checkpoints(tmp_path: Path) -> None:
     found = train(METHODS["ted"], str(tmp_path))
     for epoch, digest in enumerate(found["digests"]):
@@ -207,6 +216,8 @@ def test_another_run_does_not_go_on(tmp_path: Path) -> None:
         train(METHODS["ted"], str(tmp_path), resume=checkpoint, options={"pruning_progress": "epochs"})
     with pytest.raises(ValueError, match=r"middle of epoch 1.*seed \(3 and 4\)"):
         train(METHODS["ted"], str(tmp_path), resume=checkpoint, data_seed=4)
+    with pytest.raises(ValueError, match=r"made after 1 epochs and 2 batches, but the run is to end after 1: "):
+        train(METHODS["ted"], str(tmp_path), resume=checkpoint, num_train_epochs=1)
 
 
 # The learning rate

@@ -1,6 +1,7 @@
 """Pruning around a plain loop: it goes on where it was, and refuses what it cannot serve."""
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,19 @@ from torch.optim.lr_scheduler import (
 )
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
-from ted_stream import TED, ImportanceSampling, InfoBatch, PrunedSampler, Pruner, read_skip_list
+from ted_stream import (
+    TED,
+    ImportanceSampling,
+    InfoBatch,
+    PrunedSampler,
+    Pruner,
+    RandomPruning,
+    SeededSamples,
+    SkipList,
+    read_skip_list,
+)
 from ted_stream.methods import Method
+from ted_stream.skip_list import to_bytes
 
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -35,6 +47,50 @@ def test_the_run_folder_is_that_of_any_run(tmp_path: Path) -> None:
         assert skip_list.num_kept == found["kept"][epoch] == found["forwarded"][epoch]
     assert (tmp_path / "run.json").exists()
     assert (tmp_path / "manifest.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["ted", "importance"])
+def test_a_skip_list_is_made_into_a_file_once(
+    name: str, make_mds: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the run folder and for the readers; those of a list with weights have another file, without them."""
+    from ted_stream.engine import engine
+    from ted_stream.reading import dataset
+
+    made: list[str] = []
+
+    def counted(skip_list: SkipList) -> bytes:
+        made.append(skip_list.digest)
+        return to_bytes(skip_list)
+
+    for module in (engine, dataset):
+        monkeypatch.setattr(module, "to_bytes", counted)
+    digests = train(METHODS[name], str(tmp_path), loader=make_loader(make_mds(NUM_SAMPLES)))["digests"]
+    assert len(made) == len(set(made))
+    assert len(made) < 2 * EPOCHS if name == "importance" else made == digests
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "."])
+def test_a_name_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"run_name is '{name}', which is no folder within that of folder='"):
+        Pruner(METHODS["ted"], make_net(), make_loader(), epochs=2, folder=tmp_path / "{run_name}", run_name=name)
+    assert Pruner(METHODS["ted"], make_net(), make_loader(), epochs=2, folder=tmp_path, run_name=name).run_name == name
+
+
+def test_what_a_loader_leaves_out_anyway_is_not_saved(tmp_path: Path) -> None:
+    for ratio in (0.0, 0.5):
+        method = RandomPruning(ratio)
+        model = make_net()
+        pruner = Pruner(method, model, make_loader(drop_last=True), epochs=EPOCHS, folder=tmp_path / str(ratio))
+        with pruner:
+            for _ in pruner:
+                for x, y in pruner.batches():
+                    pruner.loss(F.cross_entropy(model(x), y)).backward()
+        full = EPOCHS * (NUM_SAMPLES - NUM_SAMPLES % GLOBAL_BATCH_SIZE)
+        forwarded = sum(record.forwarded for record in pruner.records)
+        assert (forwarded == full) == (ratio == 0)
+        assert pruner.save_ratio == 1 - forwarded / full
+        assert json.loads((tmp_path / str(ratio) / "run.json").read_text())["save_ratio"] == pruner.save_ratio
 
 
 # Going on
@@ -118,6 +174,57 @@ def test_another_run_does_not_go_on(tmp_path: Path) -> None:
     other = DataLoader(dataset, batch_size=4, sampler=PrunedSampler(dataset, seed=3))
     with pytest.raises(ValueError, match=r"middle of epoch 0.*global batch size \(8 and 4\)"):
         train(METHODS["ted"], str(tmp_path), resume=saved[3], loader=other)
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+@pytest.mark.parametrize("kind", ["map-style", "streaming"])
+def test_a_run_goes_on_with_samples_seeded_as_before(
+    kind: str, seeded: bool, make_mds: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = make_mds(NUM_SAMPLES) if kind == "streaming" else ""
+
+    def loader(seeded: bool) -> DataLoader:
+        if kind == "streaming":
+            from streamed import Streamed
+
+            data = Streamed(local=folder, shuffle=True, batch_size=GLOBAL_BATCH_SIZE, seed_samples=seeded)
+            return DataLoader(data, batch_size=GLOBAL_BATCH_SIZE)
+        plain = TensorDataset(*features())
+        samples = SeededSamples(plain) if seeded else plain
+        return DataLoader(samples, batch_size=GLOBAL_BATCH_SIZE, sampler=PrunedSampler(samples, seed=3))
+
+    saved: dict[int, Any] = {}
+
+    def save(batch: int, state: Callable[[], Any]) -> None:
+        if batch in (5, 13):  # within an epoch, and at its end
+            saved[batch] = copy.deepcopy(state())
+
+    expected = train(METHODS["random"], str(tmp_path), loader=loader(seeded), after_batch=save)
+    message = (
+        rf"seed_samples={seeded}, but this run has seed_samples={not seeded}.*{'with' if seeded else 'without'} Seed"
+    )
+    for state in saved.values():
+        with pytest.raises(ValueError, match=message):
+            train(METHODS["random"], str(tmp_path), loader=loader(not seeded), resume=state)
+    mixed = {"allow_other_settings": True}
+    train(METHODS["random"], str(tmp_path), loader=loader(not seeded), resume=saved[5], pruner_options=mixed)
+    del saved[13]["pruner"]["engine"]["seed_samples"]  # as of an earlier version
+    assert train(METHODS["random"], str(tmp_path), loader=loader(seeded), resume=saved[13]) == expected
+
+
+def test_a_run_does_not_end_before_it_goes_on(tmp_path: Path) -> None:
+    saved: dict[int, Any] = {}
+    train(METHODS["ted"], str(tmp_path), after_batch=lambda batch, state: saved.setdefault(batch, state()["pruner"]))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    for batch, epochs, message in (
+        (max(saved), 3, r"made after 4 epochs and \d+ batches, but the run is to end after 3: .*Let it last as many"),
+        (20, 1, r"made after 1 epochs and 7 batches, but the run is to end after 1: "),
+    ):
+        pruner = Pruner(METHODS["ted"], make_net(), make_loader(), epochs=epochs, folder=tmp_path)
+        pruner.load_state_dict(saved[batch])
+        with pytest.raises(ValueError, match=message):
+            next(iter(pruner))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
 
 
 # What loops do

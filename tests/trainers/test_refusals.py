@@ -389,6 +389,17 @@ def test_folders_may_be_paths(folder: str, make_trainer: Callable[..., Trainer],
     assert (tmp_path / "here" / "run.json").exists()
 
 
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(
+    name: str, folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer = make_trainer(folder, [DataPruning(RandomPruning(0.5), folder=tmp_path / "{run_name}")], run_name=name)
+    with pytest.raises(ValueError, match=rf"run_name is '{name}', which is no folder within that of folder='"):
+        trainer.fit()
+    assert not list(tmp_path.iterdir())
+    make_trainer(folder, [DataPruning(RandomPruning(0.5), folder=tmp_path / "a")], run_name=name).fit()
+
+
 def test_a_run_in_which_nothing_is_pruned_warns(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

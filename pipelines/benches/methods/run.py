@@ -24,7 +24,7 @@ from ...training.loop_host import Host
 from ...training.score import score
 from ...training.score_settings import Scoring, load_scoring
 from ...training.settings import ConfigError, Settings, load_settings, replaced
-from ...training.shorter import shorter_run
+from ...training.shorter import shorter_run, whole_batches
 from ...training.tasks import Classification, build_task
 from ...training.train import check_data, check_method
 from .savings import TOLERANCE, Search, planned_prune_ratio
@@ -47,7 +47,8 @@ class Outcome:
         arm: its name.
         seed: of all.
         prune_ratio: that was found; NaN where there is none.
-        save_ratio: 1 - forwarded / (N·T), measured.
+        save_ratio: 1 - forwarded / (N·T), measured; of N those that full data trains on, in whole batches with
+            data.drop_last.
         solved: whether that is the saving asked for, within 0.01.
         accuracy: on the test split, of the final weights.
         worst_class: the lowest accuracy of a class.
@@ -231,7 +232,7 @@ class _Performed:
 
         host = Host(settings, task, build_loaders(settings, self.description, ranks=1), after_epoch=note)
         trained = host.fit()
-        save_ratio = 1 - trained.forwarded / (self.samples * run.epochs)
+        save_ratio = 1 - trained.forwarded / (whole_batches(self.samples, settings) * run.epochs)
         engine = trained.engine
         return Outcome(
             key=run.key,

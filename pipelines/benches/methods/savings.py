@@ -21,7 +21,7 @@ def planned_prune_ratio(
 
     Args:
         make: the method of a prune ratio.
-        saving: 1 - forwarded / (N·T) of the whole run (TED, eq. 24).
+        saving: 1 - forwarded / what full data forwards of the whole run (TED, eq. 24).
         num_samples: N.
         epochs: T.
         whole_batches: samples are trained on by so many, and what is left of an epoch is not.
@@ -37,8 +37,11 @@ def planned_prune_ratio(
         plan = RunPlan(method=make(ratio), num_samples=num_samples, epochs=epochs)
         if plan.save_ratio is None:
             return None
-        forwarded = sum(count // whole_batches * whole_batches for count in plan.forecast({}))
-        return 1 - forwarded / (num_samples * epochs)
+        forwarded, full = (
+            sum(count // whole_batches * whole_batches for count in counts)
+            for counts in (plan.forecast({}), [num_samples] * epochs)
+        )
+        return 1 - forwarded / full
 
     most = saves(MOST)
     if most is None:

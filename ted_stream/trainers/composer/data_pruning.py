@@ -101,7 +101,7 @@ class DataPruning(Algorithm):
 
     @property
     def save_ratio(self) -> float:
-        """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24)."""
+        """1 - forwarded / what full data forwards, over the epochs that have ended (TED, eq. 24)."""
         return 0.0 if self._run is None else self._run.engine.save_ratio
 
     def match(self, event: Event, state: State) -> bool:

@@ -11,7 +11,7 @@ from composer.loggers import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import BatchIds, PrunableData, PruningEngine, Ranks, read_ids
+from ted_stream.engine import BatchIds, PrunableData, PruningEngine, Ranks, filled_in, read_ids
 from ted_stream.engine.data import start_streaming_at
 from ted_stream.engine.generators import get_generators, set_generators
 from ted_stream.pruning.batches import batch_size, tensors_of, total_loss
@@ -48,7 +48,7 @@ class ComposerRun:
     def __init__(self, settings: DataPruning, state: State, loaded: dict[str, Any] | None) -> None:
         self.settings = settings
         self._loaded = loaded if loaded and "engine" in loaded else None
-        folder = settings.folder.format(run_name=state.run_name)
+        folder = filled_in(settings.folder, state.run_name)
         if self._loaded and "{run_name}" in settings.folder:
             folder = self._loaded["engine"]["folder"]  # Composer gives the resumed run a new name, unless told one
         self._ranks = Ranks()

@@ -44,7 +44,7 @@ class PruningMixin(_Base):
     Args:
         *args: of the Trainer.
         pruning: what to measure, keep and weigh.
-        pruning_folder: of the run, a local path or a URI; by default ``pruning`` in the Trainer's ``output_dir``.
+        pruning_folder: of the run, a path or a URI, with ``{run_name}`` filled in; else ``pruning`` in ``output_dir``.
         pruning_seed: of ties and draws.
         pruning_progress: by what the learning rate comes on in pruned epochs: ``samples`` forwarded, or full
             ``epochs``; by default the samples, or epochs where the method's counts are its own.
@@ -121,7 +121,7 @@ class PruningMixin(_Base):
 
     @property
     def pruning_save_ratio(self) -> float:
-        """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24)."""
+        """1 - forwarded / what full data forwards, over the epochs that have ended (TED, eq. 24)."""
         return 0.0 if self._pruned_run is None else self._pruned_run.engine.save_ratio
 
     # What the Trainer's loop asks for --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from ted_stream.engine import PruningEngine, Ranks, RunFolder
+from ted_stream.engine import PruningEngine, Ranks, RunFolder, filled_in
 from ted_stream.files import write_bytes
 from ted_stream.methods import Method
 from ted_stream.trainers import requirements
@@ -90,13 +90,15 @@ class HuggingFaceRun:
         batches: that are trained on.
 
     Raises:
-        ValueError: if the loader cannot be served, or the run cannot go on from the checkpoint.
+        ValueError: if the loader cannot be served, the run cannot go on from the checkpoint, or its name leads out of
+            the folder.
     """
 
     def __init__(
         self, trainer: Any, settings: Settings, loader: DataLoader, folder: str, checkpoint: str | None
     ) -> None:
         self._trainer, self._settings, self.loader = trainer, settings, loader
+        self._name = trainer.args.run_name or os.path.basename(os.path.abspath(trainer.args.output_dir))
         ranks = Ranks()
         data = checked_data(loader, ranks)
         ranks.on_every_rank(lambda: refuse_pruned(trainer.eval_dataset, data))
@@ -105,7 +107,7 @@ class HuggingFaceRun:
         self.engine = PruningEngine(
             settings.method,
             data,
-            folder=settings.folder or os.path.join(folder, "pruning"),
+            folder=filled_in(settings.folder, self._name) if settings.folder else os.path.join(folder, "pruning"),
             seed=settings.seed,
             ranks=ranks,
             output_layer=settings.output_layer,
@@ -134,10 +136,9 @@ class HuggingFaceRun:
     def begin(self) -> None:
         """The Trainer has made everything, and is about to train."""
         trainer, engine, reader = self._trainer, self.engine, self._reader
-        args, model = trainer.args, trainer.model_wrapped
-        name = args.run_name or os.path.basename(os.path.abspath(args.output_dir))
+        model = trainer.model_wrapped
         reader.begin()
-        engine.start(model, self.loader, epochs=self.lengths.epochs, run=name, at=(reader.epoch, reader.done))
+        engine.start(model, self.loader, epochs=self.lengths.epochs, run=self._name, at=(reader.epoch, reader.done))
         self.batches.attach(model)
         requirements.warn_of_single_rows(model, engine, self.loader, reader.epoch)
         if reader.is_over:  # saved after an epoch's last step, before its end

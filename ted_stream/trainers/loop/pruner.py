@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import EpochRecord, PruningEngine, Ranks, RunFolder, checked_folder
+from ted_stream.engine import EpochRecord, PruningEngine, Ranks, RunFolder, checked_folder, filled_in
 from ted_stream.methods import Method
 from ted_stream.pruning import batch_size
 from ted_stream.pruning.settings import check_whole
@@ -56,7 +56,7 @@ class Pruner:
 
     Raises:
         TypeError: for an argument of another type.
-        ValueError: for a value out of range, or a loader that cannot be served.
+        ValueError: for a value out of range, a name that leads out of the folder, or a loader that cannot be served.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Pruner:
         self.full_length = len(loader)
         self.run_name = ranks.on_rank_zero(lambda: run_name or new_run_name())
         self._keeps_folder = run_name is None and "{run_name}" in folder
-        folder, options = folder.format(run_name=self.run_name), {"output_layer": output_layer, "loss": loss_function}
+        folder, options = filled_in(folder, self.run_name), {"output_layer": output_layer, "loss": loss_function}
         options |= {"allow_other_settings": allow_other_settings, "overwrite": overwrite}
         self.engine = PruningEngine(method, data, folder=folder, seed=seed, ranks=ranks, **options)
         self._steps = LoopSteps(self.engine.step, model, moves_batches=loss_function is not None)
@@ -101,7 +101,7 @@ class Pruner:
 
     @property
     def save_ratio(self) -> float:
-        """1 - forwarded / (N · epochs) over the epochs that have ended (TED, eq. 24)."""
+        """1 - forwarded / what full data forwards, over the epochs that have ended (TED, eq. 24)."""
         return self.engine.save_ratio
 
     def __enter__(self) -> Pruner:
