@@ -31,7 +31,7 @@ def seed_sample(seed: int, epoch: int, sample_id: int) -> tuple[Any, ...] | None
     """
     before = None
     if get_worker_info() is None:
-        before = random.getstate(), np.random.get_state(legacy=False), torch.default_generator.get_state()
+        before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(f"{seed} {epoch} {sample_id}")  # by SHA-512, the same in every process
     np.random.seed(random.getrandbits(32))
     torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed() goes to CUDA too

@@ -257,6 +257,26 @@ def test_too_few_samples_are_refused() -> None:
         sampler.activate(list_of(sampler, [1, 2, 3]))
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("drop_last", [True, False], ids=["sampler drops", "sampler repeats"])
+@pytest.mark.parametrize("loader_drops", [True, False])
+def test_the_fewest_samples_give_every_rank_a_batch(world_size: int, drop_last: bool, loader_drops: bool) -> None:
+    samplers = ranks_of(world_size, drop_last=drop_last)
+    loaders = [DataLoader(Numbers(), batch_size=4, sampler=each, drop_last=loader_drops) for each in samplers]
+    (fewest, reason), *others = [each.fewest_for(loader) for each, loader in zip(samplers, loaders, strict=True)]
+    assert all(other == (fewest, reason) for other in others)
+    assert f"takes {fewest} to give each of {world_size} ranks a batch with drop_last={drop_last}" in reason
+
+    def batches(kept: int) -> set[int]:
+        for each in samplers:
+            each.activate(list_of(each, range(kept)))
+        return {len(list(loader)) for loader in loaders}
+
+    assert batches(fewest) == {1}
+    if fewest > samplers[0].fewest_samples:  # else it is refused
+        assert batches(fewest - 1) == {0}
+
+
 def test_rank_and_world_size_are_the_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before there is a process group; DistributedSampler cannot be made then."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)  # as an earlier test may have left one

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from streaming import MDSWriter
+from streaming import MDSWriter, Stream
 from tars import write_tar
 
 from ted_stream import PrunedStreamingDataset, SkipList, SkipListError, write_skip_list
@@ -122,6 +122,19 @@ def test_hashes_of_the_index_cost_nothing(make, asked, tmp_path):
     index = json.loads((tmp_path / "data" / "index.json").read_text())
     assert [s.content for s in layout.shards] == [f"md5:{s['raw_data']['hashes']['md5']}" for s in index["shards"]]
     assert not asked
+
+
+def test_what_has_no_hashes_is_looked_at_beside_what_has(make, asked, tmp_path):
+    hashed, plain = write(tmp_path / "hashed", 0, hashes=["sha1"]), write(tmp_path / "plain", 1)
+    expected = make(hashed).layout.streams + make(plain).layout.streams
+    asked.clear()
+    both = PrunedStreamingDataset(streams=[Stream(local=str(folder)) for folder in (hashed, plain)], batch_size=1)
+    assert both.layout.streams == expected
+    assert {Path(name).parent for name, _ in asked} == {plain}
+    index = json.loads((hashed / "index.json").read_text())
+    index["shards"][1]["raw_data"]["hashes"] = {}
+    (hashed / "index.json").write_text(json.dumps(index))
+    assert all(shard.content for shard in make(hashed).layout.shards)
 
 
 def test_a_store_is_asked_three_times_a_shard_and_once_for_all(make, asked, upload, tmp_path):

@@ -4,18 +4,22 @@ import copy
 import gc
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import streaming.base.dataset
 from faulty_s3 import FaultyS3
 from streaming import MDSWriter, StreamingDataset
+from streaming.base.shared import get_shm_prefix as stock_get_shm_prefix
 from tars import write_shards
 from torch.utils.data import DataLoader
 
@@ -170,6 +174,21 @@ def test_no_more_than_streaming_while_it_lives(remote: Path) -> None:
 
 
 @pytest.mark.usefixtures("uncollected")
+def test_a_look_at_another_job_leaves_nothing_open(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At one of stock streaming, whose numbers begin at 0."""
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming.base.dataset, "get_shm_prefix", stock_get_shm_prefix)
+        stock = StreamingDataset(remote=str(remote), local=str(tmp_path / "stock"), batch_size=4)
+    assert stock._shm_prefix_int < 10**6
+    before = descriptors()
+    dataset = PrunedStreamingDataset(remote=str(remote), local=str(tmp_path / "ours"), batch_size=4)
+    del dataset
+    assert sorted(descriptors().values()) == sorted(before.values())
+
+
+@pytest.mark.usefixtures("uncollected")
 def test_a_copy_keeps_what_it_needs(remote: Path) -> None:
     before = descriptors()
     dataset = PrunedStreamingDataset(local=str(remote), batch_size=4)
@@ -178,6 +197,7 @@ def test_a_copy_keeps_what_it_needs(remote: Path) -> None:
     random_access(copied)
     del dataset
     an_epoch(copied)
+    assert len(open_shards()) == NUM_SAMPLES // PER_SHARD  # for the next epoch
     del copied
     assert sorted(descriptors().values()) == sorted(before.values())
 
@@ -195,15 +215,41 @@ def test_the_bound_is_that_of_a_process(remote: Path, tmp_path: Path, monkeypatc
         datasets[0][shard * PER_SHARD]
     names = {Path(place).name for place in open_shards()}
     assert names == {f"shard.{number:05}.mds" for number in (0, 2, 3, 4)}
+    # An eighth of what the process may have open, where that is less.
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (16, resource.RLIM_INFINITY))
+    datasets[0][5 * PER_SHARD]
+    assert len(open_shards()) == 2
     del datasets[0]
     gc.collect()
     assert not open_shards()
+
+
+def has_lock() -> bool:
+    lock: Any = shard_files._opened._lock
+    return lock._is_owned()
+
+
+class Guarded(OrderedDict[Any, Any]):
+    """What a thread may look at, and change, while it has the lock."""
+
+    def __getattribute__(self, name: str) -> Any:
+        assert has_lock(), name
+        return super().__getattribute__(name)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        assert has_lock()
+        super().__setitem__(key, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        assert has_lock()
+        return super().__iter__()
 
 
 def test_samples_are_right_while_other_threads_close_files(
     remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_files, "_OPEN_SHARDS", 2)
+    monkeypatch.setattr(shard_files._opened, "_shards", Guarded())
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     truth = [sample["x"] for sample in StreamingDataset(local=str(remote), batch_size=4)]

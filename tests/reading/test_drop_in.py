@@ -15,6 +15,7 @@ import pytest
 from streaming import CSVWriter, JSONWriter, MDSWriter, Stream, StreamingDataLoader, StreamingDataset
 from streaming.base.registry_utils import save_registry
 from streaming.base.stream import streams_registry
+from streaming.vision.base import StreamingVisionDataset
 from torch.utils.data import DataLoader
 
 from ted_stream import Prunable, PrunedStreamingDataset
@@ -200,6 +201,18 @@ def test_a_local_folder_of_two_remotes_is_refused(tmp_path: Path, folder: str, o
         del first
         shutil.rmtree(local)
         return error
+
+    same(observe)
+
+
+def test_a_local_folder_is_free_once_its_dataset_has_read(tmp_path: Path, folder: str) -> None:
+    """As where a notebook's cell runs again."""
+
+    def observe(cls: Class) -> list[int]:
+        arguments: dict[str, Any] = {"remote": folder, "local": str(tmp_path / cls.__name__), "batch_size": BATCH_SIZE}
+        first = cls(**arguments)
+        assert first[0]["id"] == 0
+        return ids_of(cls(**arguments))
 
     same(observe)
 
@@ -631,7 +644,18 @@ def test_the_signature_shows_stocks_parameters() -> None:
     stock = inspect.signature(StreamingDataset).parameters
     ours = inspect.signature(PrunedStreamingDataset).parameters
     assert stock.items() <= ours.items()
-    assert {"skip_list", "sample_ids", "seed_samples", "request_latency", "min_gap", "decoders"} <= set(ours)
+    beyond = {"skip_list", "sample_ids", "seed_samples", "request_latency", "min_gap", "decoders"}
+    assert beyond <= set(ours)
+
+    class Mine(Prunable, StreamingVisionDataset):
+        """Hands on what it does not name, to one that names all that it takes."""
+
+    class Closed(PrunedStreamingDataset):
+        def __init__(self, local: str) -> None:
+            super().__init__(local=local)
+
+    assert set(inspect.signature(Mine).parameters) == beyond | set(inspect.signature(StreamingVisionDataset).parameters)
+    assert list(inspect.signature(Closed).parameters) == ["local"]
 
 
 def test_every_argument_is_named_as_those_behind_it_name_it() -> None:

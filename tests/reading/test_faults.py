@@ -6,17 +6,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from boto3.session import Session
+from botocore import UNSIGNED
+from botocore.exceptions import ClientError, NoCredentialsError
 from faulty_s3 import FaultyS3
 from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader
 
 from ted_stream import PrunedStreamingDataset, SkipList
 from ted_stream.reading import sources
+from ted_stream.reading.sources import S3Source, TransientError
 
 NUM_SAMPLES = 120
 
@@ -135,6 +142,75 @@ def test_ranks_share_what_is_fetched(endpoint: str, tmp_path: Path, launch: Call
     assert sorted({sample for rank in read for sample in rank}) == kept
     ranges = [request for request in asked if request[1] is not None]
     assert len(ranges) == len(set(ranges))
+
+
+def test_pauses_double_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    class Busy(sources.LocalSource):
+        reads = 0
+
+        def read(self, name: str, begin: int, end: int, *, size: int) -> bytes:
+            Busy.reads += 1
+            raise TransientError("the server is busy")
+
+    monkeypatch.setattr(sources, "time", SimpleNamespace(sleep=pauses.append))
+    with pytest.raises(ConnectionError, match=r"in 12 attempts; the last one: the server is busy"):
+        sources.read_patiently(Busy(), "shard", 0, 4, size=4, attempts=12)
+    assert (Busy.reads, len(pauses)) == (12, 11)
+    shares = [pause / min(0.1 * 2**at, 10) for at, pause in enumerate(pauses)]
+    assert all(0.5 <= share <= 1.5 for share in shares)
+    assert len(set(shares)) == 11  # processes that fail together do not come back together
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (500, "InternalError", TransientError),
+        (503, "SlowDown", TransientError),
+        (429, "TooManyRequests", TransientError),
+        (400, "RequestTimeout", TransientError),
+        (400, "Throttling", TransientError),
+        (401, "Unauthorized", PermissionError),
+        (403, "AccessDenied", PermissionError),
+        (404, "NoSuchKey", FileNotFoundError),
+        (416, "InvalidRange", OSError),
+    ],
+)
+def test_what_may_pass_is_told_from_what_stays(status: int, code: str, kind: type[OSError]) -> None:
+    source = S3Source(timeout=1)
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    source._made = Mock(get_object=Mock(side_effect=ClientError(answer, "GetObject")))
+    with pytest.raises(kind, match=code) as caught:
+        source.read("s3://training/data/shard", 0, 4, size=4)
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("reason", ["no credentials", "400"])
+def test_a_public_bucket_is_read_without_a_signature(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """And one whose requester pays with a word that says so."""
+    monkeypatch.setenv("MOSAICML_STREAMING_AWS_REQUESTER_PAYS", "other, training")
+    answer: Any = {"Error": {"Code": "400"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    refused = NoCredentialsError() if reason == "no credentials" else ClientError(answer, "GetObject")
+    whole = {"ContentRange": "bytes 1-3/4", "Body": BytesIO(b"234")}
+    made = []
+
+    def client(self: Session, name: str, *, config: Any, **arguments: Any) -> Mock:
+        made.append(config.signature_version is UNSIGNED)
+        return Mock(get_object=Mock(side_effect=[whole if made[-1] and is_public else refused]))
+
+    monkeypatch.setattr(Session, "client", client)
+    is_public = True
+    source = S3Source(timeout=1)
+    assert source.read("s3://training/data/shard", 1, 4, size=4) == b"234"
+    assert made == [False, True]
+    source._made.get_object.assert_called_once_with(
+        Bucket="training", Key="data/shard", Range="bytes=1-3", RequestPayer="requester"
+    )
+    is_public = False
+    with pytest.raises(OSError, match=r"400|credentials"):
+        S3Source(timeout=1).read("s3://training/data/shard", 1, 4, size=4)
+    assert made[2:] == [False, True]
 
 
 @pytest.mark.parametrize("retry", [1, 3])

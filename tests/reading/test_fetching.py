@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -20,6 +22,9 @@ from quick import quick_of
 from streaming import MDSWriter, Stream, StreamingDataset
 from streaming.base.dataset import _ShardState
 from streaming.vision.base import StreamingVisionDataset
+from tars import NUM_SAMPLES as NUM_IN_TARS
+from tars import PER_SHARD, SHARDS
+from tars import write_shards as write_tars
 from torch.utils.data import DataLoader
 
 from ted_stream import Prunable, PrunedStreamingDataset, SkipList
@@ -27,6 +32,7 @@ from ted_stream.reading import shard_files, sources
 from ted_stream.reading.fetching import Fetcher
 from ted_stream.reading.node_cache import NodeCache
 from ted_stream.reading.sources import LocalSource, TransientError
+from ted_stream.reading.tar_index import index_tars
 
 NUM_SAMPLES = 240
 SMALL: dict[str, Any] = {
@@ -222,6 +228,60 @@ def test_full_shards_costly_requests_and_compressed_shards_come_whole(
     keep_only(dataset, mask)
     check(read_epoch(dataset), mask, truth)
     assert len(list((tmp_path / "c").glob("*.mds"))) == len(sizes)
+    # Beside another stream that is read by ranges.
+    places = ((compressed, tmp_path / "d"), (remote, tmp_path / "e"))
+    streams = [Stream(remote=str(elsewhere), local=str(local)) for elsewhere, local in places]
+    dataset = PrunedStreamingDataset(streams=streams, batch_size=4, **SMALL)
+    requests.clear()
+    keep_only(dataset, np.tile(mask, 2))
+    assert len(read_epoch(dataset)) == 2 * mask.sum()
+    assert requests.num_bytes <= 1.15 * size_of(truth, mask) + sizes["shard.00010.mds"]
+
+
+def test_tars_are_fetched_by_ranges(tmp_path: Path, requests: Requests) -> None:
+    cache, mask = tmp_path / "cache", np.arange(NUM_IN_TARS) % 5 == 0
+    index_tars(write_tars(tmp_path / "tars"))
+    requests.clear()
+    dataset = dataset_of(tmp_path / "tars", cache, request_latency=64, min_gap=64)
+    keep_only(dataset, mask)
+
+    def epoch() -> list[int]:
+        return sorted(sample["json"]["id"] for sample in read_epoch(dataset))
+
+    def names() -> list[str]:
+        return sorted({name for name, _, _ in requests})
+
+    tars = [f"x-{shard}.tar" for shard in range(SHARDS)]
+    assert epoch() == np.flatnonzero(mask).tolist()
+    assert not list(cache.glob("*.tar"))
+    assert names() == sorted([*tars, *(f"{tar}.offsets" for tar in tars)])
+    # Where the samples are is known from then on, whatever becomes of them.
+    for shard in range(SHARDS):
+        dataset.evict_shard(shard)
+    requests.clear()
+    assert epoch() == np.flatnonzero(mask).tolist()
+    assert names() == tars
+    # A whole shard that has lost one of its files is fetched again.
+    dataset.request_latency = 1 << 20
+    dataset.activate(None, sample_ids=False)
+    assert epoch() == list(range(NUM_IN_TARS))
+    (cache / f"{tars[1]}.offsets").unlink()
+    dataset._files.close()
+    assert dataset[PER_SHARD]["json"] == {"id": PER_SHARD}
+
+
+def test_a_shard_that_is_removed_by_hand_comes_back(remote: Path, truth: list[dict[str, Any]], tmp_path: Path) -> None:
+    """After an epoch, which reads it through the file that is open; where it is in no other place, it does not."""
+    every = np.ones(NUM_SAMPLES, np.bool_)
+    own = write_shards(tmp_path / "own")
+    for dataset, folder in (
+        (dataset_of(remote, tmp_path / "cache"), tmp_path / "cache"),
+        (PrunedStreamingDataset(local=str(own), batch_size=4), own),
+    ):
+        check(read_epoch(dataset), every, truth)
+        (folder / "shard.00002.mds").unlink()
+        check(read_epoch(dataset), every, truth)
+        assert (folder / "shard.00002.mds").exists() == (folder != own)
 
 
 def test_reading_at_random_fetches_whole_shards(
@@ -238,6 +298,28 @@ def test_reading_at_random_fetches_whole_shards(
     assert dataset[100] == truth[100]
     with pytest.raises(IndexError, match="Invalid sample index"):
         dataset.get_item(NUM_SAMPLES)
+    # A copy is in no epoch, and so needs all of a shard that the epoch needs a part of.
+    assert (tmp_path / "cache" / "shard.00002.mds.sparse").exists()
+    pickle.loads(pickle.dumps(dataset)).prepare_shard(2)
+    requests.clear()
+    first, stop = dataset.sample_offset_per_shard[2:4].tolist()
+    assert [dataset[index] for index in range(first, stop)] == truth[first:stop]
+    assert not list(requests)
+
+
+def test_shards_in_folders_of_their_own(remote: Path, truth: list[dict[str, Any]], tmp_path: Path) -> None:
+    """As streaming's merge_index leaves them where they are."""
+    index = json.loads((remote / "index.json").read_text())
+    for shard in index["shards"]:
+        name = shard["raw_data"]["basename"]
+        shard["raw_data"]["basename"] = f"a/{name}/{name}"
+        (tmp_path / "remote" / "a" / name).mkdir(parents=True)
+        (tmp_path / "remote" / "a" / name / name).symlink_to(remote / name)
+    (tmp_path / "remote" / "index.json").write_text(json.dumps(index))
+    for keep in (0.2, 1.0):
+        dataset = dataset_of(tmp_path / "remote", tmp_path / f"cache{keep}")
+        keep_only(dataset, random_mask(keep))
+        check(read_epoch(dataset), random_mask(keep), truth)
 
 
 def test_what_is_built_on_streaming_reads_sparse_shards(tmp_path: Path) -> None:
@@ -388,6 +470,18 @@ def test_two_writers_of_a_shard_leave_a_whole_one(
     dataset = dataset_of(remote, tmp_path / "cache")
     stream, shard = dataset.streams[0], dataset.shards[0]
     real, inside = LocalSource.read, [0]
+    fsync, replace, synced = os.fsync, Path.replace, set[int]()
+
+    def sync(file: int) -> None:
+        fsync(file)
+        synced.add(os.fstat(file).st_ino)
+
+    def rename(self: Path, target: Any) -> Path:
+        assert self.stat().st_ino in synced, "it must be on disk before it has the name that is trusted"
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", rename)
 
     def read(self: LocalSource, name: str, begin: int, end: int, *, size: int) -> bytes:
         inside[0] += 1

@@ -186,6 +186,8 @@ def test_lists_that_do_not_fit_are_refused(folder: str, make_mds: Callable[..., 
     wide = PrunedStreamingDataset(local=folder, batch_size=4, shuffle=True, num_canonical_nodes=8)
     with pytest.raises(ValueError, match=r"leaves 7 samples.*num_canonical_nodes = 8"):
         wide.activate(skip_list_of(wide, range(NUM_SAMPLES - 7)), sample_ids=False)
+    wide.activate(skip_list_of(wide, range(NUM_SAMPLES - 8)), sample_ids=False)
+    assert sorted(sample["id"] for sample in wide) == list(range(NUM_SAMPLES - 8, NUM_SAMPLES))
     for method in ("stratified", "per_stream", "device_per_stream"):
         stratified = PrunedStreamingDataset(local=folder, batch_size=4, batching_method=method)
         with pytest.raises(ValueError, match=f"'{method}'.*batching_method='random'"):

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,16 @@ def test_what_was_written_is_there_for_everybody(path: Path) -> None:
         assert [shard.read(position) for position in range(SAMPLES)] == expected
 
 
+def test_what_is_present_is_written_as_documented(tmp_path: Path) -> None:
+    """A later version reads what this one left in a cache."""
+    path, head = str(tmp_path / "x"), HEAD + b"xy"  # of which a whole number of words is taken up
+    shard = SparseShard.create(path, head, size=SIZE, samples=SAMPLES, parse=lambda data: parse(data[:-2]))
+    put(shard, 1, 4)
+    begin = struct.pack("<8sQQII", b"TEDSPRS1", SIZE, SAMPLES, len(head), zlib.crc32(head)) + head + bytes(2)
+    checksums = [0, 1, *(zlib.crc32(CONTENT[OFFSETS[i] : OFFSETS[i + 1]]) for i in (2, 3)), 0]  # 1: the empty one
+    assert Path(f"{path}.present").read_bytes() == begin + np.array(checksums, "<u4").tobytes()
+
+
 def test_holes_take_no_space(path: Path) -> None:
     shard = opened(path)
     assert shard is not None
@@ -72,7 +84,9 @@ def test_a_sample_that_a_crash_took_is_absent(path: Path) -> None:
         assert again.read(0) == CONTENT[100:5100]
 
 
-@pytest.mark.parametrize("damage", ["no data", "no list", "short data", "short list", "head", "magic", "other shard"])
+@pytest.mark.parametrize(
+    "damage", ["no data", "no list", "short data", "short list", "empty list", "head", "magic", "other shard"]
+)
 def test_files_that_are_not_whole_are_not_used(path: Path, damage: str) -> None:
     data, present = Path(f"{path}.sparse"), Path(f"{path}.present")
     size = SIZE
@@ -84,6 +98,8 @@ def test_files_that_are_not_whole_are_not_used(path: Path, damage: str) -> None:
         os.truncate(data, SIZE - 1)
     elif damage == "short list":
         os.truncate(present, present.stat().st_size - 1)
+    elif damage == "empty list":
+        present.write_bytes(b"")
     elif damage == "other shard":
         size = SIZE + 1
     else:

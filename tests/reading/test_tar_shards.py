@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import tarfile
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -22,6 +23,7 @@ from webdataset.filters import decode
 
 from ted_stream import PrunedStreamingDataset, SkipList
 from ted_stream.reading.tar_index import index_tars
+from ted_stream.reading.tar_members import members
 from ted_stream.reading.tar_shards import TarReader, offsets_file, parse_offsets, set_decoders
 
 
@@ -94,6 +96,13 @@ def test_every_sample_is_in_its_bytes(folder: Path) -> None:
         assert spans == [reader.get_sample_data(at) for at in range(PER_SHARD)]
         ours = [reader.decode_sample(span) for span in spans]
         assert_same(ours, expected[shard * PER_SHARD : (shard + 1) * PER_SHARD])
+
+
+def test_a_tar_is_walked_without_a_list_of_its_members(folder: Path) -> None:
+    with tarfile.open(folder / "x-1.tar") as tar:
+        known = [(member.name, len(vars(tar)["members"])) for member in members(tar)]
+    with tarfile.open(folder / "x-1.tar") as tar:
+        assert known == [(name, 0) for name in tar.getnames()]
 
 
 def test_an_epoch_is_that_of_mds(folder: Path, tmp_path: Path) -> None:
