@@ -16,7 +16,7 @@ from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader
 
 from ted_stream import PrunedStreamingDataset, SkipList
-from ted_stream.reading import sources
+from ted_stream.stores import base
 
 NUM_SAMPLES = 120
 
@@ -32,7 +32,7 @@ def endpoint(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             writer.write({"id": index, "x": rng.bytes(int(rng.integers(2_000, 12_000)))})
     for path in folder.iterdir():
         s3.upload_file(str(path), "training", f"data/{path.name}")
-    monkeypatch.setattr(sources, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(base, "_FIRST_PAUSE", 0.01)
     return os.environ["S3_ENDPOINT_URL"]
 
 
@@ -141,7 +141,7 @@ def test_ranks_share_what_is_fetched(endpoint: str, tmp_path: Path, launch: Call
 def test_a_request_is_repeated_as_download_retry_says(
     endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: float, retry: int
 ) -> None:
-    monkeypatch.setattr(sources, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(base, "_LONGEST_PAUSE", 0.01)
     dataset, _ = dataset_of(tmp_path, keep, download_retry=retry)
     with FaultyS3(endpoint, unavailable=1.0, in_a_row=1000) as front:
         monkeypatch.setenv("S3_ENDPOINT_URL", front.url)
