@@ -7,13 +7,18 @@ import os
 import re
 import secrets
 import tempfile
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from ted_stream.stores import ATTEMPTS, patiently, store_of
 
 __all__ = ["exists", "is_remote", "join", "read_bytes", "stays_within", "write_bytes"]
 
 # A scheme, a colon and a slash: "s3://…", and "dbfs:/Volumes/…" too; not a local "job:3/ep0007.parquet".
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+_TIMEOUT = 60.0  # seconds to wait for a byte, as streaming does
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -85,7 +90,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             raise FileNotFoundError(f"There is no file {text!r}; check the path, or that the run wrote it.") from error
         except IsADirectoryError as error:
             raise _is_folder(text, "read") from error
-    from streaming.base.storage.download import CloudDownloader
+    from ted_stream.stores.downloads import CloudDownloader
 
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, "file")
@@ -101,11 +106,24 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is something at a local path, or a file at a URI, which is downloaded to know; errors as above."""
-    if not is_remote(path):
-        return Path(_text(path)).exists()
+    """Whether there is something at a local path, or a file at a URI.
+
+    Where a store cannot tell (`ted_stream.stores.store_of` knows none for its scheme), the file is downloaded to know.
+
+    Raises:
+        ConnectionError: The store was asked in vain.
+        PermissionError: It does not tell. Other errors are those of `read_bytes`.
+    """
+    text = _text(path)
+    if not is_remote(text):
+        return Path(text).exists()
+    store = store_of(text, timeout=_TIMEOUT)
+    if store is not None:
+        with closing(store):
+            failed = f"Whether there is {text!r} could not be found out"
+            return patiently(partial(store.exists, text), failed, "Check the store and the network.", attempts=ATTEMPTS)
     try:
-        read_bytes(path)
+        read_bytes(text)
     except FileNotFoundError:
         return False
     return True
@@ -115,7 +133,8 @@ def _is_missing(error: Exception) -> bool:
     """Whether a store's error says that there is no such object; each store's own says it in another way."""
     response: Any = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # boto's
-    told = metadata.get("HTTPStatusCode"), *(getattr(error, name, None) for name in ("code", "status_code", "status"))
+    told = [getattr(error, name, None) for name in ("code", "status_code", "status")]
+    told += metadata.get("HTTPStatusCode"), getattr(response, "status_code", None)
     return isinstance(error, FileNotFoundError) or 404 in told
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from ted_stream.files import is_remote, join, read_bytes, write_bytes
+from ted_stream import files
+from ted_stream.files import exists, is_remote, join, read_bytes, write_bytes
 
 
 class Elsewhere:
@@ -36,6 +37,16 @@ def test_files_on_an_object_store(s3: Any) -> None:
     assert read_bytes(path) == b"two"
     with pytest.raises(FileNotFoundError, match=r"no file .s3://training/run/b\.bin.; check the URI"):
         read_bytes("s3://training/run/b.bin")
+
+
+def test_whether_there_is_a_file(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (str(tmp_path / "run"), "s3://training/run"):
+        write_bytes(join(folder, "a.bin"), b"one")
+    monkeypatch.setattr(files, "read_bytes", None)  # nothing is read to know
+    for folder in (str(tmp_path / "run"), "s3://training/run"):
+        assert exists(join(folder, "a.bin"))
+        assert not exists(join(folder, "b.bin"))
+    assert exists(tmp_path)
 
 
 @pytest.mark.parametrize(

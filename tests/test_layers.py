@@ -18,6 +18,7 @@ FLOOR = {
     "files": 1,
     "seeding": 1,
     "skip_list": 1,
+    "stores": 1,
     "pruning": 1,
     "methods": 2,
     "reading": 2,
@@ -33,7 +34,7 @@ YET_TO_COME: set[str] = set()
 # The modules below which a host may be imported; pipelines compose all of them.
 KNOWN_TO = {
     "composer": ("ted_stream.trainers.composer", "ted_stream.testing.composer_contract", "ted_stream.pipelines"),
-    "streaming": ("ted_stream.reading", "ted_stream.files", "ted_stream.pipelines"),
+    "streaming": ("ted_stream.reading", "ted_stream.files", "ted_stream.stores", "ted_stream.pipelines"),
     "webdataset": ("ted_stream.reading", "ted_stream.export"),
     "transformers": (
         "ted_stream.trainers.huggingface",
@@ -52,10 +53,10 @@ LAZILY = {
     ("ted_stream.reading.drop_pruned", "webdataset"),
     ("ted_stream.reading.tar_shards", "webdataset"),
 }
-# What the default install brings: our own dependencies, those of streaming (boto3) and those of torch.
+# What the default install brings: our own dependencies, those of streaming (clients of stores) and those of torch.
 DEFAULT = {
     *("filelock", "numpy", "pyarrow", "pyroaring", "streaming", "torch"),
-    *("boto3", "botocore", "s3transfer", "typing_extensions"),
+    *("azure", "boto3", "botocore", "google", "huggingface_hub", "requests", "s3transfer", "typing_extensions"),
 }
 
 MOST_LINES = 250
@@ -260,7 +261,7 @@ FRESH = {
         "from ted_stream.files import read_bytes, write_bytes\n"
         "write_bytes(sys.argv[1] + '/a', b'x')\n"
         "assert read_bytes(sys.argv[1] + '/a') == b'x'\n",
-        {"torch", "numpy", "streaming"},
+        {"torch", "numpy", "streaming", "requests", "boto3"},
     ),
 }
 

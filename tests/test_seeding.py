@@ -17,6 +17,7 @@ from ted_stream import PrunedSampler, PrunedStreamingDataset, SeededSamples
 from ted_stream.engine import Ranks, read_ids
 from ted_stream.reading import sources
 from ted_stream.seeding import SeededIndex
+from ted_stream.stores import base
 
 NUM_SAMPLES, BATCH_SIZE = 61, 4
 WORKERS = (0, 1, 4)
@@ -302,7 +303,7 @@ def test_streaming_data_is_refused(folder: str) -> None:
 def test_pauses_before_another_attempt_take_nothing_from_the_global_generators(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sources, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(base, "_FIRST_PAUSE", 0.0)
     answers = iter([sources.TransientError("busy"), sources.TransientError("busy"), b"1234"])
 
     class Busy(sources.LocalSource):

@@ -21,9 +21,10 @@ from streaming.base.stream import Stream
 
 from ted_stream.files import write_bytes
 from ted_stream.reading.digests import SAMPLED, sampled_digest
-from ted_stream.reading.fetching import CONNECTIONS, has_cache, read_range, remote_name, serves_ranges
+from ted_stream.reading.fetching import has_cache, read_range, remote_name, serves_ranges
 from ted_stream.reading.shard_files import path_of
-from ted_stream.reading.sources import LocalSource, Source, source_of
+from ted_stream.reading.sources import LocalSource, source_of
+from ted_stream.stores import CONNECTIONS, Source
 
 __all__ = ["local_contents", "shard_contents"]
 

@@ -18,12 +18,11 @@ from ted_stream.files import is_remote, write_bytes
 from ted_stream.reading.heads import Head
 from ted_stream.reading.ranges import chunks
 from ted_stream.reading.shard_files import path_of
-from ted_stream.reading.sources import ATTEMPTS, Source, read_patiently, source_of
+from ted_stream.reading.sources import read_patiently, source_of
 from ted_stream.reading.sparse import SparseShard, write_all
+from ted_stream.stores import ATTEMPTS, CONNECTIONS, Source
 
-__all__ = ["CONNECTIONS", "Fetcher", "has_cache", "read_range", "remote_name", "serves_ranges"]
-
-CONNECTIONS = 10  # requests in flight per process, as many as botocore pools connections
+__all__ = ["Fetcher", "has_cache", "read_range", "remote_name", "serves_ranges"]
 
 
 def _is_stock(stream: Stream) -> bool:

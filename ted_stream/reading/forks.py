@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary, finalize
 
 from filelock import FileLock
-from streaming.base.storage.download import CloudDownloader
 from streaming.base.stream import Stream
+
+from ted_stream.stores.downloads import CloudDownloader
 
 __all__ = ["FolderOwner", "ProcessLock", "renew_after_fork", "renewed_downloader"]
 

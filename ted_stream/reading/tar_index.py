@@ -15,13 +15,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from streaming.base.storage.download import CloudDownloader
 
 from ted_stream.extras import optional_imports
 from ted_stream.files import is_remote, join, read_bytes, write_bytes
 from ted_stream.reading.digests import SAMPLED, sampled_digest
 from ted_stream.reading.tar_members import META, members, sample_member
 from ted_stream.reading.tar_shards import offsets_file
+from ted_stream.stores.downloads import CloudDownloader
 
 with optional_imports():
     from braceexpand import braceexpand

@@ -17,9 +17,10 @@ from tars import write_tar
 from ted_stream import PrunedStreamingDataset, SkipList, SkipListError, write_skip_list
 from ted_stream.reading import content
 from ted_stream.reading.digests import sampled_parts
-from ted_stream.reading.sources import LocalSource, S3Source
+from ted_stream.reading.sources import LocalSource
 from ted_stream.reading.tar_index import index_tars
 from ted_stream.skip_list import DatasetLayout, ShardLayout, StreamLayout
+from ted_stream.stores.s3 import S3Store
 
 NUM_SAMPLES, SHARDS, PART = 240, 3, 16 << 10
 
@@ -48,7 +49,7 @@ def make() -> Callable[..., PrunedStreamingDataset]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Every range that is asked of a store or a file: its name and bytes."""
     ranges: list[tuple[str, int]] = []
-    for source in (LocalSource, S3Source):
+    for source in (LocalSource, S3Store):
         read = source.read
 
         def record(self: Any, name: str, begin: int, end: int, *, size: int, read: Any = read) -> bytes:

@@ -28,11 +28,12 @@ from tars import write_shards as write_tars
 from torch.utils.data import DataLoader
 
 from ted_stream import Prunable, PrunedStreamingDataset, SkipList
-from ted_stream.reading import shard_files, sources
+from ted_stream.reading import shard_files
 from ted_stream.reading.fetching import Fetcher
 from ted_stream.reading.node_cache import NodeCache
-from ted_stream.reading.sources import LocalSource, TransientError
+from ted_stream.reading.sources import LocalSource
 from ted_stream.reading.tar_index import index_tars
+from ted_stream.stores import TransientError, base
 
 NUM_SAMPLES = 240
 SMALL: dict[str, Any] = {
@@ -529,7 +530,7 @@ def test_a_full_disk_is_named_and_spoils_nothing(
 def test_transient_faults_are_tried_again(
     remote: Path, truth: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(base, "_FIRST_PAUSE", 0.001)
     rng, real = np.random.default_rng(0), LocalSource.read
 
     def read(self: LocalSource, name: str, begin: int, end: int, *, size: int) -> bytes:
@@ -549,8 +550,8 @@ def test_transient_faults_are_tried_again(
 def test_faults_that_stay_are_errors_of_the_epoch(
     remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(sources, "_LONGEST_PAUSE", 0.002)
+    monkeypatch.setattr(base, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(base, "_LONGEST_PAUSE", 0.002)
     real = LocalSource.read
 
     def read(self: LocalSource, name: str, begin: int, end: int, *, size: int) -> bytes:
