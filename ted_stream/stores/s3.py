@@ -62,12 +62,13 @@ class S3Store:
                 with self._lock:
                     self._unsigned, self._made = True, None
                 return self._ask(operation, name, **arguments)
+            place = f"bucket {bucket!r}, key {key!r}"
             if not isinstance(error, ClientError):
-                raise
+                raise refusal(401, "no credentials", place, _ADVICE) from error
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             if code in ("SlowDown", "RequestTimeout", "Throttling"):
                 raise TransientError(f"{name}: the server answered {status} {code}") from error
-            raise refusal(status, code, f"bucket {bucket!r}, key {key!r}", _ADVICE) from error
+            raise refusal(status, code, place, _ADVICE) from error
         except BotoCoreError as error:  # no connection, a timeout
             raise TransientError(f"{name}: {error}") from error
 
