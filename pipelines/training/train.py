@@ -244,6 +244,9 @@ def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> No
         for name in found:
             path = Path(folder) / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not is_remote(folder):
+        for half_written in Path(folder).rglob(".*.tmp"):  # by a job that was killed, checkpoints too
+            half_written.unlink()
     write_bytes(join(folder, CONFIG_FILE), OmegaConf.to_yaml(OmegaConf.structured(settings)).encode())
 
 
