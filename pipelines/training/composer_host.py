@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from composer import DataSpec, Trainer
@@ -19,9 +20,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from ted_stream import DataPruning
 from ted_stream.engine import Ranks
 from ted_stream.export.runs import finish_run
-from ted_stream.files import join
+from ted_stream.files import is_remote, join
+from ted_stream.trainers.composer.checkpoints import link_newest
 
 from .checkpoints import CHECKPOINTS
+from .composer_resuming import Resuming
 from .datasets import Loaders
 from .durations import beyond_the_end
 from .optimizers import build_optimizer, build_scheduler
@@ -95,6 +98,9 @@ class Host:
     def fit(self) -> Trained:
         """Train, and test at the end."""
         settings, loaders = self.settings, self.loaders
+        checkpoints = join(settings.folder, CHECKPOINTS)
+        if settings.autoresume and not is_remote(settings.folder):
+            Ranks().on_rank_zero(lambda: link_newest(Path(checkpoints, "latest-rank0.pt")))
         test_data = DataSpec(loaders.test, microbatch_transforms=loaders.test_transform)
         trainer = Trainer(
             model=self.model,
@@ -106,6 +112,7 @@ class Host:
             schedulers=self.scheduler,
             step_schedulers_every_batch=True,
             algorithms=self.pruning,
+            callbacks=Resuming() if self.pruning is None else None,
             seed=settings.seed,
             run_name=settings.run_name,
             precision=settings.precision,
@@ -113,7 +120,7 @@ class Host:
             device_train_microbatch_size=settings.device_train_microbatch_size,
             compile_config={} if settings.compile else None,
             progress_bar=settings.progress_bar,
-            save_folder=join(settings.folder, CHECKPOINTS) if settings.save_interval else None,
+            save_folder=checkpoints if settings.save_interval else None,
             save_interval=settings.save_interval or "1ep",
             # A file that a kill left half written would stop every resumption.
             save_overwrite=True,

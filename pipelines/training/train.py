@@ -249,6 +249,10 @@ def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> No
         for name in found:
             path = Path(folder) / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not is_remote(folder):
+        # By a job that was killed, checkpoints too; by the names that `write_bytes` gives.
+        for half_written in Path(folder).rglob(f".*.{'[0-9a-f]' * 16}.tmp"):
+            half_written.unlink()
     write_bytes(join(folder, CONFIG_FILE), OmegaConf.to_yaml(OmegaConf.structured(settings)).encode())
 
 

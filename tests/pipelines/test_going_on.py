@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from outcomes import outcome
 
 from ted_stream.pipelines.training.settings import ConfigError, load_settings
 from ted_stream.pipelines.training.train import train
@@ -192,6 +193,61 @@ def test_a_half_written_checkpoint_is_no_obstacle(trainer: str, run: Run, tmp_pa
         (checkpoints / "latest-rank0.pt").symlink_to(whole.name)
     (folder / "result.json").unlink()
     assert run(f"trainer={trainer}", "autoresume=true").metrics == expected.metrics
+
+
+@pytest.mark.parametrize("method", ["ted", "none"])
+@pytest.mark.parametrize("half", [True, False])
+def test_a_kill_between_composers_links_to_its_newest_checkpoint_loses_nothing(
+    half: bool, method: str, run: Run, tmp_path: Path
+) -> None:
+    expected = run("trainer=composer", f"pruning.method={method}")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    first, _, last = sorted(checkpoints.glob("ep*"))
+    if half:
+        last.write_bytes(last.read_bytes()[:1000])
+    else:
+        last.unlink()
+    (checkpoints / "latest-rank0.pt").unlink()
+    (tmp_path / "run" / "result.json").unlink()
+    written = first.stat().st_mtime_ns
+    with pytest.warns(UserWarning, match=r"latest-rank0\.pt is gone"):
+        assert run("trainer=composer", "autoresume=true", f"pruning.method={method}").metrics == expected.metrics
+    assert first.stat().st_mtime_ns == written, "it began again"
+
+
+@pytest.mark.parametrize(
+    ("interval", "checkpoint", "workers"),
+    [("1ep", "ep2-ba46", 1), ("9ba", "ep1-ba45", 1), ("9ba", "ep1-ba45", 0), ("23ba", "ep1-ba46", 1)],
+)
+def test_a_run_without_pruning_goes_on_to_the_bit_in_composer(
+    interval: str, checkpoint: str, workers: int, run: Run, tmp_path: Path
+) -> None:
+    """From an epoch's start, its middle and behind its last batch, with random augmentation of whole batches."""
+    common = ["trainer=composer", "pruning.method=none", f"save_interval={interval}", "data.augment=crop_flip"]
+    common.append(f"data.num_workers={workers}")
+    run(*common)
+    folder = tmp_path / "run"
+    expected, latest = outcome(folder), folder / "checkpoints" / "latest-rank0.pt"
+    latest.unlink()
+    latest.symlink_to(f"{checkpoint}-rank0.pt")
+    assert latest.exists()
+    (folder / "result.json").unlink()
+    run(*common, "autoresume=true")
+    assert outcome(folder) == expected
+
+
+@each_trainer
+@pytest.mark.parametrize("method", ["ted", "none"])
+def test_what_a_killed_writer_left_is_removed(trainer: str, method: str, run: Run, tmp_path: Path) -> None:
+    common = [f"trainer={trainer}", f"pruning.method={method}", "max_duration=2ep"]
+    run(*common)
+    folder = tmp_path / "run"
+    before = sorted(contents(folder))
+    (folder / "result.json").unlink()
+    for name in (".result.json.0123456789abcdef.tmp", "checkpoints/.ep1-ba23.pt.0123456789abcdef.tmp"):
+        (folder / name).write_bytes(b"half")
+    run(*common, "autoresume=true")
+    assert sorted(contents(folder)) == before
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_again(run: Run, tmp_path: Path) -> None:

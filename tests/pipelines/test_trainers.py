@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from outcomes import outcome, weights_of
 from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
@@ -49,28 +50,6 @@ def torchrun(ranks: int, *command: object) -> None:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     run_to_the_end([*launcher, *map(str, command)], variables, 300)
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The network's, of the newest checkpoint of either trainer."""
-    newest = folder / "checkpoints" / "newest"
-    if newest.exists():
-        return torch.load(newest.with_name(newest.read_text()), weights_only=True)["network"]
-    state = torch.load(folder / "checkpoints" / "latest-rank0.pt", weights_only=False)["state"]["model"]
-    return {name.partition(".")[2]: value for name, value in state.items()}  # within "module" or "model"
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """What equal runs have in common."""
-    result = json.loads((folder / "result.json").read_text())
-    names = ("metrics", "epochs", "samples", "forwarded", "save_ratio", "planned_save_ratio")
-    run = folder / "run.json"
-    records = json.loads(run.read_text())["epochs"] if run.exists() else []
-    return {
-        **{name: result[name] for name in names},
-        "digests": [record["digest"] for record in records],
-        "weights": {name: value.tolist() for name, value in weights_of(folder).items()},
-    }
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -10,6 +10,7 @@ from composer.loggers import Logger
 from ted_stream.engine import EpochRecord, PruningEngine, RunFolder, checked_folder
 from ted_stream.methods import Method
 from ted_stream.pruning.settings import check_whole
+from ted_stream.trainers.composer.checkpoints import link_newest_of
 from ted_stream.trainers.composer.requirements import refuse_wrong_use
 from ted_stream.trainers.composer.run import ComposerRun
 from ted_stream.trainers.requirements import check_settings, checked_output_layer
@@ -115,6 +116,7 @@ class DataPruning(Algorithm):
             # Last in the list is first at AFTER_* events and last at BEFORE_* events: the ids are gone before another
             # algorithm sees the batch, the mask goes onto what the model is shown, and the loss is final.
             state.algorithms = [other for other in state.algorithms if other is not self] + [self]
+            link_newest_of(state)
             return
         if event == Event.FIT_START:
             refuse_wrong_use(state, self, DataPruning)
