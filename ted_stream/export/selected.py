@@ -105,7 +105,6 @@ def select(
     folder, selection = os.fspath(run), selection or Selection()
     held = read_run(folder)
     record, records = _record(folder, held, selection), held["epochs"]
-    progress("lists", 0, len(records))
     skip_list = read_skip_list(join(folder, record["skip_list"]), digest=record["digest"])
     layout = skip_list.layout
     scores, scored_after = _scores(folder, layout)
@@ -165,6 +164,7 @@ def _scores(folder: str, layout: DatasetLayout) -> tuple[NDArray[np.float32], in
 def _times_kept(folder: str, records: list[dict[str, Any]], known: SkipList, progress: Progress) -> NDArray[np.int32]:
     """(N,) in how many epochs each sample was kept; ``known`` is one of the lists."""
     times = np.zeros(known.num_samples, np.int32)
+    progress("lists", 0, len(records))
     for number, record in enumerate(records, 1):
         found = known
         if record["digest"] != known.digest:

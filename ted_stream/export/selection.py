@@ -67,7 +67,9 @@ class Selection:
 
     def to_json(self) -> str:
         """Its criterion by name, as manifests keep it."""
-        return json.dumps({name: value for name, value in asdict(self).items() if value is not None and value is not False})
+        return json.dumps(
+            {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+        )
 
     @staticmethod
     def from_json(text: str) -> "Selection":

@@ -45,7 +45,8 @@ def write_run(
         epochs.append(
             {"epoch": epoch, "kept": int(mask.sum()), "skip_list": list_name(epoch), "digest": skip_list.digest}
         )
-    run = {"method": "TED", "settings": "TED(0.5)", "run": "r", "samples": layout.num_samples, "epochs": epochs}
+    run = {"method": "TED", "settings": "TED(0.5)", "run": "r", "dataset": layout.fingerprint}
+    run |= {"samples": layout.num_samples, "epochs": epochs}
     write_bytes(join(folder, "run.json"), json.dumps({**run, "finished": finished}).encode())
     if scores is not None:
         data = running_scores_to_bytes(scores, epoch=len(masks) - 1, layout=layout)

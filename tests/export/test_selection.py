@@ -44,9 +44,9 @@ def test_what_an_epoch_kept(epoch: int | None, run: Path) -> None:
     assert found.kept_per_shard.tolist() == [sum(name == shard.name for _, name, _ in kept) for shard in LAYOUT.shards]
     assert found.times_kept is not None
     assert found.times_kept.tolist() == np.sum(MASKS, axis=0).tolist()
-    np.testing.assert_array_equal(found.scores, SCORES)
+    np.testing.assert_array_equal(np.array(found.scores), SCORES)
     assert found.scored_after == EPOCHS - 1
-    np.testing.assert_array_equal(found.weights, WEIGHTS[decides])
+    assert found.weights is WEIGHTS[decides] or np.array_equal(np.array(found.weights), np.array(WEIGHTS[decides]))
 
 
 @pytest.mark.parametrize("least", [1, 3, 5])
@@ -85,7 +85,7 @@ def test_only_what_is_needed_is_read(run: Path) -> None:
     stages: list[tuple[str, int, int]] = []
     found = select(run, count=False, progress=lambda *told: stages.append(told))
     assert found.times_kept is None
-    assert stages == [("lists", 0, EPOCHS)]
+    assert not stages
     assert select(run).times_kept is None  # one of the lists is gone, so that nobody knows
     with pytest.raises(FileNotFoundError, match=r"no skip-list at .*ep0001"):
         select(run, Selection(min_epochs=2))
