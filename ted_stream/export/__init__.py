@@ -8,9 +8,11 @@ from ted_stream.export.runs import Exported, export_run
 from ted_stream.export.scores import Scores, ScoresError, read_scores, write_scores
 from ted_stream.export.selected import Selected, select
 from ted_stream.export.selection import Selection
+from ted_stream.export.verification import Check, verify
 
 __all__ = [
     "FORMATS",
+    "Check",
     "Exported",
     "Manifest",
     "ManifestError",
@@ -25,6 +27,7 @@ __all__ = [
     "read_scores",
     "rows_of",
     "select",
+    "verify",
     "write_origins",
     "write_scores",
 ]
