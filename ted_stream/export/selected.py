@@ -168,8 +168,9 @@ def _times_kept(folder: str, records: list[dict[str, Any]], known: SkipList, pro
     for number, record in enumerate(records, 1):
         found = known
         if record["digest"] != known.digest:
-            path = join(folder, record["skip_list"])
-            found = read_skip_list(path, layout=known.layout, digest=record["digest"])
+            found = read_skip_list(join(folder, record["skip_list"]), digest=record["digest"])
+            if found.layout.shape_keys != known.layout.shape_keys:  # the streams are in another order
+                found = found.aligned_to(known.layout)
         times += found.keep_mask()
         progress("lists", number, len(records))
     return times

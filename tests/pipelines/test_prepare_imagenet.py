@@ -50,9 +50,9 @@ def copied(sources, tmp_path) -> Callable[[str], Path]:
 
 
 def shards_of(folder: Path) -> dict[str, bytes]:
-    files = sorted(folder.glob("*/*"))
-    assert {file.suffix for file in files} == {".mds", ".json", ".parquet"}
-    files = [file for file in files if file.suffix != ".parquet"]  # origins, which say what the source was
+    """All that lies there, but the origins, which say what the source was."""
+    files = [file for file in sorted(folder.glob("*/*")) if file.name != "origins.parquet"]
+    assert {file.suffix for file in files} == {".mds", ".json"}
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
