@@ -82,21 +82,13 @@ def export(
 
 
 def _dataset_of(run: str) -> list[str]:
-    """The dataset that the config in a run folder names, if it is still there and the same."""
-    from ted_stream.export.run_files import read_run
-    from ted_stream.export.stream_index import layout_of_index, read_index, stream_folder
-    from ted_stream.files import join, read_bytes
-    from ted_stream.skip_list import DatasetLayout
-
+    """The dataset that the run's config names, if it has one and it is still the same."""
     try:
-        from omegaconf import OmegaConf
-
-        config = OmegaConf.create(read_bytes(join(run, "config.yaml")).decode())
-        folder = stream_folder(OmegaConf.select(config, "data.path") or "")
-        found = DatasetLayout(streams=(layout_of_index(read_index(folder)),)).fingerprint
-    except (ImportError, OSError, ValueError):  # a run of another host, or a dataset that has gone
+        from ted_stream.pipelines.training.trained_on import trained_on
+    except ModuleNotFoundError:  # without the extra, in which there are no recipes
         return []
-    return [folder] if found == read_run(run).get("dataset") else []
+    folder = trained_on(run)
+    return [] if folder is None else [folder]
 
 
 @contextmanager
