@@ -1,20 +1,21 @@
-"""Small whole files at a local path or a URI; URIs go through streaming's own up- and downloaders.
+"""Whole files at a local path or a URI; URIs go through streaming's own up- and downloaders.
 
 Streaming is imported only when a URI is read or written: who touches local files alone never pays for it.
 """
 
+import contextlib
 import os
 import re
 import secrets
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ted_stream.stores import ATTEMPTS, patiently, store_of
 
-__all__ = ["exists", "is_remote", "join", "read_bytes", "stays_within", "write_bytes"]
+__all__ = ["exists", "is_remote", "join", "read_bytes", "reading", "stays_within", "write_bytes", "writing"]
 
 # A scheme, a colon and a slash: "s3://…", and "dbfs:/Volumes/…" too; not a local "job:3/ep0007.parquet".
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
@@ -54,9 +55,21 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         OSError: A local file cannot be written; what was there before is unchanged.
         ValueError: ``path`` is empty, or streaming has no uploader for it. An object store raises its own errors.
     """
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """As `write_bytes`, part by part: the file is there once the block has ended well.
+
+    Yields:
+        A file to write to, on this machine.
+    """
     text = _text(path, "written")
     if not is_remote(text):
-        _write_local(Path(text), data)
+        with _writing_locally(Path(text)) as file:
+            yield file
         return
     from streaming.base.storage.upload import UPLOADERS, CloudUploader
 
@@ -70,7 +83,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     folder, _, name = text.rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
         uploader = CloudUploader.get((scratch, folder))  # wants the folder empty
-        (Path(scratch) / name).write_bytes(data)
+        with (Path(scratch) / name).open("xb") as file:
+            yield file
         uploader.upload_file(name)
 
 
@@ -82,14 +96,25 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         IsADirectoryError: ``path`` names a folder.
         ValueError: ``path`` is empty, or streaming has no downloader for it. An object store raises its own errors.
     """
+    with reading(path) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file as on this machine, one at a URI downloaded for as long as the block takes; errors as of `read_bytes`."""
     text = _text(path, "read")
     if not is_remote(text):
-        try:
-            return Path(text).read_bytes()
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"There is no file {text!r}; check the path, or that the run wrote it.") from error
-        except IsADirectoryError as error:
-            raise _is_folder(text, "read") from error
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(text, "rb"))
+            except FileNotFoundError as error:
+                told = f"There is no file {text!r}; check the path, or that the run wrote it."
+                raise FileNotFoundError(told) from error
+            except IsADirectoryError as error:
+                raise _is_folder(text, "read") from error
+            yield file
+        return
     from ted_stream.stores.downloads import CloudDownloader
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,7 +127,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
                     f"There is no file {text!r}; check the URI, or that the run wrote it."
                 ) from error
             raise
-        return Path(local).read_bytes()
+        with open(local, "rb") as file:
+            yield file
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
@@ -119,7 +145,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
         return Path(text).exists()
     store = store_of(text, timeout=_TIMEOUT)
     if store is not None:
-        with closing(store):
+        with contextlib.closing(store):
             failed = f"Whether there is {text!r} could not be found out"
             return patiently(partial(store.exists, text), failed, "Check the store and the network.", attempts=ATTEMPTS)
     try:
@@ -159,15 +185,16 @@ def _is_folder(text: str, to_be: str) -> IsADirectoryError:
     return IsADirectoryError(f"{text!r} is a folder where a file was to be {to_be}; name a file in it.")
 
 
-def _write_local(path: Path, data: bytes) -> None:
-    """Put ``data`` under a temporary name in the same folder, flush it to disk, then rename it."""
+@contextlib.contextmanager
+def _writing_locally(path: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name in the same folder, then flushed to disk and renamed."""
     if path.is_dir():
         raise _is_folder(str(path), "written")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from run_folders import write_run
 
-from ted_stream import FixedSubset, PrunedSampler, SkipList, SkipListError, read_skip_list
-from ted_stream.export import write_manifest, write_scores
+from ted_stream import FixedSubset, PrunedSampler, SkipListError, read_skip_list
+from ted_stream.export import export_run, write_scores
 from ted_stream.export.run_files import running_scores_to_bytes
 
 N = 10
@@ -29,9 +30,8 @@ def read(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
 def write(kind: str, path: Path) -> None:
     scores = np.zeros(N, np.float32)
     if kind == "a manifest of kept samples":
-        ids = np.array([1, 2])
-        skip_list = SkipList.from_pruned_ids(LAYOUT, ids, epoch=0, keep_ratio=0.8, method="ted", run="r")
-        write_manifest(path, skip_list, scores)
+        write_run(path.parent / "run", LAYOUT, [np.arange(N) > 2])
+        export_run(path.parent / "run", path)
     elif kind == "a file of scores (ted-stream score)":
         write_scores(path, LAYOUT, scores, provenance={})
     elif kind == "the running scores of a run":

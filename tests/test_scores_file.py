@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from run_folders import write_run
 
-from ted_stream.export import Scores, ScoresError, read_scores, write_manifest, write_scores
+from ted_stream.export import Scores, ScoresError, export_run, read_scores, write_scores
 from ted_stream.export import scores as scores_module
 from ted_stream.export.run_files import running_scores_to_bytes
 from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, write_skip_list
@@ -194,7 +195,8 @@ def test_other_files_are_refused_by_name(tmp_path, layout):
         ScoresError, match=r"other\.parquet': this is a skip-list, not a file of scores; check the path"
     ):
         read_scores(path)
-    write_manifest(path, skip_list, np.zeros(N, np.float32))
+    write_run(tmp_path / "run", layout, [np.arange(N) > 2])
+    export_run(tmp_path / "run", path, overwrite=True)
     with pytest.raises(ScoresError, match="this is a manifest of kept samples"):
         read_scores(path)
     path.write_bytes(running_scores_to_bytes(np.zeros(N, np.float32), epoch=0, layout=layout))

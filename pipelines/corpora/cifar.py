@@ -12,7 +12,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from .images import write_images
+from ted_stream.export.origins import KeyKind
+
+from .images import Place, write_images
 from .prepared import Description, new_dataset
 from .processes import in_order
 from .tars import check_is_file, safe_path
@@ -25,7 +27,9 @@ SPLITS = ("train", "test")
 CLASSES = {"cifar10": 10, "cifar100": 100}
 CHUNK = 512  # files handed to a worker at a time
 
-File = tuple[str, str, str, bytes]  # split, class, file name, content
+File = tuple[str, str, str, Place, bytes]  # split, class, file name, file and key in the source, content
+Splits = dict[str, tuple[np.ndarray, np.ndarray]]  # images and labels
+Places = dict[str, list[Place]]
 Progress = Callable[[str, int, int | None], None]  # stage, samples just done, total if known
 
 
@@ -67,10 +71,13 @@ def prepare_cifar(
     if name not in CLASSES:
         raise ValueError(f"no CIFAR called {name!r}; there is {' and '.join(CLASSES)}.")
     with new_dataset(out, overwrite=overwrite) as folder:
+        keys: KeyKind = "index"
         if source is None:
             splits, classes = _download(name, Path(download_folder))
+            places: Places = {split: [(None, str(row)) for row in range(len(of[1]))] for split, of in splits.items()}
         else:
-            splits, classes = _decode(_files(Path(source)), str(source), workers, progress)
+            splits, classes, places = _decode(_files(Path(source)), str(source), workers, progress)
+            keys = "" if Path(source).is_dir() else "member"
         if len(classes) != CLASSES[name]:
             warnings.warn(f"{source} has {len(classes)} classes; {name} has {CLASSES[name]}.", stacklevel=2)
         total = sum(len(images) for images, _ in splits.values())
@@ -82,11 +89,13 @@ def prepare_cifar(
             size_limit=size_limit,
             seed=seed,
             notes={"source": "torchvision" if source is None else str(source)},
+            places=places,
+            keys=keys,
             progress=lambda count: progress("write", count, total),
         )
 
 
-def _download(name: str, folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+def _download(name: str, folder: Path) -> tuple[Splits, list[str]]:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     builder = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
@@ -123,7 +132,7 @@ def _folder_files(source: Path) -> Iterator[File]:
     for file in sorted(source.rglob("*")):
         place = _locate(PurePosixPath(source.name, *file.relative_to(source).parts))
         if place is not None and file.is_file():
-            yield (*place, file.read_bytes())
+            yield (*place, (file.relative_to(source).as_posix(), None), file.read_bytes())
 
 
 def _tar_files(source: Path) -> Iterator[File]:
@@ -141,7 +150,7 @@ def _tar_files(source: Path) -> Iterator[File]:
                 check_is_file(member, source)
                 handle = archive.extractfile(member)
                 assert handle is not None, "it is a file"
-                yield (*place, handle.read())
+                yield (*place, (source.name, member.name), handle.read())
     except tarfile.TarError as error:
         raise ValueError(f"{source} cannot be read as a tar file: {error}.") from error
 
@@ -149,7 +158,7 @@ def _tar_files(source: Path) -> Iterator[File]:
 def _decode_chunk(chunk: list[File]) -> np.ndarray:
     """Decode images to (n, 32, 32, 3) uint8."""
     images = np.empty((len(chunk), SIDE, SIDE, 3), np.uint8)
-    for index, (split, label, name, content) in enumerate(chunk):
+    for index, (split, label, name, _, content) in enumerate(chunk):
         try:
             with Image.open(io.BytesIO(content)) as image:
                 if image.size != (SIDE, SIDE):
@@ -161,23 +170,21 @@ def _decode_chunk(chunk: list[File]) -> np.ndarray:
     return images
 
 
-def _decoded(files: Iterable[File], workers: int) -> Iterator[tuple[list[tuple[str, str, str]], np.ndarray]]:
-    """Chunks of (split, class, file name) with their images, in the order of ``files``."""
+def _decoded(files: Iterable[File], workers: int) -> Iterator[tuple[list[tuple[str, str, str, Place]], np.ndarray]]:
+    """Chunks of (split, class, file name, file and key) with their images, in the order of ``files``."""
     files = iter(files)
     chunks = iter(lambda: list(islice(files, CHUNK)), [])
     for chunk, images in in_order(_decode_chunk, chunks, workers):
-        yield [file[:3] for file in chunk], images
+        yield [file[:4] for file in chunk], images
 
 
-def _decode(
-    files: Iterable[File], source: str, workers: int, progress: Progress
-) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+def _decode(files: Iterable[File], source: str, workers: int, progress: Progress) -> tuple[Splits, list[str], Places]:
     places, blocks = [], []
     for names, images in _decoded(files, workers):
         places.extend(names)
         blocks.append(images)
         progress("decode", len(names), None)
-    found = {split: {label for where, label, _ in places if where == split} for split in SPLITS}
+    found = {split: {label for where, label, *_ in places if where == split} for split in SPLITS}
     if not all(found.values()):
         raise ValueError(
             f"{source} has no images of train/<class>/*.jpg|png and test/<class>/… "
@@ -190,9 +197,10 @@ def _decode(
     index = {label: position for position, label in enumerate(classes)}
     images = np.concatenate(blocks)
     # Sorted by name first, so that a folder and a tar of it give the same dataset.
-    order = sorted(range(len(places)), key=places.__getitem__)
-    splits = {}
+    order = sorted(range(len(places)), key=lambda row: places[row][:3])
+    splits, named = {}, {}
     for split in SPLITS:
         rows = [row for row in order if places[row][0] == split]
         splits[split] = (images[rows], np.array([index[places[row][1]] for row in rows]))
-    return splits, classes
+        named[split] = [places[row][3] for row in rows]
+    return splits, classes, named

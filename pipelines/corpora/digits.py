@@ -45,4 +45,6 @@ def prepare_digits(
             size_limit=size_limit,
             seed=seed,
             notes={"source": "sklearn.datasets.load_digits"},
+            places={split: [(None, str(row)) for row in rows] for split, rows in (("train", train), ("test", test))},
+            keys="index",
         )

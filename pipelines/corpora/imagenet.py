@@ -26,6 +26,8 @@ from typing import IO, Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ted_stream.export import write_origins
+from ted_stream.export.origins import KeyKind
 from ted_stream.files import write_bytes
 
 from .prepared import DATASET, DESCRIPTION_FILE, HASHES, Description, check_free, resumable_dataset
@@ -34,7 +36,8 @@ from .tars import check_is_file, safe_path
 
 __all__ = ["LAYOUTS", "prepare_imagenet"]
 
-LAYOUTS = ("folders", "tars", "shards")
+KEYS: dict[str, KeyKind] = {"folders": "", "tars": "member", "shards": "webdataset"}  # of the samples of each layout
+LAYOUTS = tuple(KEYS)
 SUFFIXES = (".jpg", ".jpeg", ".png")
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 TEST_TAR = "ILSVRC2012_img_val.tar"
@@ -64,6 +67,7 @@ class Sample(NamedTuple):
         offset: where it starts there, in bytes.
         size: in bytes.
         modified: when the file was, in nanoseconds.
+        key: what names it within the file: WebDataset's key, or the member of a tar; None if the file is the image.
     """
 
     label: int
@@ -72,6 +76,7 @@ class Sample(NamedTuple):
     offset: int
     size: int
     modified: int
+    key: str | None = None
 
 
 class Source(NamedTuple):
@@ -155,6 +160,8 @@ def prepare_imagenet(
         for split, written in shards.items():
             index = {"shards": [_entry(work, shard, config) for shard in written], "version": 2}
             write_bytes(dataset / split / "index.json", json.dumps(index, sort_keys=True).encode())
+            origins = ((sample.file, sample.key, sample.label) for shard in written for sample in shard.samples)
+            write_origins(dataset / split, origins, key=KEYS[layout], source=str(source))
         description = Description(
             kind="jpeg",
             name="imagenet",
@@ -240,7 +247,7 @@ def _list_tars(source: Path, progress: Callable[[int, int | None], None]) -> Sou
     modified = (source / TRAIN_TAR).stat().st_mtime_ns
     splits = {
         "train": [
-            Sample(label[wnid], _stem(name), TRAIN_TAR, offset, size, modified)
+            Sample(label[wnid], _stem(name), TRAIN_TAR, offset, size, modified, f"{wnid}.tar/{name}")
             for wnid, images in train.items()
             for name, offset, size in images
         ],
@@ -258,7 +265,8 @@ def _list_tars(source: Path, progress: Callable[[int, int | None], None]) -> Sou
                 f"so {DEVKIT} has no class for it."
             )
         index = label[wnids[int(number) - 1]]
-        splits["test"].append(Sample(index, name, TEST_TAR, member.offset_data, member.size, modified))
+        place = (TEST_TAR, member.offset_data, member.size, modified, member.name)
+        splits["test"].append(Sample(index, name, *place))
     progress(len(splits["test"]), None)
     return Source(sorted(train), splits)
 
@@ -325,7 +333,9 @@ def _list_shard(source: Path, file: str) -> list[Sample]:
         raise ValueError(f"{where} holds {key.lstrip('/')!r} without {'its image' if key in labels else 'a cls'}.")
     modified = where.stat().st_mtime_ns
     return [
-        Sample(labels[key], key.rpartition("/")[2], file, member.offset_data, member.size, modified)
+        Sample(
+            labels[key], key.rpartition("/")[2], file, member.offset_data, member.size, modified, key.removeprefix("/")
+        )
         for key, member in images.items()
     ]
 
@@ -411,7 +421,7 @@ def _fingerprint(classes: Sequence[str], splits: Mapping[str, Sequence[Sample]])
     digest = hashlib.sha256(repr(classes).encode())
     for split, samples in splits.items():
         for sample in samples:
-            digest.update(repr((split, *sample)).encode())
+            digest.update(repr((split, *sample[:-1])).encode())  # the key is in the file, at the offset
     return digest.hexdigest()
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ted_stream.export import write_origins
+from ted_stream.export.origins import KeyKind
 from ted_stream.skip_list import StreamLayout
 
 from .prepared import DESCRIPTION_FILE, HASHES, Description
@@ -16,6 +18,7 @@ from .prepared import DESCRIPTION_FILE, HASHES, Description
 __all__ = ["read_images", "write_images"]
 
 Progress = Callable[[int], None]  # called with the number of samples just written
+Place = tuple[str | None, str | None]  # file and key of a sample in its source
 
 
 def read_images(split: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], StreamLayout]:
@@ -48,6 +51,8 @@ def write_images(
     size_limit: int,
     seed: int,
     notes: Mapping[str, Any],
+    places: Mapping[str, Sequence[Place]] | None = None,
+    keys: KeyKind = "",
     progress: Progress = lambda _: None,
 ) -> Description:
     """Write splits of decoded images as MDS and their description beside them.
@@ -63,6 +68,8 @@ def write_images(
         size_limit: bytes per shard.
         seed: of the stored order.
         notes: kept in the description.
+        places: by split name, where each image came from, which is written beside the shards (see `write_origins`).
+        keys: what the keys in them are.
         progress: told how many samples were written.
 
     Returns:
@@ -87,6 +94,9 @@ def write_images(
             for index in order:
                 writer.write({"image": images[index], "label": int(labels[index])})
                 progress(1)
+        if places is not None:
+            origins = ((*places[split][index], int(labels[index])) for index in order)
+            write_origins(folder / split, origins, key=keys, source=str(notes.get("source", "")))
     description = Description(
         kind="images",
         name=name,

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from ted_stream.export import write_origins
 
 from .prepared import DESCRIPTION_FILE, HASHES, Description, new_dataset
 
@@ -34,12 +36,24 @@ ALPACA = (
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a sample was read: a line of JSON lines or an item of an array, from 1."""
+
+    path: Path
+    unit: Literal["line", "item"]
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.unit} {self.number}"
+
+
+@dataclass(frozen=True)
 class Pair:
     """One sample as text: what the model is given, what it should answer, and where it was read."""
 
     prompt: str
     response: str
-    where: str
+    where: Place
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,7 @@ class Tokens:
     input_ids: np.ndarray
     labels: np.ndarray
     truncated: bool
+    where: Place
 
 
 def read_pairs(path: str | Path, *, prompt_field: str = "prompt", response_field: str = "response") -> list[Pair]:
@@ -76,22 +91,23 @@ def read_pairs(path: str | Path, *, prompt_field: str = "prompt", response_field
             records = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
-        named = [(f"{path}, item {number}", record) for number, record in enumerate(records, 1)]
+        named = [(Place(path, "item", number), record) for number, record in enumerate(records, 1)]
     else:
         named = []
         for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
+            where = Place(path, "line", number)
             try:
-                named.append((f"{path}, line {number}", json.loads(line)))
+                named.append((where, json.loads(line)))
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg}).") from error
+                raise ValueError(f"{where}: not JSON ({error.msg}).") from error
     if not named:
         raise ValueError(f"{path} holds no records.")
     return [_pair(where, record, prompt_field, response_field) for where, record in named]
 
 
-def _pair(where: str, record: object, prompt_field: str, response_field: str) -> Pair:
+def _pair(where: Place, record: object, prompt_field: str, response_field: str) -> Pair:
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(record).__name__}.")
     if {"instruction", "output"} <= record.keys() and prompt_field not in record:
@@ -180,7 +196,7 @@ def encode(
         ids = np.array([*head, *response, eos], dtype)
         labels = ids.copy()
         labels[: len(head)] = IGNORED
-        kept.append(Tokens(ids[:max_length], labels[:max_length], len(ids) > max_length))
+        kept.append(Tokens(ids[:max_length], labels[:max_length], len(ids) > max_length, pair.where))
     return kept, dropped
 
 
@@ -303,5 +319,8 @@ def _write_split(
     with MDSWriter(out=str(folder), columns=columns, size_limit=size_limit, hashes=HASHES) as writer:
         for sample in samples:
             writer.write({"input_ids": sample.input_ids, "labels": sample.labels})
+    source = samples[0].where
+    origins = ((sample.where.path.name, str(sample.where.number), None) for sample in samples)
+    write_origins(folder, origins, key=source.unit, source=str(source.path.parent))
     tokens = sum(len(sample.input_ids) for sample in samples)
     return {"written": len(samples), "tokens": tokens, "truncated": cut, "dropped": len(dropped)}

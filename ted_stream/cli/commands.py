@@ -2,7 +2,7 @@
 
 import typer
 
-from ted_stream.cli import analyse, bench, compare, export, index, inspection, methods, prepare, score, train
+from ted_stream.cli import analyse, bench, compare, export, index, inspection, methods, prepare, score, train, verify
 from ted_stream.cli.errors import Commands
 
 __all__ = ["app"]
@@ -21,6 +21,7 @@ app.command("compare")(compare.compare)
 app.command("score")(score.score)
 app.command("analyse")(analyse.analyse)
 app.command("export")(export.export)
+app.command("verify")(verify.verify)
 app.command("inspect")(inspection.inspect)
 app.command("methods")(methods.methods)
 app.command("index")(index.index)

@@ -160,7 +160,8 @@ class PruningEngine:
 
     def finish(self) -> None:
         """Write the manifest of what the last pruned epoch kept, and let go of the data."""
-        write_last_manifest(self.folder, self.records, self.store, self.data.layout)
+        self.folder.write_run(self.summary)
+        write_last_manifest(self.folder, self.records, self.store.num_samples)
         self.folder.write_run(self.summary, is_finished=True)
         self.ranks.on_every_rank(self.release)
 

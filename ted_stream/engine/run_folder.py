@@ -146,17 +146,17 @@ class RunFolder:
         ranks: that the run has.
 
     Attributes:
+        root: the folder where it was when the run was made, wherever the process goes.
         has_checkpoints: whether the trainer has some of a run in this folder, so that it is not to begin again.
     """
 
     def __init__(self, location: str, ranks: Ranks) -> None:
         self.location = location
-        # Where it was when the run was made, wherever the process goes.
-        self._root = location if is_remote(location) else os.path.abspath(location)
+        self.root = location if is_remote(location) else os.path.abspath(location)
         self.ranks = ranks
         self.has_checkpoints = False
         self._job = ""  # says whose the folder is: this object's, once it has claimed it; on rank 0
-        self._lock = None if is_remote(location) else RunLock(self._root)
+        self._lock = None if is_remote(location) else RunLock(self.root)
 
     # Whose it is -------------------------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class RunFolder:
         if goes_on_at is None and not is_own:
             self._refuse(earlier, mine, overwrite, is_local)
         if is_local:
-            _remove_after(Path(self._root), goes_on_at or 0)
+            _remove_after(Path(self.root), goes_on_at or 0)
 
     def _refuse(self, earlier: dict[str, Any], mine: dict[str, Any], overwrite: bool, is_local: bool) -> None:
         same = all(earlier.get(name) == mine[name] for name in _IDENTITY)
@@ -227,9 +227,9 @@ class RunFolder:
     def _earlier(self) -> dict[str, Any] | None:
         """What is known of the run that the folder holds; ``None`` if it holds none."""
         try:
-            return read_run(self._root)
+            return read_run(self.root)
         except FileNotFoundError:
-            has_lists = not is_remote(self.location) and any(Path(self._root, LISTS).glob("ep*"))
+            has_lists = not is_remote(self.location) and any(Path(self.root, LISTS).glob("ep*"))
             return {} if has_lists else None
         except ValueError:
             return {}
@@ -271,7 +271,7 @@ class RunFolder:
 
     def path(self, name: str) -> str:
         """The path or URI of a file."""
-        return join(self._root, name)
+        return join(self.root, name)
 
     def write(self, name: str, make: Callable[[], bytes]) -> None:
         """Write a file whole or not at all; collective, and made on rank 0 alone.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from ted_stream.engine.record import EpochRecord
 from ted_stream.engine.run_folder import RunFolder
-from ted_stream.export import write_manifest
-from ted_stream.export.run_files import MANIFEST, SCORES, running_scores_to_bytes
+from ted_stream.export import export_run
+from ted_stream.export.run_files import SCORES, running_scores_to_bytes
 from ted_stream.methods import Method
 from ted_stream.pruning import ScoreStore
 from ted_stream.skip_list import DatasetLayout, SkipList, from_bytes
@@ -40,12 +40,7 @@ def write_scores(
     folder.write(SCORES, make)
 
 
-def write_last_manifest(
-    folder: RunFolder, records: Sequence[EpochRecord], store: ScoreStore, layout: DatasetLayout
-) -> None:
-    """Write the manifest of what the last pruned epoch kept; none where nothing was pruned."""
-    pruned = [record for record in records if record.kept < layout.num_samples]
-    if pruned:
-        skip_list, scores = read_list(folder, pruned[-1], layout), store.gather_on_rank_zero()
-        path = folder.path(MANIFEST)
-        folder.ranks.on_rank_zero(lambda: None if scores is None else write_manifest(path, skip_list, scores))
+def write_last_manifest(folder: RunFolder, records: Sequence[EpochRecord], num_samples: int) -> None:
+    """Write the manifest of what the last pruned epoch kept, of a folder that holds all else; none without pruning."""
+    if any(record.kept < num_samples for record in records):
+        folder.ranks.on_rank_zero(lambda: export_run(folder.root))

@@ -1,115 +1,132 @@
-"""Manifests from run folders: of a run that has finished, was killed, or is still at work."""
+"""Lists of samples from run folders: of a run that has finished, was killed, or is still at work."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from ted_stream.export.formats import FORMATS, Task
+from ted_stream.export.origins import ORIGINS, find_origins
+from ted_stream.export.run_files import MANIFEST, RUN_FILE, pruned_epochs, read_run, run_to_bytes
+from ted_stream.export.selected import Progress, select
+from ted_stream.export.selection import Selection
+from ted_stream.files import exists, join, write_bytes, writing
 
-from ted_stream.export.manifest import write_manifest
-from ted_stream.export.run_files import (
-    MANIFEST,
-    RUN_FILE,
-    pruned_epochs,
-    read_run,
-    read_running_scores,
-    run_to_bytes,
-)
-from ted_stream.files import exists, join, write_bytes
-from ted_stream.skip_list import read_skip_list
-
-__all__ = ["Exported", "export_manifest", "finish_run"]
+__all__ = ["Exported", "export_run", "finish_run"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What :func:`export_manifest` wrote.
+    """What :func:`export_run` wrote.
 
     Attributes:
-        path: of the manifest.
-        epoch: 0-based, whose kept samples it lists.
+        path: of the file.
+        to: its format.
+        selection: what was asked for.
+        epoch: 0-based, whose skip-list decided; ``None`` where several, or scores, did.
         kept: samples in it.
         samples: of the dataset.
-        scored_after: the epoch after which its scores were; ``None`` where there are none.
+        scored_after: the epoch after which the scores were; ``None`` where there are none.
         finished: whether the run has ended.
+        notes: what is to be known of it, a sentence each.
     """
 
     path: str
-    epoch: int
+    to: str
+    selection: Selection
+    epoch: int | None
     kept: int
     samples: int
     scored_after: int | None
     finished: bool
+    notes: tuple[str, ...]
 
 
-def export_manifest(
-    folder: str | os.PathLike[str],
-    *,
-    epoch: int | None = None,
+def export_run(
+    run: str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
+    *,
+    to: str = "parquet",
+    selection: Selection | None = None,
+    dataset: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    all_samples: bool = False,
     overwrite: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> Exported:
-    """Write the manifest of what a run kept, from what lies in its folder.
+    """Write which samples a run kept, from what lies in its folder: whole or not at all, in bounded memory.
 
-    A run that ends writes the same for the last epoch that it pruned. The scores are those after the last epoch that
-    has ended, whichever epoch is exported.
+    A run that ends writes the manifest of the last epoch that it pruned.
 
     Args:
-        folder: of a run, a local path or a URI.
-        epoch: 0-based; by default the last that was pruned.
-        path: of the manifest; by default ``manifest.parquet`` in the folder.
+        run: its folder, a local path or a URI.
+        path: of what is written, local or a URI; by default ``manifest.parquet`` in the folder.
+        to: the format, one of `FORMATS`.
+        selection: which samples; by default those that the last pruned epoch kept.
+        dataset: the folder of the dataset that the run read, or those of its streams, by whose ``origins.parquet``
+            samples have names; without it samples go by stream, shard and position.
+        all_samples: list those that are not kept, too, with ``kept`` false; of manifests, CSV and JSON lines.
         overwrite: replace a file that is there; the folder's own is replaced anyway by that of the last pruned epoch.
+        progress: of the stages ``lists`` and ``rows``.
 
     Raises:
         FileExistsError: if there is a file already.
-        FileNotFoundError: if the folder is none of a run, or a file of it is missing.
-        ValueError: if it has not pruned yet, has no such epoch, or a file of it is damaged.
+        FileNotFoundError: if the folder is none of a run, the dataset none of streaming's, or a file is missing.
+        ValueError: if there is no such format or selection, names are missing that the format takes, or a file is
+            damaged or of another dataset.
     """
-    run = read_run(folder)
-    if epoch is None:
-        records = pruned_epochs(run)
-        if not records:
-            raise ValueError(
-                f"{os.fspath(folder)} has pruned in none of its {len(run['epochs'])} epochs so far, so that there is "
-                "nothing to list but the whole dataset; name an epoch if you want that."
-            )
-        record = records[-1]
-    else:
-        records = [record for record in run["epochs"] if record["epoch"] == epoch]
-        if not records:
-            known = [record["epoch"] for record in run["epochs"]]
-            told = f"{known[0]} to {known[-1]}" if known else "none yet"
-            raise ValueError(f"epoch is {epoch}, but {os.fspath(folder)} has the epochs {told}.")
-        record = records[0]
-    target = join(folder, MANIFEST) if path is None else os.fspath(path)
-    if not overwrite and not (path is None and epoch is None) and exists(target):
+    form = FORMATS.get(to)
+    if form is None:
+        raise ValueError(f"there is no format {to!r}; there is {', '.join(FORMATS)}.")
+    if path is None and to != "parquet":
+        raise ValueError(f"{to} needs the path of a file to write, or a URI: --out (path=).")
+    if all_samples and not form.lists_all:
+        able = ", ".join(name for name, of in FORMATS.items() if of.lists_all)
+        raise ValueError(f"{to} cannot say which samples are not kept, so it lists no others; {able} can.")
+    selection = selection or Selection()
+    target = join(run, MANIFEST) if path is None else os.fspath(path)
+    if not overwrite and not (path is None and selection == Selection()) and exists(target):
         raise FileExistsError(f"{target} exists; name another file, or pass overwrite=True (--overwrite).")
-    skip_list = read_skip_list(join(folder, record["skip_list"]), digest=record["digest"])
-    scored_after: int | None = None
-    try:
-        scores, scored_after = read_running_scores(folder, layout=skip_list.layout)
-    except FileNotFoundError:
-        scores = np.full(skip_list.num_samples, np.nan, np.float32)
-    write_manifest(target, skip_list, scores)
+    selected = select(run, selection, count=form.counts, progress=progress)
+    origins, folders = find_origins(dataset, selected.layout)
+    task = Task(selected=selected, origins=origins, folders=folders, all_samples=all_samples, progress=progress)
+    with writing(target) as file:
+        notes = form.write(file, task)
+    if form.lists_all and origins.known < len(origins.paths):
+        notes.append(_unnamed(task))
+    if form.counts and selected.times_kept is None:
+        notes.append("how often samples were kept is not known: a skip-list of another epoch is gone")
     return Exported(
         path=target,
-        epoch=record["epoch"],
-        kept=skip_list.num_kept,
-        samples=skip_list.num_samples,
-        scored_after=scored_after,
-        finished=bool(run.get("finished")),
+        to=to,
+        selection=selection,
+        epoch=selected.epoch,
+        kept=selected.num_kept,
+        samples=selected.num_samples,
+        scored_after=selected.scored_after,
+        finished=selected.finished,
+        notes=tuple(notes),
     )
+
+
+def _unnamed(task: Task) -> str:
+    """Why samples have no names."""
+    origins = task.origins
+    some = "samples" if not origins.known else f"samples of {len(origins.paths) - origins.known} streams"
+    given = [folder for folder, path in zip(task.folders, origins.paths, strict=True) if folder and not path]
+    if given:
+        return f"{some} go by stream, shard and position: {given[0]} has no {ORIGINS}, as prepare and index write it"
+    return f"{some} go by stream, shard and position: --dataset (dataset=) names where they came from"
 
 
 def finish_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What ``run.json`` holds of a run that died after its last epoch, once its folder has all that its end writes.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`export_manifest`.
+        FileNotFoundError, ValueError: as :func:`export_run`.
     """
     run = read_run(folder)
     if pruned_epochs(run):
-        export_manifest(folder)
+        export_run(folder)
     run["finished"] = True
     write_bytes(join(folder, RUN_FILE), run_to_bytes(run))
     return run

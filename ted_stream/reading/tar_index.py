@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ted_stream.export.origins import Origin, write_origins_of
+from ted_stream.export.stream_index import INDEX, layout_of_index
 from ted_stream.extras import optional_imports
 from ted_stream.files import is_remote, join, read_bytes, write_bytes
 from ted_stream.reading.digests import SAMPLED, sampled_digest
@@ -28,7 +31,6 @@ with optional_imports():
 
 __all__ = ["Indexed", "index_tars"]
 
-INDEX = "index.json"
 BLOCK = 512  # of a tar
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -52,6 +54,8 @@ def index_tars(
 ) -> Indexed:
     """Write ``index.json``, and a file of sample offsets per shard, so that streaming reads tars in place.
 
+    Beside it lies ``origins.parquet``, the tar and the key of each sample, by which manifests name what they list.
+
     The samples are those that webdataset finds, in its order. The index is written last: where there is one, there
     is also all that it names. Indexing again replaces everything.
 
@@ -72,9 +76,9 @@ def index_tars(
     _check_index_in_the_way(out, urls)
     progress(0, len(urls))
     # The first sample says what all others must have.
-    shards = [_index_shard(urls[0], out=out, expected=None)]
-    index_shard = partial(_index_shard, out=out, expected=shards[0]["extensions"])
-    progress(1, len(urls))
+    first, keys = _index_shard(urls[0], out=out, expected=None)
+    shards = list[dict[str, Any]]()
+    index_shard = partial(_index_shard, out=out, expected=first["extensions"])
     with contextlib.ExitStack() as stack:
         map_shards = map
         if min(workers, len(urls) - 1) > 1:
@@ -83,9 +87,15 @@ def index_tars(
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])
             map_shards = stack.enter_context(ProcessPoolExecutor(min(workers, len(urls) - 1), context)).map
-        for shard in map_shards(index_shard, urls[1:]):
-            shards.append(shard)
-            progress(len(shards), len(urls))
+
+        def origins() -> Iterator[Origin]:
+            for shard, keys_of_shard in chain([(first, keys)], map_shards(index_shard, urls[1:])):
+                shards.append(shard)
+                progress(len(shards), len(urls))
+                yield from ((shard["raw_data"]["basename"], key, None) for key in keys_of_shard)
+
+        indexed = partial(layout_of_index, {"shards": shards})
+        write_origins_of(indexed, out, origins(), key="webdataset", source=folder)
     write_bytes(join(out, INDEX), json.dumps({"version": 2, "shards": shards}).encode())
     return Indexed(
         folder=out,
@@ -132,8 +142,8 @@ def _check_index_in_the_way(out: str, urls: list[str]) -> None:
         )
 
 
-def _index_shard(url: str, *, out: str, expected: list[str] | None) -> dict[str, Any]:
-    """Write the offsets of a shard and return its entry in the index.
+def _index_shard(url: str, *, out: str, expected: list[str] | None) -> tuple[dict[str, Any], list[str]]:
+    """Write the offsets of a shard and return its entry in the index, and the keys of its samples.
 
     Args:
         url: the tar.
@@ -142,12 +152,12 @@ def _index_shard(url: str, *, out: str, expected: list[str] | None) -> dict[str,
     """
     name = os.path.basename(url)
     with _opened(url) as file:
-        offsets, extensions = _scan(file, url, expected)
+        offsets, keys, extensions = _scan(file, url, expected)
         size = file.seek(0, os.SEEK_END)
         digest = sampled_digest(partial(_read, file), size)  # all of it would have to be read for another
     meta = offsets_file(offsets)
     write_bytes(join(out, f"{name}.offsets"), meta)
-    return {
+    entry = {
         "version": 2,
         "format": "tar",
         "samples": len(offsets) - 1,
@@ -160,6 +170,7 @@ def _index_shard(url: str, *, out: str, expected: list[str] | None) -> dict[str,
         "size_limit": None,
         "extensions": extensions,
     }
+    return entry, keys
 
 
 def _read(file: BinaryIO, begin: int, end: int) -> bytes:
@@ -181,12 +192,12 @@ def _opened(url: str) -> Iterator[BinaryIO]:
         yield stack.enter_context(open(path, "rb"))
 
 
-def _scan(file: BinaryIO, url: str, expected: list[str] | None) -> tuple[NDArray[np.uint64], list[str]]:
+def _scan(file: BinaryIO, url: str, expected: list[str] | None) -> tuple[NDArray[np.uint64], list[str], list[str]]:
     """Find the samples of a tar.
 
     Returns:
-        The offsets (see `parse_offsets`) as uint64, shape (samples + 1,), and the extensions of every
-        sample. What is no part of a sample lies behind the sample before it, or before the first.
+        The offsets (see `parse_offsets`) as uint64, shape (samples + 1,), the key of each sample, and the extensions
+        of all. What is no part of a sample lies behind the sample before it, or before the first.
     """
     begins: dict[str, int] = {}  # of each key
     key, extensions, end = "", list[str](), 0
@@ -233,7 +244,7 @@ def _scan(file: BinaryIO, url: str, expected: list[str] | None) -> tuple[NDArray
             f"{url} holds no samples: no plain file with an extension. Leave it out of the pattern, or write it again."
         )
     check_sample()
-    return np.array([*begins.values(), end], np.uint64), sorted(extensions)
+    return np.array([*begins.values(), end], np.uint64), list(begins), sorted(extensions)
 
 
 def _whole_tar(file: BinaryIO, url: str) -> Iterator[tarfile.TarInfo]:

@@ -12,7 +12,7 @@ def match_streams(listed: DatasetLayout, dataset: DatasetLayout) -> list[int] | 
     Streams of the same fingerprint belong together; then those that only an unknown content keeps apart. Of several
     that match, the first stays the first.
     """
-    found = _matches(listed, dataset)
+    found = matching_streams(listed, dataset)
     places = [at for at in found if at is not None]
     return places if len(places) == len(found) == len(listed.streams) else None
 
@@ -55,7 +55,7 @@ def first_difference(listed: DatasetLayout, dataset: DatasetLayout) -> str:
     """
     if len(listed.streams) != len(dataset.streams):
         return f"the skip-list has {len(listed.streams)} streams, the dataset {len(dataset.streams)}"
-    found = _matches(listed, dataset)
+    found = matching_streams(listed, dataset)
     ours = [stream for at, stream in enumerate(listed.streams) if at not in found]
     theirs = [stream for at, stream in zip(found, dataset.streams, strict=True) if at is None]
     pairs = [(a, b) for a in ours for b in theirs if a.shape == b.shape]
@@ -63,7 +63,7 @@ def first_difference(listed: DatasetLayout, dataset: DatasetLayout) -> str:
     return f"in stream {listed.stream_keys[listed.streams.index(first)]}, {_stream_difference(first, second)}"
 
 
-def _matches(listed: DatasetLayout, dataset: DatasetLayout) -> list[int | None]:
+def matching_streams(listed: DatasetLayout, dataset: DatasetLayout) -> list[int | None]:
     """The stream of the list for each of the dataset; ``None`` where there is none."""
     found: list[int | None] = [None] * len(dataset.streams)
     for is_same in (lambda a, b: a.fingerprint == b.fingerprint, _may_be):

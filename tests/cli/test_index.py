@@ -63,7 +63,7 @@ def test_index_beside_the_shards(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert f"15 samples in 3 shards, 0.1 MiB; index in {tmp_path}" in result.output
     tars = {f"x-{shard}.tar" for shard in range(3)}
-    assert names(tmp_path) == {*tars, *(f"{tar}.offsets" for tar in tars), "index.json"}
+    assert names(tmp_path) == {*tars, *(f"{tar}.offsets" for tar in tars), "index.json", "origins.parquet"}
     assert classes(StreamingDataset(local=str(tmp_path), batch_size=1)) == list(range(15))
     index = json.loads((tmp_path / "index.json").read_text())
     assert index["version"] == 2
@@ -98,12 +98,12 @@ def test_index_of_a_bucket(s3: Any, tmp_path: Path) -> None:
     out = tmp_path / "index"
     result = run(pattern.replace(f"{tmp_path}/tars", remote), "--out", out, "--workers", 1)
     assert result.exit_code == 0, result.output
-    assert names(out) == {"x-0.tar.offsets", "x-1.tar.offsets", "index.json"}
+    assert names(out) == {"x-0.tar.offsets", "x-1.tar.offsets", "index.json", "origins.parquet"}
     assert s3.list_objects_v2(Bucket=BUCKET)["KeyCount"] == 2
     assert classes(PrunedStreamingDataset(local=str(out), remote=remote, batch_size=1)) == list(range(10))
     for _ in range(2):
         assert run(pattern.replace(f"{tmp_path}/tars", remote), "--workers", 1).exit_code == 0
-    assert s3.list_objects_v2(Bucket=BUCKET)["KeyCount"] == 5
+    assert s3.list_objects_v2(Bucket=BUCKET)["KeyCount"] == 6
     cache = str(tmp_path / "cache")
     assert classes(PrunedStreamingDataset(local=cache, remote=remote, batch_size=1)) == list(range(10))
     missing = run(f"{remote}/x-{{0..2}}.tar", "--workers", 1)

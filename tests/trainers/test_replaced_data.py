@@ -12,7 +12,7 @@ from small_run import make_ted
 
 from ted_stream.engine import engine as engine_module
 from ted_stream.engine.state import refuse_other_streams
-from ted_stream.export import export_manifest
+from ted_stream.export import Selection, export_run
 from ted_stream.reading import dataset as dataset_module
 from ted_stream.skip_list import read_skip_list
 
@@ -73,7 +73,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_one_warning(run: Callable[...,
     lists = [read_skip_list(tmp_path / "run" / record.skip_list, digest=record.digest) for record in records]
     assert [found.layout.knows_content for found in lists] == [False, False, True, True]
     # The scores of the end, beside a list of the beginning.
-    exported = export_manifest(tmp_path / "run", epoch=1, path=tmp_path / "manifest.parquet")
+    exported = export_run(tmp_path / "run", tmp_path / "manifest.parquet", selection=Selection(epoch=1))
     assert (exported.kept, exported.scored_after) == (records[1].kept, 3)
 
 

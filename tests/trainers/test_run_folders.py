@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ted_stream import PrunedSampler, RandomPruning, read_skip_list
 from ted_stream.cli.export import export
 from ted_stream.engine import run_folder
-from ted_stream.export import export_manifest
+from ted_stream.export import Selection, export_run
 
 TED, RANDOM = METHODS["ted"], METHODS["random"]
 NAMED: dict[str, Any] = {"run_name": "r"}
@@ -110,7 +110,7 @@ def test_going_on_keeps_the_scores_of_the_checkpoint(tmp_path: Path) -> None:
     found: list[Any] = []
 
     def export_now(batch: int, state: Any) -> None:
-        found.append(export_manifest(tmp_path, epoch=0, path=tmp_path / f"{batch}.parquet"))
+        found.append(export_run(tmp_path, tmp_path / f"{batch}.parquet", selection=Selection(epoch=0)))
 
     train(TED, str(tmp_path), resume=saved[15], after_batch=export_now, pruner_options=NAMED)
     assert found[0].scored_after == 0  # batch 15 lies in epoch 1
@@ -175,7 +175,7 @@ def test_a_folder_in_an_object_store(s3: Any) -> None:
     for options in ({}, {"overwrite": True}):
         with pytest.raises(FileExistsError, match="holds an earlier run"):
             train(TED, uri, pruner_options=options)
-    assert export_manifest(uri).finished
+    assert export_run(uri).finished
 
 
 # Manifests from folders
@@ -190,7 +190,7 @@ def test_a_run_that_died_after_its_last_epoch_has_its_manifest(tmp_path: Path) -
             run = json.loads((tmp_path / "died/run.json").read_text())
             (tmp_path / "died/run.json").write_text(json.dumps({**run, "finished": False}))
         (tmp_path / name / "manifest.parquet").unlink()
-        done = export_manifest(tmp_path / name)
+        done = export_run(tmp_path / name)
         assert (done.samples, done.scored_after, done.finished) == (101, 4, not number)
         assert done.kept == pq.read_table(done.path).num_rows < 101
         assert Path(done.path).read_bytes() == expected
@@ -200,22 +200,22 @@ def test_a_stopped_run_and_single_epochs(tmp_path: Path) -> None:
     stopped(TED, tmp_path, after=22)
     for epoch in (None, 0, 1):
         out = tmp_path / f"{epoch}.parquet"
-        done = export_manifest(tmp_path, epoch=epoch, path=out)
+        done = export_run(tmp_path, out, selection=Selection(epoch=epoch))
         assert (done.epoch, done.scored_after, done.finished) == (1 if epoch is None else epoch, 1, False)
         skip_list = read_skip_list(tmp_path / f"skip_lists/ep000{done.epoch}.parquet")
         assert pq.read_table(out)["sample_id"].to_pylist() == skip_list.kept_ids().tolist()
     assert not (tmp_path / "manifest.parquet").exists()
-    own = tmp_path / export_manifest(tmp_path).path
+    own = tmp_path / export_run(tmp_path).path
     before = own.read_bytes()
     with pytest.raises(FileExistsError, match=r"manifest\.parquet exists; name another file"):
-        export_manifest(tmp_path, epoch=0)
+        export_run(tmp_path, selection=Selection(epoch=0))
     assert own.read_bytes() == before
 
 
 def test_a_method_that_measures_nothing_has_no_scores(tmp_path: Path) -> None:
     train(RANDOM, str(tmp_path))
     assert not (tmp_path / "running_scores.parquet").exists()
-    done = export_manifest(tmp_path)
+    done = export_run(tmp_path)
     assert done.scored_after is None
     assert pq.read_table(done.path)["score"].null_count == done.kept
 
@@ -232,22 +232,22 @@ def test_a_run_that_is_refused_replaces_nothing(tmp_path: Path) -> None:
 
 def test_what_has_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no run\.json, so it is no folder of a pruned run"):
-        export_manifest(tmp_path)
+        export_run(tmp_path)
     stopped(TED, tmp_path / "early", after=5)
     with pytest.raises(ValueError, match="has pruned in none of its 0 epochs so far"):
-        export_manifest(tmp_path / "early")
+        export_run(tmp_path / "early")
     train(RandomPruning(0.0), str(tmp_path / "whole"))
     with pytest.raises(ValueError, match="has pruned in none of its 5 epochs so far"):
-        export_manifest(tmp_path / "whole")
+        export_run(tmp_path / "whole")
     with pytest.raises(ValueError, match=r"epoch is 5, but .* has the epochs 0 to 4"):
-        export_manifest(tmp_path / "whole", epoch=5)
+        export_run(tmp_path / "whole", selection=Selection(epoch=5))
     stopped(TED, tmp_path / "run", after=22)
     scores = tmp_path / "run/running_scores.parquet"
     data = bytearray(scores.read_bytes())
     data[60] ^= 1
     scores.write_bytes(data)
     with pytest.raises(ValueError, match=r"running_scores\.parquet is damaged"):
-        export_manifest(tmp_path / "run")
+        export_run(tmp_path / "run")
 
 
 def test_the_command_says_what_it_wrote_and_replaces_nothing(

@@ -1,0 +1,27 @@
+"""The dataset that a run of a recipe was trained on, by what lies in its folder."""
+
+from __future__ import annotations
+
+from omegaconf import OmegaConf
+
+from ted_stream.export.run_files import read_run
+from ted_stream.export.stream_index import layout_of_index, read_index, stream_folder
+from ted_stream.files import join, read_bytes
+from ted_stream.skip_list import DatasetLayout
+
+__all__ = ["trained_on"]
+
+
+def trained_on(run: str) -> str | None:
+    """The folder of the shards that a run's config names; ``None`` where it has no config, or they are others now.
+
+    Args:
+        run: its folder, a local path or a URI.
+    """
+    try:
+        config = OmegaConf.create(read_bytes(join(run, "config.yaml")).decode())
+        folder = stream_folder(OmegaConf.select(config, "data.path") or "")
+        found = DatasetLayout(streams=(layout_of_index(read_index(folder)),))
+    except (OSError, ValueError):
+        return None
+    return folder if found.fingerprint == read_run(run).get("dataset") else None
