@@ -2,7 +2,7 @@
 
 import typer
 
-from ted_stream.cli import analyse, bench, compare, export, index, inspection, methods, prepare, score, train
+from ted_stream.cli import analyse, bench, compare, export, index, inspection, methods, prepare, report, score, train
 from ted_stream.cli.errors import Commands
 
 __all__ = ["app"]
@@ -22,6 +22,7 @@ app.command("score")(score.score)
 app.command("analyse")(analyse.analyse)
 app.command("export")(export.export)
 app.command("inspect")(inspection.inspect)
+app.command("report")(report.report)
 app.command("methods")(methods.methods)
 app.command("index")(index.index)
 app.add_typer(bench.app, name="bench")

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
 from ted_stream.pipelines.corpora.instructions import prepare_instructions
+from ted_stream.pipelines.training.metrics_record import read_metrics
 from ted_stream.pipelines.training.settings import ConfigError, load_settings
 from ted_stream.pipelines.training.train import train
 from ted_stream.testing.processes import run_to_the_end
@@ -69,6 +70,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {
         **{name: result[name] for name in names},
         "digests": [record["digest"] for record in records],
+        "tests": read_metrics(str(folder)),
         "weights": {name: value.tolist() for name, value in weights_of(folder).items()},
     }
 
