@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 from warnings import catch_warnings, filterwarnings
 
 from matplotlib import rc_context
@@ -26,7 +27,7 @@ _VARIABLES = {
     **{INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"},
     **{colour: f"var(--c{at})" for at, colour in enumerate(COLOURS)},
 }
-_LOOK = {
+_LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "text.parse_math": False,  # a name with two $ is a name
     "font.size": 9.5,

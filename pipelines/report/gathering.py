@@ -155,7 +155,7 @@ def _curves(folder: str, samples: int | None, epochs: Sequence[EpochChange]) -> 
         forwarded = test["samples"]
         within = np.interp(forwarded, total, at) if ended else forwarded / samples if samples else np.nan
         for name, value in test["metrics"].items():
-            points.setdefault(LABELS.get(name, name), []).append((float(within), forwarded, value))
+            points.setdefault(str(LABELS.get(name, name)), []).append((float(within), forwarded, value))
     for entry in [] if points else _trainer_log(folder):
         epoch = entry.get("epoch")
         for name, value in entry.items():

@@ -183,8 +183,8 @@ def _warnings(run: ReportedRun, classes: Sequence[Mapping[str, Any]]) -> list[st
         if row["scarce"]:
             said.append(
                 f"Class {_class_name(row)} nearly vanishes: {len(row['scarce'])} of the pruned epochs kept less than a "
-                f"tenth of what its size would give it, epoch {row['least_epoch']} {row['least_share']:.1%} of its "
-                f"{row['samples']:,} samples."
+                f"tenth of what its size would give it; epoch {row['least_epoch']} kept {row['least_share']:.1%} of "
+                f"its {row['samples']:,} samples."
             )
     more = len(said) - 10
     return said if more <= 0 else [*said[:10], f"… and {more} more."]

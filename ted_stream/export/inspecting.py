@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ted_stream.export.classes import class_rows, count_kept
@@ -179,7 +178,7 @@ def _of_manifest(path: str, number: int) -> dict[str, Any]:
             for row in counts.to_pylist()
         ],
     }
-    known = table.filter(pc.is_valid(table["score"])) if "score" in table.column_names else table.slice(0, 0)
+    known = table.filter(table["score"].is_valid()) if "score" in table.column_names else table.slice(0, 0)
     values = known["score"].to_numpy() if len(known) else np.empty(0, np.float32)
     summary["scores"] = {"unknown": len(table) - len(known), **spread(values)}
     order = np.argsort(values, kind="stable")
