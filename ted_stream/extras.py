@@ -8,7 +8,9 @@ __all__ = ["EXTRAS", "MissingExtraError", "optional_imports"]
 EXTRAS = {
     "cli": ("rich", "typer"),
     "composer": ("composer",),
-    "pipelines": ("PIL", "matplotlib", "omegaconf", "scipy", "sklearn", "tokenizers", "torchmetrics", "torchvision"),
+    "pipelines": (
+        *("PIL", "jinja2", "matplotlib", "omegaconf", "scipy", "sklearn", "tokenizers", "torchmetrics", "torchvision"),
+    ),
     "transformers": ("accelerate", "transformers"),
     "webdataset": ("braceexpand", "webdataset"),
 }

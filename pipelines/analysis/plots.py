@@ -11,11 +11,11 @@ from matplotlib.ticker import MaxNLocator
 
 from ..figures import as_png
 from ..training.compare import headline
+from ..training.metrics_record import LABELS
 from .results import RunAnalysis
 
 __all__ = ["figures"]
 
-METRICS = {"MulticlassAccuracy": "test accuracy", "LanguageCrossEntropy": "test loss per token"}
 WIDTH, HEIGHT = 9.0, 3.8
 
 
@@ -148,5 +148,5 @@ def _interpolation(runs: Sequence[RunAnalysis]) -> Figure:
             **look,
         )
     _finish(left, "training split", "α", "mean loss")
-    _finish(right, "test split", "α", METRICS.get(metric, metric))
+    _finish(right, "test split", "α", LABELS.get(metric, metric))
     return figure

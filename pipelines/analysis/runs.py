@@ -20,9 +20,9 @@ from ted_stream.files import is_remote
 from ted_stream.skip_list import DatasetLayout, SkipList, read_skip_list
 
 from ..training.checkpoints import FORMAT
+from ..training.run_config import CONFIG_FILE
 from ..training.score import ASKED_FILE
 from ..training.settings import ConfigError, Settings, counts_batches, epochs, load_settings, replaced
-from ..training.train import CONFIG_FILE
 
 __all__ = ["Run", "read_run", "read_weights"]
 

@@ -5,7 +5,8 @@
   ``optimizers``, ``lars``: what it trains with, the same whatever runs the loop;
 - ``composer_host``, ``loop_host``: what runs the loop, one of which a run imports; ``whole_epochs`` and
   ``checkpoints`` are the latter's;
-- ``train``, ``results``, ``compare``: one run, what it did, and several runs in one table; ``trained_on``: which data;
+- ``train``, ``results``, ``compare``: one run, what it did, and several runs in one table; ``metrics_record`` and
+  ``run_config``: what its folder tells of it; ``trained_on``: which data;
 - ``score_settings``, ``score``, ``score_results``: a scoring run, what is asked of it and what it leaves;
   ``surrogates`` train what scores, ``scoring_pass`` and ``samples_by_id`` look at the samples, ``logit_layer`` at what
   enters the output layer, ``scored_columns`` keep what was seen; ``reference`` is the loss of models that have not seen

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from composer import DataSpec, Trainer
-from composer.core import Evaluator
+from composer.core import Callback, Evaluator, State
+from composer.loggers import Logger
 from composer.metrics import CrossEntropy, LanguageCrossEntropy
 from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
 from composer.utils import dist, get_device
@@ -27,6 +28,7 @@ from .checkpoints import CHECKPOINTS
 from .composer_resuming import Resuming
 from .datasets import Loaders
 from .durations import beyond_the_end
+from .metrics_record import MetricsRecord
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
 from .settings import ConfigError, Settings, epochs, steps
@@ -56,6 +58,29 @@ def composer_model(task: Task) -> ComposerModel:
         val_metrics=MetricCollection([accuracy, CrossEntropy()]),
         loss_fn=partial(cross_entropy, label_smoothing=task.label_smoothing),
     )
+
+
+class RecordTests(Callback):
+    """Keeps what every test finds."""
+
+    def __init__(self, tests: MetricsRecord) -> None:
+        self.tests = tests
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Go on where a checkpoint was loaded."""
+        del logger
+        self.tests.go_on(state.timestamp.batch.value)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """Write what a test found."""
+        del logger
+        now = state.timestamp
+        self.tests.add(batch=now.batch.value, samples=now.sample.value, metrics=tested(state))
+
+
+def tested(state: State) -> dict[str, float]:
+    """The metrics of the last test, over all ranks."""
+    return {name: float(metric.compute()) for name, metric in state.eval_metrics["test"].items()}
 
 
 class Host:
@@ -102,6 +127,7 @@ class Host:
         if settings.autoresume and not is_remote(settings.folder):
             Ranks().on_rank_zero(lambda: link_newest(Path(checkpoints, "latest-rank0.pt")))
         test_data = DataSpec(loaders.test, microbatch_transforms=loaders.test_transform)
+        tests = RecordTests(MetricsRecord(settings.folder, dist.get_global_rank()))
         trainer = Trainer(
             model=self.model,
             train_dataloader=DataSpec(loaders.train, microbatch_transforms=loaders.train_transform),
@@ -112,7 +138,7 @@ class Host:
             schedulers=self.scheduler,
             step_schedulers_every_batch=True,
             algorithms=self.pruning,
-            callbacks=Resuming() if self.pruning is None else None,
+            callbacks=[tests] if self.pruning is not None else [tests, Resuming()],
             seed=settings.seed,
             run_name=settings.run_name,
             precision=settings.precision,
@@ -142,7 +168,7 @@ class Host:
                 trainer.fit()
             return Trained(
                 epochs=epochs(settings, len(loaders.train)) if self.pruning is None else state.timestamp.epoch.value,
-                metrics={name: float(metric.compute()) for name, metric in state.eval_metrics["test"].items()},
+                metrics=tested(state),
                 forwarded=state.timestamp.sample.value,
                 seconds=state.timestamp.total_wct.total_seconds(),
                 wall_seconds=time.perf_counter() - started,

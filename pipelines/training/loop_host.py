@@ -27,6 +27,7 @@ from ted_stream.pruning.batches import batch_size, map_tensors
 from .checkpoints import CHECKPOINTS, load_checkpoint, newest_checkpoint, save_checkpoint
 from .datasets import Loaders
 from .durations import parse_duration
+from .metrics_record import MetricsRecord
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
 from .settings import INTERVAL_UNITS, Settings, epochs, steps
@@ -90,6 +91,7 @@ class Host:
         self.epoch = self.batches = self.samples = 0
         self.seconds = 0.0
         self.metrics: dict[str, float] = {}
+        self.tests = MetricsRecord(settings.folder, self.ranks.rank)
         self.tested_at = self.saved_at = -1  # batches
         self.between_epochs = True
 
@@ -128,6 +130,7 @@ class Host:
         started = time.perf_counter()
         seed_generators(self.settings.seed + self.ranks.rank)
         self._go_on()
+        self.tests.go_on(self.batches)
         self.clock = time.perf_counter()
         if self.epoch and self.between_epochs:
             self._tell()
@@ -234,6 +237,7 @@ class Host:
                 dist.all_reduce(total)
         self.metrics = {name: float(part / count) for name, (part, count) in totals.items()}
         self.tested_at = self.batches
+        self.tests.add(batch=self.batches, samples=self.samples, metrics=self.metrics)
 
     # Going on ----------------------------------------------------------------------------------------------------
 

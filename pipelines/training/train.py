@@ -25,19 +25,20 @@ from ted_stream.trainers.requirements import check_settings
 from ..corpora.prepared import Description, read_description
 from .checkpoints import CHECKPOINTS, NEWEST
 from .datasets import build_loaders
+from .metrics_record import METRICS_FILE
 from .results import RESULT_FILE, Result, digest_of, result_of
+from .run_config import CONFIG_FILE
 from .settings import AUGMENTATIONS, ConfigError, Settings, counts_batches, epochs
 from .tasks import build_task
 
 __all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "claim_folder", "train"]
 
-CONFIG_FILE = "config.yaml"
 # What a run keeps from its first start to its end; how long it goes on, and where, may change.
 _KEPT = ("seed", "data", "model", "optimizer", "scheduler")
 # But of them: where data are, and how fast they come.
 _FREE = ("path", "cache", "in_memory", "eval_batch_size", "num_workers")
 # What a run leaves in its folder; only this is removed when a run is replaced.
-LEFTOVERS = (LISTS, "scores", CHECKPOINTS, RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE)
+LEFTOVERS = (LISTS, "scores", CHECKPOINTS, RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE, METRICS_FILE)
 # What names the newest checkpoint: the loop's, Composer's, and Composer's in an object store.
 _NEWEST = (NEWEST, "latest-rank0.pt", "latest-rank0.pt.symlink")
 

@@ -2,7 +2,20 @@
 
 import typer
 
-from ted_stream.cli import analyse, bench, compare, export, index, inspection, methods, prepare, score, train, verify
+from ted_stream.cli import (
+    analyse,
+    bench,
+    compare,
+    export,
+    index,
+    inspection,
+    methods,
+    prepare,
+    report,
+    score,
+    train,
+    verify,
+)
 from ted_stream.cli.errors import Commands
 
 __all__ = ["app"]
@@ -23,6 +36,7 @@ app.command("analyse")(analyse.analyse)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspection.inspect)
+app.command("report")(report.report)
 app.command("methods")(methods.methods)
 app.command("index")(index.index)
 app.add_typer(bench.app, name="bench")

@@ -8,72 +8,66 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="A file of scores (scores.parquet): a path or URI.", show_default=False)],
-    number: Annotated[int, typer.Option(min=0, help="Samples with the highest and the lowest scores to show.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A skip-list, run folder, manifest, file of scores or dataset: a path or URI.", show_default=False
+        ),
+    ],
+    other: Annotated[
+        str | None, typer.Argument(help="Another, to be compared with PATH.", show_default=False, metavar="[OTHER]")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Dataset that a run trained on, for classes.", show_default="that of its config"),
+    ] = None,
+    number: Annotated[int, typer.Option(min=0, help="Samples, shards and classes of each sort to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all of them, instead of tables.")] = False,
 ) -> None:
-    """Show what a file of scores holds: where it comes from, how scores are spread, and the extreme samples."""
-    from ted_stream.export.scores import ScoresError
-    from ted_stream.export.summary import summary_of_scores
+    """Show what a skip-list, run, manifest, file of scores or dataset holds; or compare two of them.
 
-    try:
-        summary = summary_of_scores(path, number=number)
-    except ScoresError as error:
-        raise ValueError(f"{error}. Files of scores can be inspected, as `ted-stream score` writes them.") from error
+    Of a run, finished or not, epoch by epoch: kept, returned and newly pruned samples, and the overlap with the epoch
+    before. By shard and class the share that is kept. The highest, lowest and most contested samples.
+
+    For example: ted-stream inspect runs/a, or: ted-stream inspect runs/a runs/b --json
+    """
+    from ted_stream.cli.show_summary import show_comparison, show_summary
+    from ted_stream.export import comparison_of, summary_of
+
+    if other is not None:
+        if data is not None:
+            raise ValueError(f"--data is {data!r}, but two things are compared without their dataset; leave it out.")
+        found, show = comparison_of(path, other), show_comparison
+    else:
+        config = _config_of(path)
+        found, show = summary_of(path, number=number, data=data or config.get("data")), show_summary
+        if config.get("reference"):
+            found["likely_wrong"] = _likely_wrong(config["reference"], number)
     if as_json:
         import json
 
-        typer.echo(json.dumps(summary, indent=2))
-        return
-    _show(path, summary)
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        show(found, number)
 
 
-def _show(path: str, summary: dict[str, Any]) -> None:
-    from rich.table import Table
+def _config_of(path: str) -> dict[str, Any]:
+    """The dataset that the config of a run folder names, and the file of its reference scores."""
+    from ted_stream.extras import MissingExtraError, optional_imports
 
-    from ted_stream.cli.show import console
-
-    provenance = dict(summary["provenance"])
-    config = provenance.pop("config", None)
-    method = provenance.get("method", "scores")
-    table = Table(title=f"{path}: {method}", show_header=False)
-    unknown = f", {summary['unknown']:,} without a score" if summary["unknown"] else ""
-    table.add_row("samples", f"{summary['samples']:,}{unknown}")
-    for name, text in provenance.items():
-        table.add_row(name, text)
-    table.add_row("dataset", summary["fingerprint"][:16])
-    if summary["quantiles"]:
-        table.add_row("mean", f"{summary['mean']:.4g}")
-        for probability, value in summary["quantiles"].items():
-            table.add_row(f"quantile {float(probability):.0%}", f"{value:.4g}")
-    console.print(table)
-    if summary["classes"]:
-        table = Table(title="classes")
-        for column in ("class", "samples", "mean score"):
-            table.add_column(column, justify="right")
-        for one in summary["classes"]:
-            mean = "" if one["mean"] is None else f"{one['mean']:.4g}"
-            table.add_row(str(one["label"]), f"{one['samples']:,}", mean)
-        console.print(table)
-    is_reference = method.startswith("Reference(")
-    for which in ("highest", "lowest"):
-        if summary[which]:
-            likely = ": likely wrong labels" * (is_reference and which == "highest")
-            console.print(_samples(f"{which} scores{likely}", summary[which]))
-    if config is not None:
-        console.print("config: shown by --json")
+    try:
+        with optional_imports():
+            from ted_stream.pipelines.training.run_config import read_config
+    except MissingExtraError:  # who trains by a loop of their own has neither the recipes nor a config
+        return {}
+    return read_config(path)
 
 
-def _samples(title: str, samples: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+def _likely_wrong(reference: str, number: int) -> list[dict[str, Any]] | str:
+    """The samples of the highest reference losses; or why there are none."""
+    from ted_stream.export import summary_of
 
-    table = Table(title=title)
-    keyed = any(sample["key"] is not None for sample in samples)
-    for column in ("sample", "shard", "position", *(["key"] * keyed), "class", "score"):
-        table.add_column(column, justify="left" if column in ("shard", "key") else "right", overflow="fold")
-    for sample in samples:
-        key = [sample["key"] or ""] * keyed
-        label = "" if sample["label"] is None else str(sample["label"])
-        place = [str(sample["sample_id"]), sample["shard"], str(sample["position"])]
-        table.add_row(*place, *key, label, f"{sample['score']:.4g}")
-    return table
+    try:
+        return summary_of(reference, number=number)["highest"]
+    except (OSError, ValueError) as error:
+        return str(error)

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ted_stream.pipelines.training.metrics_record import LABELS
+
 if TYPE_CHECKING:
     from ted_stream.pipelines.training.compare import Arm
     from ted_stream.pipelines.training.train import Result
@@ -16,11 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["LABELS", "console", "progress_bar", "quiet", "show_arms", "show_places", "show_result", "shown_metric"]
 
 console = Console()
-LABELS = {
-    "MulticlassAccuracy": "test accuracy",
-    "CrossEntropy": "test cross entropy",
-    "LanguageCrossEntropy": "test loss per token",
-}
 
 
 def progress_bar() -> Progress:

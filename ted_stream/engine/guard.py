@@ -14,7 +14,8 @@ from ted_stream.engine.finite_watch import WINDOW
 from ted_stream.engine.plan import RunPlan
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord
-from ted_stream.engine.signs import LITTLE, classes_of, count_targets, find_scarce
+from ted_stream.engine.signs import LITTLE, classes_of, count_targets
+from ted_stream.export.classes import find_scarce
 from ted_stream.methods import Method
 from ted_stream.pruning import Measurements
 

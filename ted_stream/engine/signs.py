@@ -1,16 +1,13 @@
 """Figures of an epoch by which a degenerate selection shows, the same on every rank."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ted_stream.pruning import Communicator, Owned
 
-__all__ = ["LITTLE", "classes_of", "count_targets", "find_scarce", "scores_alike"]
+__all__ = ["LITTLE", "classes_of", "count_targets", "scores_alike"]
 
 LITTLE = 0.1  # of what is expected
-_FEWEST = 10  # expected samples of a class: of fewer, chance may leave none
 _MOST_CLASSES = 1 << 16  # targets that are numbered further are no classes
 _ROUNDING = 1e-6  # of the largest score
 
@@ -32,25 +29,6 @@ def count_targets(labels: NDArray[np.int64] | None, communicator: Communicator) 
 def classes_of(targets: NDArray[np.int64]) -> NDArray[np.int64]:
     """The counts of targets where they are classes; empty where some are numbered too far."""
     return targets if len(targets) <= _MOST_CLASSES else np.empty(0, np.int64)
-
-
-def find_scarce(counts: NDArray[np.int64], first: Sequence[int]) -> list[int]:
-    """The classes that have less than a tenth of their share in the first epoch, and of an equal share.
-
-    The latter so that shares of classes that were asked for are none to warn of: a class that is cut to the size of
-    the others is not gone.
-
-    Args:
-        counts: (C,) samples of every class in an epoch.
-        first: the same of the run's first epoch, before anything was measured.
-    """
-    total, known = int(counts.sum()), np.array(first, np.int64)
-    if not total or not known.any():
-        return []
-    now = np.zeros(len(known), np.int64)
-    now[: len(counts)] = counts[: len(known)]
-    expected = np.minimum(total * known / known.sum(), total / np.count_nonzero(known))
-    return np.flatnonzero((expected >= _FEWEST) & (now < LITTLE * expected)).tolist()
 
 
 def scores_alike(owned: Owned) -> bool:

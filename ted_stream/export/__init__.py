@@ -1,6 +1,8 @@
-"""What a pruning run found, for other tools."""
+"""What a pruning run found, for people and other tools."""
 
+from ted_stream.export.comparing import comparison_of
 from ted_stream.export.formats import FORMATS
+from ted_stream.export.inspecting import summary_of
 from ted_stream.export.manifest import Manifest, ManifestError, open_manifest
 from ted_stream.export.origins import Origins, find_origins, write_origins
 from ted_stream.export.rows import rows_of
@@ -21,12 +23,14 @@ __all__ = [
     "ScoresError",
     "Selected",
     "Selection",
+    "comparison_of",
     "export_run",
     "find_origins",
     "open_manifest",
     "read_scores",
     "rows_of",
     "select",
+    "summary_of",
     "verify",
     "write_origins",
     "write_scores",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ted_stream.export.scores import Scores, read_scores
 from ted_stream.files import read_bytes
 
-__all__ = ["summary_of_scores"]
+__all__ = ["spread", "summary_of_scores"]
 
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _PLACE = ["stream", "shard", "position", "key"]
@@ -39,11 +39,9 @@ def summary_of_scores(path: str | os.PathLike[str], *, number: int) -> dict[str,
         raise ValueError(f"number is {number}, but it must be at least 0: it is how many extreme samples are named.")
     scores = read_scores(path)
     known = np.flatnonzero(~np.isnan(scores.scores))
-    values = scores.scores[known].astype(np.float64)
-    ascending = known[np.argsort(values, kind="stable")]
+    ascending = known[np.argsort(scores.scores[known], kind="stable")]
     number = min(number, len(known))
     places = pq.ParquetFile(pa.BufferReader(read_bytes(path))).read(columns=_PLACE, use_threads=False)
-    quantiles = np.quantile(values, _QUANTILES).tolist() if len(values) else []
     return {
         "kind": "scores",
         "samples": len(scores),
@@ -51,12 +49,20 @@ def summary_of_scores(path: str | os.PathLike[str], *, number: int) -> dict[str,
         "fingerprint": scores.fingerprint,
         "digest": scores.digest,
         "provenance": dict(scores.provenance),
-        "mean": float(values.mean()) if len(values) else None,
-        "quantiles": {str(p): value for p, value in zip(_QUANTILES, quantiles, strict=False)},
+        **spread(scores.scores[known]),
         "classes": _classes(scores, known),
         "highest": _samples(scores, places, ascending[::-1][:number]),
         "lowest": _samples(scores, places, ascending[:number]),
     }
+
+
+def spread(values: NDArray[np.float32]) -> dict[str, Any]:
+    """``mean`` and ``quantiles`` by probability of finite values; ``None`` and empty where there are none."""
+    if not len(values):
+        return {"mean": None, "quantiles": {}}
+    exact = values.astype(np.float64)
+    quantiles = zip(_QUANTILES, np.quantile(exact, _QUANTILES).tolist(), strict=True)
+    return {"mean": float(exact.mean()), "quantiles": {str(p): value for p, value in quantiles}}
 
 
 def _classes(scores: Scores, known: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 
-__all__ = ["MANIFEST", "SKIP_LIST", "kind_of"]
+__all__ = ["MANIFEST", "RUNNING_SCORES", "SCORES", "SKIP_LIST", "kind_of"]
 
-SKIP_LIST, MANIFEST = "a skip-list", "a manifest of kept samples"
+SKIP_LIST = "a skip-list"
+MANIFEST = "a manifest of kept samples"
+SCORES = "a file of scores (ted-stream score)"
+RUNNING_SCORES = "the running scores of a run"
 _KINDS = {
     b"ted_stream.keep_ratio": SKIP_LIST,
     b"ted_stream.manifest.digest": MANIFEST,
     b"ted_stream.skip_list_digest": "a manifest of kept samples of an earlier version",
     b"ted_stream.origins.fingerprint": "the origins of a dataset's samples",
-    b"ted_stream.scores.digest": "a file of scores (ted-stream score)",
-    b"ted_stream.running_scores.epoch": "the running scores of a run",
+    b"ted_stream.scores.digest": SCORES,
+    b"ted_stream.running_scores.epoch": RUNNING_SCORES,
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_runs import make_run
 from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
@@ -13,7 +14,7 @@ from ted_stream.cli.methods import entries
 from ted_stream.export.scores import write_scores
 from ted_stream.methods import METHODS
 from ted_stream.methods.static import STATIC_METHODS
-from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, write_skip_list
+from ted_stream.skip_list import DatasetLayout, ShardLayout, StreamLayout
 
 runner = CliRunner()
 SHARDS = tuple(ShardLayout(name=f"shard.{at:05d}.mds", size=100, samples=4) for at in range(3))
@@ -65,17 +66,56 @@ def test_scores_of_nothing_known(tmp_path: Path) -> None:
     assert "12, 12 without a score" in result.output
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    kept = np.ones(12, np.bool_)
-    skip_list = SkipList.from_keep_mask(LAYOUT, kept, epoch=0, keep_ratio=1, method="m", run="r")
-    write_skip_list(skip_list, tmp_path / "list.parquet")
-    result = runner.invoke(app, ["inspect", str(tmp_path / "list.parquet")])
-    assert result.exit_code == 1
-    told = " ".join(result.output.split())
-    assert "this is a skip-list, not a file of scores" in told
-    assert "Files of scores can be inspected" in told
-    missing = runner.invoke(app, ["inspect", str(tmp_path / "no.parquet")])
-    assert (missing.exit_code, missing.output[:7]) == (1, "Error: ")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["."],
+            ("TED(prune_ratio=0.5)", "finished: 6 of 6 epochs", "newly pruned", "most contested"),
+        ),
+        (["skip_lists/ep0001.parquet"], ("skip-list of epoch 1: TED", "6 of 12 (50.0%)", "shard.00000.mds")),
+        (["manifest.parquet"], ("manifest: TED", "highest scores")),
+        (["running_scores.parquet"], ("running scores after epoch 5", "12")),
+        (["skip_lists/ep0001.parquet", "."], ("a skip-list and a run", "overlap, both / any")),
+    ],
+)
+def test_the_files_of_a_run_as_tables(arguments: list[str], words: tuple[str, ...], tmp_path: Path) -> None:
+    make_run(tmp_path, LAYOUT)
+    paths = [str(tmp_path / name) for name in arguments]
+    result = runner.invoke(app, ["inspect", *paths])
+    assert result.exit_code == 0, result.output
+    for word in words:
+        assert word in result.output
+    as_json = runner.invoke(app, ["inspect", *paths, "--json"])
+    assert json.loads(as_json.stdout)["kind"]
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    make_run(tmp_path, LAYOUT, name="[red]run[/]")
+    result = runner.invoke(app, ["inspect", str(tmp_path)])
+    assert "[red]run[/]" in result.output
+
+
+def test_the_data_and_the_reference_of_a_runs_config(path: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", LAYOUT)
+    config = f"data:\n  path: {tmp_path}/gone\npruning:\n  method: learnability\n  reference: {path}\n"
+    (tmp_path / "run/config.yaml").write_text(config)
+    found = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "run"), "--number", "2", "--json"]).stdout)
+    assert [one["key"] for one in found["likely_wrong"]] == ["key5", "key10"]
+    assert f"{tmp_path}/gone holds neither" in found["notes"][0]
+    tables = runner.invoke(app, ["inspect", str(tmp_path / "run")])
+    assert "likely wrong labels" in tables.output
+    (tmp_path / "scores.parquet").unlink()
+    gone = runner.invoke(app, ["inspect", str(tmp_path / "run")])
+    assert "The reference scores could not be read" in gone.output
+
+
+def test_what_cannot_be_inspected_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.parquet").write_bytes(b"x")
+    for name, words in (("other.parquet", "is no Parquet file"), ("no.parquet", "neither file nor folder")):
+        result = runner.invoke(app, ["inspect", str(tmp_path / name)])
+        assert (result.exit_code, result.output[:7]) == (1, "Error: ")
+        assert words in " ".join(result.output.split())
 
 
 def test_all_methods_are_listed() -> None:
@@ -118,7 +158,7 @@ def test_help_of_the_commands_needs_no_heavy_import() -> None:
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from ted_stream.cli.commands import app\n"
-        "for command in ('score', 'inspect', 'methods'):\n"
+        "for command in ('score', 'inspect', 'report', 'methods'):\n"
         "    assert CliRunner().invoke(app, [command, '--help']).exit_code == 0\n"
         "heavy = {'torch', 'composer', 'streaming', 'transformers', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ted_stream.pipelines.training.metrics_record import read_metrics
+
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """The network's, of the newest checkpoint of either trainer."""
@@ -25,5 +27,6 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {
         **{name: result[name] for name in names},
         "digests": [record["digest"] for record in records],
+        "tests": read_metrics(str(folder)),
         "weights": {name: value.tolist() for name, value in weights_of(folder).items()},
     }

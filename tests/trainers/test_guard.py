@@ -29,7 +29,8 @@ from ted_stream import (
 from ted_stream.engine import EpochRecord
 from ted_stream.engine.guard import findings
 from ted_stream.engine.plan import RunPlan
-from ted_stream.engine.signs import classes_of, count_targets, find_scarce, scores_alike
+from ted_stream.engine.signs import classes_of, count_targets, scores_alike
+from ted_stream.export.classes import find_scarce
 from ted_stream.methods import Method
 from ted_stream.pruning import Owned, ScoreStore, SingleProcess
 
