@@ -93,11 +93,11 @@ def _show_list(found: Mapping[str, Any], number: int) -> None:
 
 def _show_manifest(found: Mapping[str, Any], number: int) -> None:
     facts = {
-        "kept": f"{found['kept']:,}",
-        "skip-list": found.get("skip_list_digest", "")[:16],
-        "columns": ", ".join(found["columns"]),
+        "kept": f"{found['kept']:,} of {found['samples']:,}",
+        "run": found["run"],
+        "skip-list": (found["skip_list"] or "")[:16],
     }
-    _facts(f"manifest: {found.get('method', 'kept samples')}", {**facts, **_spread(found["scores"], "scores")})
+    _facts(f"manifest: {found['method']}", {**facts, **_spread(found["scores"], "scores")})
     shards = sorted(found["shards"], key=lambda row: row["kept"])
     _rows(_some("shards, by what is kept", shards, number), [_plain(row, {"stream"}) for row in _ends(shards, number)])
     _extremes(found)
