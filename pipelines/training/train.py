@@ -24,8 +24,9 @@ from ted_stream.trainers.requirements import check_settings
 
 from ..corpora.prepared import Description, read_description
 from .datasets import build_loaders
+from .durations import parse_duration
 from .results import RESULT_FILE, Result, digest_of, result_of
-from .settings import AUGMENTATIONS, ConfigError, Settings, counts_batches, epochs
+from .settings import AUGMENTATIONS, ConfigError, Settings, counts_batches, epochs, steps
 from .tasks import build_task
 
 __all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "claim_folder", "train"]
@@ -76,7 +77,8 @@ def train(settings: Settings) -> Result:
     try:
         if lock is not None:
             ranks.on_rank_zero(lock.acquire)
-        ranks.on_rank_zero(lambda: claim_folder(settings))  # when hardly anything can be refused any more
+        # When hardly anything can be refused any more.
+        ranks.on_rank_zero(lambda: claim_folder(settings, length=len(loaders.train)))
         result = result_of(settings, run.fit(), samples=loaders.prunable.full_epoch_size)
         if ranks.rank == 0:
             write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
@@ -212,15 +214,16 @@ def _check_in_memory(settings: Settings, description: Description) -> None:
         )
 
 
-def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> None:
+def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS, *, length: int | None = None) -> None:
     """Make the run folder this run's own, and keep its settings there; called on rank 0 for all.
 
     Args:
         settings: of the run.
         leftovers: names of what a run of this kind leaves in its folder.
+        length: batches of an epoch on full data, of a run that may go on for longer than it was begun for.
 
     Raises:
-        ConfigError: the settings go on with a run of another trainer, or of other settings.
+        ConfigError: the settings go on with a run of another trainer, of other settings, or for less than it.
         FileExistsError: the folder holds another run, which is not to be replaced.
     """
     folder = settings.folder
@@ -232,7 +235,7 @@ def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> No
         )
     if goes_on:
         _refuse_other_trainer(settings)
-        _refuse_other_settings(settings)
+        _refuse_other_settings(settings, length)
         _refuse_without_checkpoint(settings)
     if not is_remote(folder) and not goes_on:
         found = [name for name in leftovers if (Path(folder) / name).exists()]
@@ -269,12 +272,14 @@ def _refuse_other_trainer(settings: Settings) -> None:
         )
 
 
-def _refuse_other_settings(settings: Settings) -> None:
+def _refuse_other_settings(settings: Settings, length: int | None) -> None:
     """Refuse to go on with other settings than a run was begun with: its checkpoints hold some, and not others."""
     finds_its_own = settings.load_path is None and not is_remote(settings.folder)
     if finds_its_own and not any(Path(settings.folder, "checkpoints").glob("*")):
         return  # it begins again
     before, now = _begun_with(settings), OmegaConf.structured(settings)
+    if length is not None:
+        _refuse_shorter(settings, before, length)
     for section in _KEPT:
         whole = OmegaConf.is_config(now[section])
         for name in [f"{section}.{key}" for key in now[section] if key not in _FREE] if whole else [section]:
@@ -285,6 +290,17 @@ def _refuse_other_settings(settings: Settings) -> None:
                     f"{name}={_shown(was)} to go on with it, or autoresume=false with overwrite=true to begin again, "
                     "or with folder= to another place."
                 )
+
+
+def _refuse_shorter(settings: Settings, before: DictConfig, length: int) -> None:
+    """Refuse to go on for less than a run was begun for: what it keeps, and its learning rate, went by that."""
+    was = before.get("max_duration", settings.max_duration)
+    if steps(settings, length) < parse_duration(was, ("ep", "ba")).in_batches(length=length, steps=0):
+        raise ConfigError(
+            f"max_duration is {settings.max_duration}, but the run in {settings.folder} was begun with {was}, and only "
+            f"as long a one, or a longer one, goes on with it; set max_duration={was}, or autoresume=false with "
+            "overwrite=true to begin again, or with folder= to another place."
+        )
 
 
 def _shown(value: object) -> object:

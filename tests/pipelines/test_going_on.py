@@ -101,6 +101,41 @@ def test_other_settings_do_not_go_on_with_a_run(
     assert contents(tmp_path / "run") == before
 
 
+def interrupted(run: Run, folder: Path, *overrides: str) -> None:
+    """A run that died in its last epoch, with the checkpoints of those before."""
+    run(*overrides)
+    (folder / "result.json").unlink()
+    checkpoints = folder / "checkpoints"
+    by_epoch = {int(path.name[2]): path for path in checkpoints.glob("ep*")}
+    by_epoch.pop(max(by_epoch)).unlink()
+    if (checkpoints / "newest").exists():
+        (checkpoints / "newest").write_text(by_epoch[max(by_epoch)].name)
+    else:
+        (checkpoints / "latest-rank0.pt").unlink()
+        (checkpoints / "latest-rank0.pt").symlink_to(by_epoch[max(by_epoch)].name)
+
+
+@each_trainer
+def test_a_run_does_not_go_on_for_less_than_it_was_begun_for(trainer: str, run: Run, tmp_path: Path) -> None:
+    """Be the end behind the checkpoint or ahead of it."""
+    interrupted(run, tmp_path / "run", f"trainer={trainer}", "max_duration=4ep")
+    before = contents(tmp_path / "run")
+    for shorter in (1, 2, 3):
+        told = f"max_duration is {shorter}ep, but the run in .* was begun with 4ep.* set max_duration=4ep"
+        with pytest.raises(ConfigError, match=told):
+            run(f"trainer={trainer}", f"max_duration={shorter}ep", "autoresume=true")
+    assert contents(tmp_path / "run") == before
+
+
+def test_durations_in_batches_and_in_epochs_compare(run: Run, tmp_path: Path) -> None:
+    whole = ["trainer=loop", "pruning.method=none"]
+    interrupted(run, tmp_path / "run", *whole)
+    for shorter in ("68ba", "2ep"):  # of 69
+        with pytest.raises(ConfigError, match=f"max_duration is {shorter}, but .* was begun with 3ep"):
+            run(*whole, f"max_duration={shorter}", "autoresume=true")
+    assert run(*whole, "max_duration=69ba", "autoresume=true").epochs == 3
+
+
 @each_trainer
 def test_a_longer_run_goes_on_by_a_schedule_of_its_length(trainer: str, run: Run, tmp_path: Path) -> None:
     run(f"trainer={trainer}")
