@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from composer import DataSpec, Trainer
@@ -19,8 +20,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from ted_stream import DataPruning
 from ted_stream.engine import Ranks
 from ted_stream.export.runs import finish_run
-from ted_stream.files import join
+from ted_stream.files import is_remote, join
 
+from .checkpoints import refuse_damaged
 from .datasets import Loaders
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
@@ -90,9 +92,19 @@ class Host:
             return self.pruning.engine.summary()
         return Ranks().on_rank_zero(lambda: finish_run(self.settings.folder))
 
+    def _refuse_damaged(self) -> None:
+        """Look at the checkpoint that Composer will go on from, where it is on this machine."""
+        newest = join(self.settings.folder, "checkpoints/latest-rank0.pt")
+        has_newest = self.settings.autoresume and not is_remote(newest) and Path(newest).exists()
+        path = newest if has_newest else self.settings.load_path
+        if path is not None and not is_remote(path) and Path(path).is_file():
+            with Path(path).open("rb") as file:
+                refuse_damaged(path, file)
+
     def fit(self) -> Trained:
         """Train, and test at the end."""
         settings, loaders = self.settings, self.loaders
+        Ranks().on_rank_zero(self._refuse_damaged)
         test_data = DataSpec(loaders.test, microbatch_transforms=loaders.test_transform)
         trainer = Trainer(
             model=self.model,

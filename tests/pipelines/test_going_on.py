@@ -190,6 +190,44 @@ def test_a_half_written_checkpoint_is_no_obstacle(trainer: str, run: Run, tmp_pa
     assert run(f"trainer={trainer}", "autoresume=true").metrics == expected.metrics
 
 
+def flipped(data: bytes) -> bytes:
+    """With the bits of one byte of a record of the other value."""
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0xFF]) + data[len(data) // 2 + 1 :]
+
+
+@each_trainer
+def test_a_damaged_checkpoint_is_refused_by_name(trainer: str, run: Run, tmp_path: Path) -> None:
+    expected = run(f"trainer={trainer}")
+    folder = tmp_path / "run"
+    (folder / "result.json").unlink()
+    checkpoints = {int(path.name[2]): path for path in (folder / "checkpoints").glob("ep*")}
+    newest, second = checkpoints[3].read_bytes(), checkpoints[2].read_bytes()
+    before = contents(folder)
+    for damaged, told in (
+        (flipped(newest), "is damaged: the checksum of "),
+        (newest[:-1000], "is cut off or damaged"),
+        (b"", "is empty, and no checkpoint"),
+    ):
+        checkpoints[3].write_bytes(damaged)
+        fix = f"autoresume=false load_path={checkpoints[2]}"
+        with pytest.raises(ConfigError, match=f"{checkpoints[3]} {told}.*{fix}"):
+            run(f"trainer={trainer}", "autoresume=true")
+    checkpoints[2].write_bytes(flipped(second))  # the one before it is named then
+    with pytest.raises(ConfigError, match=f"load_path={checkpoints[1]}"):
+        run(f"trainer={trainer}", "autoresume=true")
+    for epoch, data in ((3, newest), (2, second)):
+        checkpoints[epoch].write_bytes(data)
+    assert contents(folder) == before
+    checkpoints[3].write_bytes(flipped(newest))
+    assert run(f"trainer={trainer}", f"load_path={checkpoints[2]}").metrics == expected.metrics
+
+
+@each_trainer
+def test_a_file_that_is_no_checkpoint_is_refused(trainer: str, run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"quickstart.yaml is no checkpoint: torch writes files of another kind; "):
+        run(f"trainer={trainer}", f"load_path={QUICKSTART}")
+
+
 def test_a_run_that_died_before_its_first_checkpoint_begins_again(run: Run, tmp_path: Path) -> None:
     expected = run("trainer=loop")
     folder = tmp_path / "run"
