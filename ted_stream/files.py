@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         return
     from streaming.base.storage.upload import UPLOADERS, CloudUploader
 
-    scheme = text.partition(":")[0]
-    if scheme not in UPLOADERS:
-        known = ", ".join(sorted(name for name in UPLOADERS if name.isidentifier()))
-        raise ValueError(
-            f"{text!r} has the scheme {scheme!r}, which streaming cannot upload to, so nothing was written; use one "
-            f"of {known}, or a local path without a scheme."
-        )
+    _check_scheme(text, UPLOADERS, "upload to, so nothing was written")
     folder, _, name = text.rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
         uploader = CloudUploader.get((scratch, folder))  # wants the folder empty
@@ -79,8 +74,9 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             raise FileNotFoundError(f"There is no file {text!r}; check the path, or that the run wrote it.") from error
         except IsADirectoryError as error:
             raise _is_folder(text, "read") from error
-    from streaming.base.storage.download import CloudDownloader
+    from streaming.base.storage.download import DOWNLOADER_MAPPINGS, CloudDownloader
 
+    _check_scheme(text, DOWNLOADER_MAPPINGS, "download from")
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, "file")
         try:
@@ -128,6 +124,17 @@ def _text(path: str | os.PathLike[str], to_be: str | None = None) -> str:
     if to_be is not None and text.endswith("/"):
         raise _is_folder(text, to_be)
     return text
+
+
+def _check_scheme(text: str, known: Iterable[str], does: str) -> None:
+    """Refuse a URI for which streaming has no client, which it does not ``does``."""
+    scheme = text.partition(":")[0]
+    if scheme not in known:
+        names = ", ".join(sorted(name for name in known if name.isidentifier()))
+        raise ValueError(
+            f"{text!r} has the scheme {scheme!r}, which streaming cannot {does}; use one of {names}, or a local path "
+            "without a scheme."
+        )
 
 
 def _is_folder(text: str, to_be: str) -> IsADirectoryError:

@@ -10,6 +10,7 @@ from ted_stream.export.manifest import write_manifest
 from ted_stream.export.run_files import (
     MANIFEST,
     RUN_FILE,
+    check_target,
     pruned_epochs,
     read_run,
     read_running_scores,
@@ -62,10 +63,13 @@ def export_manifest(
 
     Raises:
         FileExistsError: if there is a file already.
+        IsADirectoryError: if the path is that of a folder.
         FileNotFoundError: if the folder is none of a run, or a file of it is missing.
-        ValueError: if it has not pruned yet, has no such epoch, or a file of it is damaged.
+        ValueError: if it has not pruned yet, has no such epoch, a file of it is damaged, or is to be written over.
     """
     run = read_run(folder)
+    if path is not None:
+        check_target(folder, path)
     if epoch is None:
         records = pruned_epochs(run)
         if not records:
