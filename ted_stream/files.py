@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,13 +73,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         return
     from streaming.base.storage.upload import UPLOADERS, CloudUploader
 
-    scheme = text.partition(":")[0]
-    if scheme not in UPLOADERS:
-        known = ", ".join(sorted(name for name in UPLOADERS if name.isidentifier()))
-        raise ValueError(
-            f"{text!r} has the scheme {scheme!r}, which streaming cannot upload to, so nothing was written; use one "
-            f"of {known}, or a local path without a scheme."
-        )
+    _check_scheme(text, UPLOADERS, "upload to, so nothing was written")
     folder, _, name = text.rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
         uploader = CloudUploader.get((scratch, folder))  # wants the folder empty
@@ -115,8 +109,11 @@ def reading(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 raise _is_folder(text, "read") from error
             yield file
         return
+    from streaming.base.storage.download import DOWNLOADER_MAPPINGS
+
     from ted_stream.stores.downloads import CloudDownloader
 
+    _check_scheme(text, DOWNLOADER_MAPPINGS, "download from")
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, "file")
         try:
@@ -179,6 +176,17 @@ def _text(path: str | os.PathLike[str], to_be: str | None = None) -> str:
     if to_be is not None and text.endswith("/"):
         raise _is_folder(text, to_be)
     return text
+
+
+def _check_scheme(text: str, known: Iterable[str], does: str) -> None:
+    """Refuse a URI for which streaming has no client, which it does not ``does``."""
+    scheme = text.partition(":")[0]
+    if scheme not in known:
+        names = ", ".join(sorted(name for name in known if name.isidentifier()))
+        raise ValueError(
+            f"{text!r} has the scheme {scheme!r}, which streaming cannot {does}; use one of {names}, or a local path "
+            "without a scheme."
+        )
 
 
 def _is_folder(text: str, to_be: str) -> IsADirectoryError:

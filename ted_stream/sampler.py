@@ -12,7 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from ted_stream.seeding import SeededIndex, SeededSamples
+from ted_stream.seeding import SeededIndex, SeededSamples, refuse_nested
 from ted_stream.skip_list import DatasetLayout, ShardLayout, SkipList, StreamLayout, unweighted
 
 __all__ = ["BLOCK_SIZE", "PrunedSampler"]
@@ -64,8 +64,8 @@ class PrunedSampler(DistributedSampler[int]):
 
     Raises:
         SkipListError: if the skip-list does not belong to this dataset.
-        ValueError: if the dataset is empty or not map-style, the list has weights or leaves too few samples, or the
-            rank or number of ranks is impossible.
+        ValueError: if the dataset is empty, not map-style or around SeededSamples, the list has weights or leaves too
+            few samples, or the rank or number of ranks is impossible.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class PrunedSampler(DistributedSampler[int]):
             )
         if len(dataset) == 0:
             raise ValueError(f"The {type(dataset).__name__} is empty; a sampler needs at least one sample.")
+        refuse_nested(dataset)
         has_group = dist.is_available() and dist.is_initialized()
         if num_replicas is None:
             num_replicas = dist.get_world_size() if has_group else _of_launcher("WORLD_SIZE", otherwise=1)
@@ -163,6 +164,7 @@ class PrunedSampler(DistributedSampler[int]):
                 f"The PrunedSampler was made for {self.layout.num_samples} samples, the DataLoader's dataset has "
                 f"{length}. Pass both the same dataset, and make the sampler once the dataset has its final length."
             )
+        refuse_nested(loader.dataset)
         if isinstance(loader.dataset, SeededSamples) != self.seed_samples:
             raise ValueError(
                 f"The PrunedSampler was made for a {type(self.dataset).__name__}, the DataLoader reads a "

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-__all__ = ["SeededIndex", "SeededSamples", "restore_states", "seed_sample"]
+__all__ = ["SeededIndex", "SeededSamples", "refuse_nested", "restore_states", "seed_sample"]
 
 
 def seed_sample(seed: int, epoch: int, sample_id: int) -> tuple[Any, ...] | None:
@@ -125,3 +125,32 @@ class SeededSamples(Dataset):
                     "very SeededSamples; or, where no sample needs seeding (in evaluation), the dataset that is in it."
                 )
         return [self[index] for index in indices]
+
+
+def refuse_nested(dataset: Any) -> None:
+    """Refuse a dataset around SeededSamples, which would not get the index that brings the seed and the epoch.
+
+    Args:
+        dataset: that a sampler chooses from; what it holds as an attribute, or in ``datasets``, is looked through.
+
+    Raises:
+        ValueError: saying what to change.
+    """
+    if isinstance(dataset, SeededSamples):
+        return  # seeds all that is in it
+    seen, left = {id(dataset)}, [dataset]
+    while left:
+        outer = left.pop()
+        parts = getattr(outer, "datasets", ())
+        held = [*getattr(outer, "__dict__", {}).values(), *(parts if isinstance(parts, (list, tuple)) else ())]
+        for inner in held:
+            if isinstance(inner, SeededSamples):
+                raise ValueError(
+                    f"There are SeededSamples within the {type(dataset).__name__}, which asks them for samples without "
+                    "the seed and the epoch, so these would not be seeded. Put SeededSamples around it all: data = "
+                    f"SeededSamples({type(dataset).__name__}(…)), and pass that to the PrunedSampler and the "
+                    "DataLoader."
+                )
+            if isinstance(inner, Dataset) and id(inner) not in seen:
+                seen.add(id(inner))
+                left.append(inner)

@@ -95,6 +95,8 @@ def test_a_folder_is_no_file(tmp_path: Path, shape: str) -> None:
 def test_a_scheme_that_nothing_uploads_to() -> None:
     with pytest.raises(ValueError, match=r"'file', .* nothing was written; use one of .*gs.*s3.* without a scheme"):
         write_bytes("file:///tmp/x", b"")
+    with pytest.raises(ValueError, match=r"'foo://x/y' has the scheme 'foo', .* download from; use one of .*gs.*s3"):
+        read_bytes("foo://x/y")
     with pytest.raises(ValueError, match="file:///tmp/x"):
         read_bytes("file:///tmp/x")
 

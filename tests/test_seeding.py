@@ -11,7 +11,7 @@ import pytest
 import streaming.base.util
 import torch
 from quick import quick_of
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from ted_stream import PrunedSampler, PrunedStreamingDataset, SeededSamples
 from ted_stream.engine import Ranks, read_ids
@@ -325,3 +325,36 @@ def test_pauses_before_another_attempt_take_nothing_from_the_global_generators(
     assert sources.read_patiently(Busy(), "shard", 0, 4, size=4, attempts=5) == b"1234"
     assert download() == b"5678"
     assert states() == before
+
+
+class Around(Dataset):
+    """Any dataset around another."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.inner[index]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda data: Subset(data, range(9)),
+        lambda data: ConcatDataset([Drawing(), data]),
+        lambda data: Around(Subset(Around(data), range(9))),
+    ],
+    ids=["subset", "concatenated", "several"],
+)
+def test_what_is_around_seeded_samples_is_refused(around: Callable[[Any], Any]) -> None:
+    told = r"SeededSamples within the \w+, .*would not be seeded. .*data = SeededSamples\(\w+\(…\)\)"
+    nested = around(SeededSamples(Drawing()))
+    with pytest.raises(ValueError, match=told):
+        PrunedSampler(nested)
+    with pytest.raises(ValueError, match=told):
+        PrunedSampler(range(len(nested))).check_loader(DataLoader(nested, batch_size=4), rank=0, world_size=1)
+    for whole in (SeededSamples(around(Drawing())), SeededSamples(nested), around(Drawing())):
+        PrunedSampler(whole).check_loader(DataLoader(whole, batch_size=4), rank=0, world_size=1)

@@ -1,18 +1,27 @@
-"""Checkpoints of the loop: one file for all ranks, and a file that names the newest."""
+"""Checkpoints of the loop: one file for all ranks, and a file that names the newest; and whether a trainer's are whole.
+
+torch writes a zip with a checksum of every record, and does not look at these when it reads: a run would go on with
+another weight.
+"""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+import os
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 
 from ted_stream.engine import Ranks
-from ted_stream.files import join, read_bytes, write_bytes
+from ted_stream.files import is_remote, join, read_bytes, write_bytes
 
 from .settings import ConfigError
 
-__all__ = ["CHECKPOINTS", "NEWEST", "load_checkpoint", "newest_checkpoint", "save_checkpoint"]
+__all__ = ["CHECKPOINTS", "NEWEST", "load_checkpoint", "newest_checkpoint", "refuse_damaged", "save_checkpoint"]
 
 CHECKPOINTS = "checkpoints"  # the folder within that of a run
 FORMAT = "ted-stream loop 1"
@@ -54,18 +63,76 @@ def load_checkpoint(path: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ConfigError: the file is no checkpoint of the loop, of this format.
+        ConfigError: the file is no checkpoint of the loop, of this format, or is damaged.
     """
     content = io.BytesIO(read_bytes(path))
+    refuse_damaged(path, content)
     state: dict[str, Any] = {}
     try:
         state = torch.load(content, map_location="cpu", weights_only=True)
-        found = state.get("format")
-    except Exception as error:  # torch's own for other files share no base
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
-    if found != FORMAT:
+        found = repr(state.get("format"))
+    except Exception as error:  # torch's own for other files share no base, and advise what is not meant here
+        found = f"other objects, {type(error).__name__}"
+    if found != repr(FORMAT):
         raise ConfigError(
             f"{path} is no checkpoint of format {FORMAT!r} (found: {found}); name one that trainer=loop wrote with "
             "this version, or set trainer=composer for one of Composer."
         )
     return state
+
+
+def refuse_damaged(path: str, file: IO[bytes]) -> None:
+    """Refuse a file of which a bit has changed since torch wrote it, that is cut off, or that torch did not write.
+
+    Args:
+        path: or URI, by which the file is named.
+        file: its content; read once, and left at its beginning.
+
+    Raises:
+        ConfigError: saying what is wrong with it, and from which one the run can go on instead.
+    """
+    fault = _fault(file)
+    file.seek(0)
+    if fault is None:
+        return
+    if not is_remote(path):
+        path = os.path.realpath(path)  # Composer names the newest by a link
+    before = None if is_remote(path) else _whole_one_before(Path(path))
+    instead = "name another with load_path= and autoresume=false"
+    if before is not None:
+        instead = f"go on from the one before, with autoresume=false load_path={before}"
+    raise ConfigError(
+        f"{path} {fault}; put it back as it was written, {instead}, or begin again, with autoresume=false and "
+        "overwrite=true."
+    )
+
+
+def _fault(file: IO[bytes]) -> str | None:
+    """What is wrong with a file that torch should have written; ``None`` where nothing is."""
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        return "is empty, and no checkpoint"
+    file.seek(0)
+    if file.read(4) != b"PK\3\4":
+        return "is no checkpoint: torch writes files of another kind"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+        return f"is cut off or damaged ({error})"
+    return None if damaged is None else f"is damaged: the checksum of {damaged} in it is another"
+
+
+def _whole_one_before(path: Path) -> Path | None:
+    """The checkpoint of the most batches among those beside this one that are whole, and of fewer batches."""
+
+    def batches(name: str) -> int:
+        found = re.match(r"ep\d+-ba(\d+)\b", name)
+        return int(found[1]) if found else -1
+
+    others = [other for other in path.parent.glob("ep*-ba*.pt") if 0 <= batches(other.name) < batches(path.name)]
+    for other in sorted(others, key=lambda other: batches(other.name), reverse=True):
+        with other.open("rb") as file:
+            if _fault(file) is None:
+                return other
+    return None

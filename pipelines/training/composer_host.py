@@ -24,7 +24,7 @@ from ted_stream.export.runs import finish_run
 from ted_stream.files import is_remote, join
 from ted_stream.trainers.composer.checkpoints import link_newest
 
-from .checkpoints import CHECKPOINTS
+from .checkpoints import CHECKPOINTS, refuse_damaged
 from .composer_resuming import Resuming
 from .datasets import Loaders
 from .durations import beyond_the_end
@@ -120,12 +120,22 @@ class Host:
             return self.pruning.engine.summary()
         return Ranks().on_rank_zero(lambda: finish_run(self.settings.folder))
 
+    def _refuse_damaged(self) -> None:
+        """Look at the checkpoint that Composer will go on from, where it is on this machine."""
+        newest = join(self.settings.folder, "checkpoints/latest-rank0.pt")
+        has_newest = self.settings.autoresume and not is_remote(newest) and Path(newest).exists()
+        path = newest if has_newest else self.settings.load_path
+        if path is not None and not is_remote(path) and Path(path).is_file():
+            with Path(path).open("rb") as file:
+                refuse_damaged(path, file)
+
     def fit(self) -> Trained:
         """Train, and test at the end."""
         settings, loaders = self.settings, self.loaders
         checkpoints = join(settings.folder, CHECKPOINTS)
         if settings.autoresume and not is_remote(settings.folder):
             Ranks().on_rank_zero(lambda: link_newest(Path(checkpoints, "latest-rank0.pt")))
+        Ranks().on_rank_zero(self._refuse_damaged)
         test_data = DataSpec(loaders.test, microbatch_transforms=loaders.test_transform)
         tests = RecordTests(MetricsRecord(settings.folder, dist.get_global_rank()))
         trainer = Trainer(

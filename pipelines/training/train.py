@@ -25,10 +25,11 @@ from ted_stream.trainers.requirements import check_settings
 from ..corpora.prepared import Description, read_description
 from .checkpoints import CHECKPOINTS, NEWEST
 from .datasets import build_loaders
+from .durations import parse_duration
 from .metrics_record import METRICS_FILE
 from .results import RESULT_FILE, Result, digest_of, result_of
 from .run_config import CONFIG_FILE
-from .settings import AUGMENTATIONS, ConfigError, Settings, counts_batches, epochs
+from .settings import AUGMENTATIONS, ConfigError, Settings, counts_batches, epochs, steps
 from .tasks import build_task
 
 __all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "claim_folder", "train"]
@@ -80,7 +81,8 @@ def train(settings: Settings) -> Result:
     try:
         if lock is not None:
             ranks.on_rank_zero(lock.acquire)
-        ranks.on_rank_zero(lambda: claim_folder(settings))  # when hardly anything can be refused any more
+        # When hardly anything can be refused any more.
+        ranks.on_rank_zero(lambda: claim_folder(settings, length=len(loaders.train)))
         data = loaders.prunable
         full_epoch = full_epoch_forwards(data, loaders.train, world_size=ranks.world_size)
         result = result_of(settings, run.fit(), samples=data.full_epoch_size, full_epoch=full_epoch)
@@ -218,15 +220,16 @@ def _check_in_memory(settings: Settings, description: Description) -> None:
         )
 
 
-def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> None:
+def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS, *, length: int | None = None) -> None:
     """Make the run folder this run's own, and keep its settings there; called on rank 0 for all.
 
     Args:
         settings: of the run.
         leftovers: names of what a run of this kind leaves in its folder.
+        length: batches of an epoch on full data, of a run that may go on for longer than it was begun for.
 
     Raises:
-        ConfigError: the settings go on with a run of another trainer, or of other settings.
+        ConfigError: the settings go on with a run of another trainer, of other settings, or for less than it.
         FileExistsError: the folder holds another run, which is not to be replaced.
     """
     folder = settings.folder
@@ -238,7 +241,7 @@ def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS) -> No
         )
     if goes_on:
         _refuse_other_trainer(settings)
-        _refuse_other_settings(settings)
+        _refuse_other_settings(settings, length)
         _refuse_without_checkpoint(settings)
     if not is_remote(folder) and not goes_on:
         found = [name for name in leftovers if (Path(folder) / name).exists()]
@@ -269,7 +272,10 @@ def _refuse_without_checkpoint(settings: Settings) -> None:
 def _has_checkpoint(settings: Settings) -> bool:
     """Whether there is a checkpoint to go on from: the one that is named, or the newest, as a trainer names it."""
     folder = join(settings.folder, CHECKPOINTS)
-    return settings.load_path is not None or any(exists(join(folder, name)) for name in _NEWEST)
+    if settings.load_path is not None or any(exists(join(folder, name)) for name in _NEWEST):
+        return True
+    # Composer's link is gone for a moment, and made anew after a kill in it.
+    return not is_remote(folder) and any(Path(folder).glob("ep*-ba*-rank0.pt"))
 
 
 def _refuse_other_trainer(settings: Settings) -> None:
@@ -284,11 +290,13 @@ def _refuse_other_trainer(settings: Settings) -> None:
         )
 
 
-def _refuse_other_settings(settings: Settings) -> None:
+def _refuse_other_settings(settings: Settings, length: int | None) -> None:
     """Refuse to go on with other settings than a run was begun with: its checkpoints hold some, and not others."""
     if not _has_checkpoint(settings):
         return  # it begins again
     before, now = _begun_with(settings), OmegaConf.structured(settings)
+    if length is not None:
+        _refuse_shorter(settings, before, length)
     for section in _KEPT:
         whole = OmegaConf.is_config(now[section])
         for name in [f"{section}.{key}" for key in now[section] if key not in _FREE] if whole else [section]:
@@ -299,6 +307,17 @@ def _refuse_other_settings(settings: Settings) -> None:
                     f"{name}={_shown(was)} to go on with it, or autoresume=false with overwrite=true to begin again, "
                     "or with folder= to another place."
                 )
+
+
+def _refuse_shorter(settings: Settings, before: DictConfig, length: int) -> None:
+    """Refuse to go on for less than a run was begun for: what it keeps, and its learning rate, went by that."""
+    was = before.get("max_duration", settings.max_duration)
+    if steps(settings, length) < parse_duration(was, ("ep", "ba")).in_batches(length=length, steps=0):
+        raise ConfigError(
+            f"max_duration is {settings.max_duration}, but the run in {settings.folder} was begun with {was}, and only "
+            f"as long a one, or a longer one, goes on with it; set max_duration={was}, or autoresume=false with "
+            "overwrite=true to begin again, or with folder= to another place."
+        )
 
 
 def _shown(value: object) -> object:

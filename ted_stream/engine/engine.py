@@ -31,7 +31,7 @@ from ted_stream.engine.state import (
     warn_of_missing_scores,
 )
 from ted_stream.engine.step import StepRecorder
-from ted_stream.engine.writing import read_list, write_last_manifest, write_scores
+from ted_stream.engine.writing import check_lists, read_list, write_last_manifest, write_scores
 from ted_stream.methods import Method
 from ted_stream.pruning import Owned, ScoreStore
 from ted_stream.pruning.probe import StepProbe
@@ -276,7 +276,7 @@ class PruningEngine:
 
         Raises:
             ValueError: if the state is of another version, dataset, method or seed, or was made with other settings.
-            SkipListError: if the skip-list of its last epoch is another than it was.
+            SkipListError: if the skip-list of its last epoch, or in a local folder of any, is another than it was.
             OSError: if that skip-list cannot be read.
         """
         refuse_other_state(state, self._identity, allow_other_settings=self._allow_other_settings)
@@ -286,4 +286,5 @@ class PruningEngine:
         self.output_layer = self._probe.output_layer = goes_on_at(self.output_layer, state["output_layer"])
         self.step.clear(load_measurements(state["measurements"], self.ranks))
         if self.records:
+            check_lists(self.folder, self.records[:-1])
             self.active = read_list(self.folder, self.records[-1], self.data.layout)

@@ -13,7 +13,16 @@ from weakref import WeakValueDictionary
 from filelock import FileLock, Timeout
 
 from ted_stream.engine.ranks import Ranks
-from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES, list_name, read_run, run_to_bytes
+from ted_stream.export.run_files import (
+    LISTS,
+    MANIFEST,
+    RUN_FILE,
+    SCORES,
+    UnreadableRunError,
+    list_name,
+    read_run,
+    run_to_bytes,
+)
 from ted_stream.files import is_remote, join, read_bytes, stays_within, write_bytes
 
 __all__ = ["FolderInUseError", "RunFolder", "RunLock", "checked_folder", "filled_in"]
@@ -231,7 +240,7 @@ class RunFolder:
         except FileNotFoundError:
             has_lists = not is_remote(self.location) and any(Path(self.root, LISTS).glob("ep*"))
             return {} if has_lists else None
-        except ValueError:
+        except UnreadableRunError:
             return {}
 
     def write_run(self, make: Callable[[], Mapping[str, Any]], *, is_finished: bool = False) -> None:
@@ -295,17 +304,17 @@ class RunFolder:
         Raises:
             OSError: if it cannot be read.
         """
+        return self.ranks.on_rank_zero(lambda: self.read_here(name))
 
-        def read() -> bytes:
-            try:
-                return read_bytes(self.path(name))
-            except Exception as error:
-                raise OSError(
-                    f"{self.path(name)} of this run cannot be read ({type(error).__name__}: {error}). Put the run "
-                    "folder back where it was and make sure that it can be read, or start a new run."
-                ) from error
-
-        return self.ranks.on_rank_zero(read)
+    def read_here(self, name: str) -> bytes:
+        """The same on one rank, for itself."""
+        try:
+            return read_bytes(self.path(name))
+        except Exception as error:
+            raise OSError(
+                f"{self.path(name)} of this run cannot be read ({type(error).__name__}: {error}). Put the run folder "
+                "back where it was and make sure that it can be read, or start a new run."
+            ) from error
 
 
 def _unwritable(path: str, error: Exception) -> OSError:

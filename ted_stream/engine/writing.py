@@ -6,11 +6,12 @@ from ted_stream.engine.record import EpochRecord
 from ted_stream.engine.run_folder import RunFolder
 from ted_stream.export import export_run
 from ted_stream.export.run_files import SCORES, running_scores_to_bytes
+from ted_stream.files import is_remote
 from ted_stream.methods import Method
 from ted_stream.pruning import ScoreStore
 from ted_stream.skip_list import DatasetLayout, SkipList, from_bytes
 
-__all__ = ["read_list", "write_last_manifest", "write_scores"]
+__all__ = ["check_lists", "read_list", "write_last_manifest", "write_scores"]
 
 
 def read_list(folder: RunFolder, record: EpochRecord, layout: DatasetLayout) -> SkipList:
@@ -22,6 +23,25 @@ def read_list(folder: RunFolder, record: EpochRecord, layout: DatasetLayout) -> 
     """
     name = record.skip_list
     return from_bytes(folder.read(name), source=folder.path(name), layout=layout, digest=record.digest)
+
+
+def check_lists(folder: RunFolder, records: Sequence[EpochRecord]) -> None:
+    """Look at the skip-lists of epochs that are over, which ``run.json`` goes on to vouch for.
+
+    In a local folder alone: from an object store each would be fetched whole.
+
+    Raises:
+        SkipListError: if one is another than it was.
+        OSError: if one cannot be read.
+    """
+
+    def check() -> None:
+        for record in records:
+            name = record.skip_list
+            from_bytes(folder.read_here(name), source=folder.path(name), digest=record.digest)
+
+    if not is_remote(folder.location):
+        folder.ranks.on_rank_zero(check)
 
 
 def write_scores(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ted_stream.files import join, read_bytes
+from ted_stream.files import is_remote, join, read_bytes
 from ted_stream.skip_list import DatasetLayout
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "MANIFEST",
     "RUN_FILE",
     "SCORES",
+    "UnreadableRunError",
+    "check_target",
     "list_name",
     "pruned_epochs",
     "read_run",
@@ -30,6 +32,38 @@ __all__ = [
 RUN_FILE, LISTS, SCORES, MANIFEST = "run.json", "skip_lists", "running_scores.parquet", "manifest.parquet"
 _EPOCH, _FINGERPRINT = b"ted_stream.running_scores.epoch", b"ted_stream.running_scores.fingerprint"
 _SHAPE = b"ted_stream.running_scores.shape"  # where the fingerprint takes in the content of shards
+
+# What else a run and its trainer put there: config and result of a recipe, checkpoints, scores of a scoring.
+_OWN = (RUN_FILE, LISTS, SCORES, "checkpoints", "scores", "config.yaml", "result.json", "metrics.json")
+_OWN += ("asked.json", "score.json")
+
+
+class UnreadableRunError(ValueError):
+    """A ``run.json`` is there, and damaged or something else."""
+
+
+def check_target(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Refuse to write an export over a file that the run goes on from, or is told by; its manifest may be replaced.
+
+    Args:
+        folder: of the run, a local path or a URI.
+        target: path or URI of the file that is to be written.
+
+    Raises:
+        ValueError: if that is one of the run's files, or lies among its skip-lists or checkpoints.
+        IsADirectoryError: if it is a folder.
+    """
+    root, path = (os.fspath(text) if is_remote(text) else os.path.realpath(text) for text in (folder, target))
+    inside = path.removeprefix(f"{root.rstrip('/')}/")
+    if inside != path and inside.split("/")[0] in _OWN:
+        raise ValueError(
+            f"{os.fspath(target)} is a file of the run itself, which cannot be read without it; name another, such as "
+            f"{join(folder, MANIFEST)}."
+        )
+    if not is_remote(target) and os.path.isdir(path):
+        raise IsADirectoryError(
+            f"{os.fspath(target)} is a folder; name a file, such as {join(os.fspath(target), MANIFEST)}."
+        )
 
 
 def list_name(epoch: int) -> str:
@@ -52,20 +86,28 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
+        NotADirectoryError: if the folder is a file.
+        UnreadableRunError: if it is damaged.
+        ValueError: if nothing can be read from such a URI.
     """
     path = join(folder, RUN_FILE)
     try:
-        run = json.loads(read_bytes(path))
+        data = read_bytes(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{os.fspath(folder)} holds no {RUN_FILE}, so it is no folder of a pruned run; give one, such as "
             "ted_stream_runs/<run name>."
         ) from error
+    except NotADirectoryError as error:
+        raise NotADirectoryError(
+            f"{os.fspath(folder)} is a file; give the folder of a pruned run, such as ted_stream_runs/<run name>."
+        ) from error
+    try:
+        run = json.loads(data)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); put back the file that the run wrote.") from error
+        raise UnreadableRunError(f"{path} is damaged ({error}); put back the file that the run wrote.") from error
     if not isinstance(run, dict) or not isinstance(run.get("epochs"), list):
-        raise ValueError(f"{path} is not what a pruned run writes: it holds no epochs; give another folder.")
+        raise UnreadableRunError(f"{path} is not what a pruned run writes: it holds no epochs; give another folder.")
     return run
 
 

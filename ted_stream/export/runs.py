@@ -7,7 +7,7 @@ from typing import Any
 
 from ted_stream.export.formats import FORMATS, Task
 from ted_stream.export.origins import ORIGINS, find_origins
-from ted_stream.export.run_files import MANIFEST, RUN_FILE, pruned_epochs, read_run, run_to_bytes
+from ted_stream.export.run_files import MANIFEST, RUN_FILE, check_target, pruned_epochs, read_run, run_to_bytes
 from ted_stream.export.selected import Progress, select
 from ted_stream.export.selection import Selection
 from ted_stream.files import exists, join, write_bytes, writing
@@ -70,9 +70,10 @@ def export_run(
 
     Raises:
         FileExistsError: if there is a file already.
+        IsADirectoryError: if the path is that of a folder.
         FileNotFoundError: if the folder is none of a run, the dataset none of streaming's, or a file is missing.
         ValueError: if there is no such format or selection, names are missing that the format takes, or a file is
-            damaged or of another dataset.
+            damaged, of another dataset, or to be written over though it is the run's own.
     """
     form = FORMATS.get(to)
     if form is None:
@@ -82,6 +83,8 @@ def export_run(
     if all_samples and not form.lists_all:
         able = ", ".join(name for name, of in FORMATS.items() if of.lists_all)
         raise ValueError(f"{to} cannot say which samples are not kept, so it lists no others; {able} can.")
+    if path is not None:
+        check_target(run, path)
     selection = selection or Selection()
     target = join(run, MANIFEST) if path is None else os.fspath(path)
     if not overwrite and not (path is None and selection == Selection()) and exists(target):

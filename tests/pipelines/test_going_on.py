@@ -125,6 +125,41 @@ def test_other_settings_do_not_go_on_with_a_run(
     assert contents(folder) == before
 
 
+def interrupted(run: Run, folder: Path, *overrides: str) -> None:
+    """A run that died in its last epoch, with the checkpoints of those before."""
+    run(*overrides)
+    (folder / "result.json").unlink()
+    checkpoints = folder / "checkpoints"
+    by_epoch = {int(path.name[2]): path for path in checkpoints.glob("ep*")}
+    by_epoch.pop(max(by_epoch)).unlink()
+    if (checkpoints / "newest").exists():
+        (checkpoints / "newest").write_text(by_epoch[max(by_epoch)].name)
+    else:
+        (checkpoints / "latest-rank0.pt").unlink()
+        (checkpoints / "latest-rank0.pt").symlink_to(by_epoch[max(by_epoch)].name)
+
+
+@each_trainer
+def test_a_run_does_not_go_on_for_less_than_it_was_begun_for(trainer: str, run: Run, tmp_path: Path) -> None:
+    """Be the end behind the checkpoint or ahead of it."""
+    interrupted(run, tmp_path / "run", f"trainer={trainer}", "max_duration=4ep")
+    before = contents(tmp_path / "run")
+    for shorter in (1, 2, 3):
+        told = f"max_duration is {shorter}ep, but the run in .* was begun with 4ep.* set max_duration=4ep"
+        with pytest.raises(ConfigError, match=told):
+            run(f"trainer={trainer}", f"max_duration={shorter}ep", "autoresume=true")
+    assert contents(tmp_path / "run") == before
+
+
+def test_durations_in_batches_and_in_epochs_compare(run: Run, tmp_path: Path) -> None:
+    whole = ["trainer=loop", "pruning.method=none"]
+    interrupted(run, tmp_path / "run", *whole)
+    for shorter in ("68ba", "2ep"):  # of 69
+        with pytest.raises(ConfigError, match=f"max_duration is {shorter}, but .* was begun with 3ep"):
+            run(*whole, f"max_duration={shorter}", "autoresume=true")
+    assert run(*whole, "max_duration=69ba", "autoresume=true").epochs == 3
+
+
 @each_trainer
 def test_a_longer_run_goes_on_by_a_schedule_of_its_length(trainer: str, run: Run, tmp_path: Path) -> None:
     run(f"trainer={trainer}")
@@ -248,6 +283,44 @@ def test_what_a_killed_writer_left_is_removed(trainer: str, method: str, run: Ru
         (folder / name).write_bytes(b"half")
     run(*common, "autoresume=true")
     assert sorted(contents(folder)) == before
+
+
+def flipped(data: bytes) -> bytes:
+    """With the bits of one byte of a record of the other value."""
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0xFF]) + data[len(data) // 2 + 1 :]
+
+
+@each_trainer
+def test_a_damaged_checkpoint_is_refused_by_name(trainer: str, run: Run, tmp_path: Path) -> None:
+    expected = run(f"trainer={trainer}")
+    folder = tmp_path / "run"
+    (folder / "result.json").unlink()
+    checkpoints = {int(path.name[2]): path for path in (folder / "checkpoints").glob("ep*")}
+    newest, second = checkpoints[3].read_bytes(), checkpoints[2].read_bytes()
+    before = contents(folder)
+    for damaged, told in (
+        (flipped(newest), "is damaged: the checksum of "),
+        (newest[:-1000], "is cut off or damaged"),
+        (b"", "is empty, and no checkpoint"),
+    ):
+        checkpoints[3].write_bytes(damaged)
+        fix = f"autoresume=false load_path={checkpoints[2]}"
+        with pytest.raises(ConfigError, match=f"{checkpoints[3]} {told}.*{fix}"):
+            run(f"trainer={trainer}", "autoresume=true")
+    checkpoints[2].write_bytes(flipped(second))  # the one before it is named then
+    with pytest.raises(ConfigError, match=f"load_path={checkpoints[1]}"):
+        run(f"trainer={trainer}", "autoresume=true")
+    for epoch, data in ((3, newest), (2, second)):
+        checkpoints[epoch].write_bytes(data)
+    assert contents(folder) == before
+    checkpoints[3].write_bytes(flipped(newest))
+    assert run(f"trainer={trainer}", f"load_path={checkpoints[2]}").metrics == expected.metrics
+
+
+@each_trainer
+def test_a_file_that_is_no_checkpoint_is_refused(trainer: str, run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"quickstart.yaml is no checkpoint: torch writes files of another kind; "):
+        run(f"trainer={trainer}", f"load_path={QUICKSTART}")
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_again(run: Run, tmp_path: Path) -> None:

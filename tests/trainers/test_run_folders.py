@@ -212,6 +212,34 @@ def test_a_stopped_run_and_single_epochs(tmp_path: Path) -> None:
     assert own.read_bytes() == before
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_export_leaves_the_run_its_own_files(linked: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    stopped(TED, folder, after=22)
+    (folder / "checkpoints").mkdir()
+    before = contents(folder)
+    named = folder
+    if linked:
+        named = tmp_path / "link"
+        named.symlink_to(folder)
+    own = ["run.json", "skip_lists/ep0001.parquet", "skip_lists/ep0009.parquet", "running_scores.parquet"]
+    for name in (*own, "config.yaml", "checkpoints/mine.parquet"):
+        with pytest.raises(ValueError, match=rf"{name} is a file of the run itself, .* such as .*/manifest\.parquet\."):
+            export_run(folder, path=named / name, overwrite=True)
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder; name a file, such as .*/manifest.parquet"):
+        export_run(folder, path=tmp_path)
+    with pytest.raises(NotADirectoryError, match=r"run\.json is a file; give the folder of a pruned run"):
+        export_run(folder / "run.json")
+    assert contents(folder) == before
+    for name in ("manifest.parquet", "kept/mine.parquet", "../run.json"):
+        assert export_run(folder, path=named / name, overwrite=True).kept
+
+
+def test_a_scheme_that_nothing_reads_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'foo://bar/x/run\.json' has the scheme 'foo'.*use one of .*s3"):
+        train(TED, "foo://bar/x")
+
+
 def test_a_method_that_measures_nothing_has_no_scores(tmp_path: Path) -> None:
     train(RANDOM, str(tmp_path))
     assert not (tmp_path / "running_scores.parquet").exists()

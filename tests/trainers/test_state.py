@@ -15,6 +15,7 @@ from ted_stream.engine import Ranks
 from ted_stream.engine.state import load_measurements, pack_measurements
 from ted_stream.methods import Method
 from ted_stream.pruning import Communicator, Measurements, ScoreStore
+from ted_stream.skip_list.errors import SkipListError
 from ted_stream.testing.threads import run_ranks
 
 
@@ -117,6 +118,23 @@ def test_it_goes_on_to_the_bit(method: Method, version: int, tmp_path: Path) -> 
         found, expected = (run.engine.state_dict() for run in (again, whole))
         assert found["first_classes"] == expected["first_classes"]
         assert sum(found["first_classes"]) == N
+
+
+def test_every_list_of_the_epochs_before_must_be_there(tmp_path: Path) -> None:
+    """Not only the one in force: ``run.json`` tells of all."""
+    _, state = train(METHODS[0], tmp_path, epochs=5, stop=3)
+    lists = {epoch: tmp_path / f"skip_lists/ep000{epoch}.parquet" for epoch in range(4)}
+    own, run = lists[1].read_bytes(), (tmp_path / "run.json").read_bytes()
+    lists[1].write_bytes(lists[2].read_bytes())
+    with pytest.raises(SkipListError, match=r"ep0001\.parquet': digest is .*another list"):
+        train(METHODS[0], tmp_path, epochs=5, state=state)
+    lists[1].unlink()
+    with pytest.raises(OSError, match=r"ep0001\.parquet of this run cannot be read.*Put the run folder back"):
+        train(METHODS[0], tmp_path, epochs=5, state=state)
+    assert (tmp_path / "run.json").read_bytes() == run
+    lists[1].write_bytes(own)
+    again, _ = train(METHODS[0], tmp_path, epochs=5, state=state)
+    assert len(again.records) == 5
 
 
 @pytest.mark.long
