@@ -207,7 +207,7 @@ class LayerWatch:
         return None if self._call is None else self._call.features
 
     def is_affine(self, logits: Tensor | None) -> Tensor | bool:
-        """() whether the logits are W f + b of the output layer's weights and what went into it, as far as one sees."""
+        """() whether the logits are W f + b of the output layer and what went into it, by what is finite."""
         features, layer = self.features, None if self.chosen is None else self.chosen.module
         weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
         if not isinstance(weight, Tensor) or weight.ndim != 2 or hasattr(weight, "full_tensor"):
@@ -222,6 +222,8 @@ class LayerWatch:
         is_half = {weight.dtype, found.dtype, expected.dtype} & {torch.bfloat16, torch.float16}
         bound = 0.05 if is_half or (self._call is not None and self._call.is_half) else 1e-3
         found, expected = found.float(), expected.float()
+        is_finite = found.isfinite() & expected.isfinite()
+        found, expected = found.where(is_finite, 0), expected.where(is_finite, 0)
         return (found - expected).norm() <= bound * expected.norm() + 1e-6
 
     def settle(self, logits: Tensor | None, loss: Tensor) -> None:

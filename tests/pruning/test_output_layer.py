@@ -578,6 +578,23 @@ def test_a_scale_behind_the_layer():
             _step(model, _attached(model, MaskGradient(), weighted=True, output_layer=name))
 
 
+@pytest.mark.parametrize("rows", [1, B])
+def test_samples_that_are_nan_are_no_other_layer(rows):
+    torch.manual_seed(0)
+    pixels, targets = images(B)
+    pixels[:rows] = torch.nan
+    model = Functional().double()
+    probe = _attached(model, LastLayerGradient())
+    measured = _step(model, probe, (pixels, targets))
+    probe.check()
+    assert measured.isfinite().tolist() == [False] * rows + [True] * (B - rows)
+    capped = Capped().double()
+    probe = _attached(capped, LastLayerGradient())
+    _step(capped, probe, (pixels, targets)) if rows < B else _step(capped, probe)
+    with pytest.raises(ValueError, match="The logits are not W f"):
+        probe.check()
+
+
 def test_a_scale_within_the_loss():
     torch.manual_seed(0)
     model = HeadFirst().double()
