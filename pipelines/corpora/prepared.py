@@ -119,9 +119,12 @@ def check_free(out: str | Path, *, overwrite: bool = False) -> None:
     """Refuse a place that a dataset cannot be put at.
 
     Raises:
+        ValueError: ``out`` is the working folder, as an empty path is.
         FileExistsError: ``out`` holds a dataset and ``overwrite`` is off, or holds anything else.
     """
     out = Path(out)
+    if out.resolve() == Path.cwd():
+        raise ValueError("--out is empty, or the working folder; name the folder that the dataset is to become.")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; name a folder that does not exist yet.")
     occupied = out.exists() and any(out.iterdir())

@@ -65,6 +65,7 @@ class Reference(MeasuredScore):
         Raises:
             ValueError: if one of them would have no samples to train on, or to score.
         """
+        self.check_size(num_samples)
         order = np.argsort(hash_ids(np.arange(num_samples), seed=seed))
         if self.holdout is not None:
             parts = [order[: round(self.holdout * num_samples)]]
@@ -76,10 +77,26 @@ class Reference(MeasuredScore):
         for part in parts:
             mark = np.zeros(num_samples, np.bool_)
             mark[part] = True
-            if mark.all() or not mark.any():
-                raise ValueError(f"{self} leaves a model with {mark.sum()} of {num_samples} samples to train on.")
             marks.append(mark)
         return marks
+
+    def check_size(self, num_samples: int) -> None:
+        """Refuse a dataset of so many samples that a model would have none of to train on, or to score.
+
+        Raises:
+            ValueError: naming the bound.
+        """
+        if self.folds is not None and self.folds > num_samples:
+            raise ValueError(
+                f"folds is {self.folds}, but it must lie in [2, {num_samples}]: the dataset has {num_samples} samples, "
+                "and each fold is scored by a model of its own; 2 to 10 are usual."
+            )
+        if self.holdout is not None and not 0 < (trained := round(self.holdout * num_samples)) < num_samples:
+            raise ValueError(
+                f"holdout={self.holdout} leaves a model with {trained} of {num_samples} samples to train on; it takes "
+                f"at least one of them and one to score, so set holdout between {1 / num_samples:.2g} and "
+                f"{1 - 1 / num_samples:.6g}."
+            )
 
 
 SCORERS: dict[str, type[StaticMethod] | type[TrajectoryScore]] = {**STATIC_METHODS, "reference": Reference}

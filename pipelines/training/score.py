@@ -56,6 +56,8 @@ def score(scoring: Scoring) -> ScoreResult | None:
     description = read_description(settings.data.path)
     check_data(settings, description, ranks.world_size)
     _check_labels(scoring, description)
+    if scoring.reference is not None:
+        scoring.reference.check_size(description.samples["train"])
     with ExitStack() as held:
         return _score(scoring, description, ranks, held)
 

@@ -17,7 +17,7 @@ from ted_stream.methods.static.subset import BALANCES
 from ted_stream.pruning.settings import check_number
 
 from .reference import SCORERS, Reference
-from .settings import ConfigError, Settings, check_choice, counts_batches, load_settings
+from .settings import ConfigError, Settings, check_choice, counts_batches, load_settings, mistaken
 
 __all__ = ["Scoring", "load_scoring"]
 
@@ -113,7 +113,7 @@ def _typed(schema: type, overrides: Sequence[str]) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist([*overrides])))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {(error.msg or str(error)).splitlines()[0]}.") from error
+        raise ConfigError(mistaken(error, schema)) from error
 
 
 def _method(name: str, overrides: Sequence[str]) -> StaticMethod | TrajectoryScore:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -38,6 +38,7 @@ __all__ = [
     "counts_batches",
     "epochs",
     "load_settings",
+    "mistaken",
     "read_yaml",
     "replaced",
     "schedule_times",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 METHOD_NAMES = ("none", *METHODS)
+_EXPECTED = {bool: "true or false", int: "a whole number such as 8", float: "a number such as 0.1", str: "text"}
 
 
 class ConfigError(ValueError):
@@ -334,15 +336,14 @@ def _merged(base: DictConfig, layers: Sequence[tuple[str, DictConfig]]) -> Setti
         try:
             base = OmegaConf.merge(base, layer)  # pyright: ignore[reportAssignmentType]
         except OmegaConfBaseException as error:
-            reason = (error.msg or str(error)).splitlines()[0]
-            raise ConfigError(f"{where}: {error.full_key}: {reason}.") from error
+            raise ConfigError(f"{where}: {mistaken(error, Settings)}") from error
     missing = sorted(OmegaConf.missing_keys(base))
     if missing:
         raise ConfigError(f"no value for {', '.join(missing)}; set it in the file or as key=value.")
     try:
         settings = OmegaConf.to_object(base)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {(error.msg or str(error)).splitlines()[0]}.") from error
+        raise ConfigError(mistaken(error, Settings)) from error
     assert isinstance(settings, Settings)
     _check_values(settings)
     return settings
@@ -357,6 +358,8 @@ def _check_keys(given: Any, schema: type, where: str, prefix: str = "") -> None:
     for key, value in given.items():
         if key not in types:
             raise ConfigError(f"{where}: {_unknown(str(key), prefix, list(types))}")
+        if types[key] in (bool, bool | None) and isinstance(value, (int, float)) and value not in (0, 1):
+            raise ConfigError(f"{where}: {prefix}{key} is {value}, expected {_EXPECTED[bool]}.")
         if is_dataclass(types[key]):
             _check_keys(value, types[key], where, f"{prefix}{key}.")  # pyright: ignore[reportArgumentType]
 
@@ -377,10 +380,36 @@ def _hints(schema: type) -> dict[str, Any]:
 
 def _holds_text(key: str) -> bool:
     """Whether a setting is text, by its dotted key."""
-    kind: Any = Settings
+    return _kind(key, Settings) in (str, str | None)
+
+
+def _kind(key: str, schema: type) -> Any:
+    """The type of a setting, by its dotted key; ``None`` where there is no such setting."""
+    kind: Any = schema
     for part in key.split("."):
         kind = _hints(kind).get(part) if isinstance(kind, type) and is_dataclass(kind) else None
-    return kind in (str, str | None)
+    return kind
+
+
+def mistaken(error: OmegaConfBaseException, schema: type) -> str:
+    """What to say of a value that the schema does not take.
+
+    Args:
+        error: of OmegaConf, which names the setting.
+        schema: whose setting it is.
+    """
+    name, reason = str(error.full_key), (error.msg or str(error)).splitlines()[0]
+    kind = _kind(name.split("[")[0], schema)
+    kinds = [other for other in get_args(kind) or (kind,) if other is not type(None)]
+    if len(kinds) != 1:
+        return f"{name}: {reason}."
+    elements = get_args(kinds[0])
+    expected = _EXPECTED.get(elements[0] if elements and "[" in name else kinds[0])
+    if expected is None and elements:
+        expected = f"a list in brackets, of {_EXPECTED.get(elements[0])} each"
+    if expected is None:
+        return f"{name}: {reason}."
+    return f"{name} is {'empty' if error.value is None else repr(error.value)}, expected {expected}."
 
 
 def _paths(schema: type, prefix: str = "") -> Iterator[str]:

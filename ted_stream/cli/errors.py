@@ -26,5 +26,15 @@ class Commands(TyperGroup):
             from rich.console import Console
             from rich.text import Text
 
-            Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+            Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), _told(error)), soft_wrap=True)
             raise typer.Exit(1) from error
+
+
+def _told(error: Exception) -> str:
+    """Its message; where the system refused a file and nobody else has said more, which, why and what to look at."""
+    if isinstance(error, OSError) and error.strerror is not None and error.filename is not None:
+        return (
+            f"{error.filename}: {error.strerror}. Check the path, that its parents are folders, and that you may read "
+            "and write there."
+        )
+    return str(error)

@@ -18,7 +18,7 @@ app = typer.Typer(help="Turn a corpus into MDS shards that training reads.", no_
 
 Out = Annotated[Path, typer.Option(help="Folder of the dataset.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished dataset.")]
-Seed = Annotated[int, typer.Option(help="Of the stored order and of any split.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the stored order and of any split.")]
 
 
 @app.command()

@@ -207,7 +207,7 @@ class LayerWatch:
         return None if self._call is None else self._call.features
 
     def is_affine(self, logits: Tensor | None) -> Tensor | bool:
-        """() whether the logits are W f + b of the output layer and its input, as far as finite numbers tell."""
+        """() whether the logits are W f + b of the output layer and what went into it, by what is finite."""
         features, layer = self.features, None if self.chosen is None else self.chosen.module
         weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
         if not isinstance(weight, Tensor) or weight.ndim != 2 or hasattr(weight, "full_tensor"):

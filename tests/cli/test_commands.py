@@ -43,6 +43,29 @@ def test_prepare_and_refuse(tmp_path):
     assert run("prepare", "digits", "--out", out, "--overwrite").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--out", ""), "--out is empty, or the working folder; name the folder"),
+        (
+            ("--out", "{}/file/digits"),
+            "/file: File exists. Check the path, that its parents are folders",
+        ),
+    ],
+)
+def test_a_place_where_no_dataset_can_be(arguments, told, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("prepare", "digits", *(argument.format(tmp_path) for argument in arguments))
+    assert result.exit_code == 1
+    assert told in " ".join(result.output.split())
+
+
+def test_a_seed_that_is_none():
+    result = run("prepare", "digits", "--seed", "-1")
+    assert result.exit_code == 2
+    assert "--seed" in result.output
+
+
 def test_errors_are_one_message(tmp_path):
     result = run("train", str(tmp_path / "none.yaml"))
     assert result.exit_code == 1
