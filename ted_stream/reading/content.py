@@ -2,8 +2,8 @@
 
 Copies of an index, and of shards, outlive what they were made of. So every job compares a cached index with the
 remote's. That may be the same after the data was made anew, so it cannot vouch for what was read of a remote once and
-is kept beside the local copies: one of the shards that are yet to be fetched is looked at again by every job. Data that
-is local anyway is read anew by every job, which costs three reads a shard.
+is kept beside the local copies: every job looks again at one of the shards that are yet to be fetched, drawn anew. Data
+that is local anyway is read anew by every job, which costs three reads a shard.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from random import SystemRandom
 from warnings import warn
 
 from filelock import FileLock
@@ -30,6 +31,7 @@ from ted_stream.reading.tar_shards import TarReader
 
 __all__ = ["local_contents", "shard_contents"]
 
+_random = SystemRandom()  # the global generator is that of training and of samples
 _KEPT = ".ted_content.json"  # beside the index, where that is a copy of the remote's
 
 
@@ -121,8 +123,11 @@ def _of_stream(stream: Stream, shards: Sequence[Reader]) -> list[str]:
     kept = Path(stream.local, stream.split, _KEPT)
     known = _read_kept(kept, key)
     if known is not None:
-        probe = next((at for at, file in enumerate(files) if not file.is_local), None)
-        if probe is None or _read_all(files[probe : probe + 1]) == known[probe : probe + 1]:
+        absent = [(file, of) for file, of in zip(files, known, strict=True) if not file.is_local]
+        if not absent:
+            return known
+        file, of = _random.choice(absent)
+        if _read_all([file]) == [of]:
             return known
     found = _read_all(files)
     if all(found):
