@@ -1,8 +1,9 @@
 """What identifies the bytes of a dataset's shards: the hashes of its index, or what a few ranges of them tell.
 
-The index may be the same after the data was made anew, so it cannot vouch for what was read of a remote once and is
-kept beside the local copies: one of the shards that are yet to be fetched is looked at again by every job. Data that is
-local anyway is read anew by every job, which costs three reads a shard.
+Copies of an index, and of shards, outlive what they were made of. So every job compares a cached index with the
+remote's. That may be the same after the data was made anew, so it cannot vouch for what was read of a remote once and
+is kept beside the local copies: every job looks again at one of the shards that are yet to be fetched, drawn anew. Data
+that is local anyway is read anew by every job, which costs three reads a shard.
 """
 
 import hashlib
@@ -12,22 +13,26 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from random import SystemRandom
 from warnings import warn
 
 from filelock import FileLock
 from streaming.base.dataset import StreamingDataset
+from streaming.base.format import get_index_basename
 from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.stream import Stream
 
-from ted_stream.files import write_bytes
+from ted_stream.files import join, read_bytes, write_bytes
 from ted_stream.reading.digests import SAMPLED, sampled_digest
 from ted_stream.reading.fetching import has_cache, read_range, remote_name, serves_ranges
 from ted_stream.reading.shard_files import path_of
 from ted_stream.reading.sources import LocalSource, source_of
+from ted_stream.reading.tar_shards import TarReader
 from ted_stream.stores import CONNECTIONS, Source
 
 __all__ = ["local_contents", "shard_contents"]
 
+_random = SystemRandom()  # the global generator is that of training and of samples
 _KEPT = ".ted_content.json"  # beside the index, where that is a copy of the remote's
 
 
@@ -40,10 +45,10 @@ def shard_contents(dataset: StreamingDataset, folder: Path) -> list[str]:
 
     Raises:
         OSError: if the store fails for good.
-        ValueError: if a remote file has another size than the index says.
+        ValueError: if a remote has another index than its local folder, or a file of another size than that says.
     """
     contents = _indexed(dataset.shards)
-    if all(contents):
+    if all(contents) and not any(map(has_cache, dataset.streams)):
         return contents
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "content.lock"):
@@ -53,6 +58,8 @@ def shard_contents(dataset: StreamingDataset, folder: Path) -> list[str]:
         firsts, counts = dataset.shard_offset_per_stream.tolist(), dataset.shards_per_stream.tolist()
         for stream, first, count in zip(dataset.streams, firsts, counts, strict=True):
             part = slice(first, first + count)
+            if has_cache(stream):
+                _check_index(stream, dataset.shards[part])
             if not all(contents[part]):
                 contents[part] = _of_stream(stream, dataset.shards[part])
         write_bytes(file, json.dumps(contents).encode())
@@ -81,6 +88,31 @@ def _indexed(shards: Sequence[Reader]) -> list[str]:
     return [f"{min(of)}:{of[min(of)]}" if of else "" for of in hashes]
 
 
+def _check_index(stream: Stream, shards: Sequence[Reader]) -> None:
+    """Refuse a cached index that is not the remote's; where that cannot be read, warn, for the cache may be used."""
+    name = get_index_basename()
+    cached, remote = Path(stream.local, stream.split, name), join(os.path.join(str(stream.remote), stream.split), name)
+    try:
+        is_same = json.loads(read_bytes(remote)) == json.loads(cached.read_bytes())
+    except Exception as error:  # every store has its own
+        if isinstance(error, FileNotFoundError) and all(isinstance(shard, TarReader) for shard in shards):
+            return  # of tars that are not ours the index was written here
+        warn(
+            f"The cached index {str(cached)!r} could not be compared with {remote!r} ({type(error).__name__}: {error}) "
+            "and is taken to describe what is there: data that was made anew would go unseen.",
+            UserWarning,
+            stacklevel=4,
+        )
+        return
+    if not is_same:
+        raise ValueError(
+            f"The cached index {str(cached)!r} is another than {remote!r}: the remote's data was made anew, or the "
+            "local folder has copies of other data, and the two would be mixed. Empty the folder "
+            f"{str(cached.parent)!r} or pass another as local, so that all is fetched anew; or pass the remote that "
+            "the copies are of."
+        )
+
+
 def _of_stream(stream: Stream, shards: Sequence[Reader]) -> list[str]:
     if not has_cache(stream):
         return local_contents(shards)
@@ -92,8 +124,11 @@ def _of_stream(stream: Stream, shards: Sequence[Reader]) -> list[str]:
     kept = Path(stream.local, stream.split, _KEPT)
     known = _read_kept(kept, key)
     if known is not None:
-        probe = next((at for at, file in enumerate(files) if not file.is_local), None)
-        if probe is None or _read_all(files[probe : probe + 1]) == known[probe : probe + 1]:
+        absent = [(file, of) for file, of in zip(files, known, strict=True) if not file.is_local]
+        if not absent:
+            return known
+        file, of = _random.choice(absent)
+        if _read_all([file]) == [of]:
             return known
     found = _read_all(files)
     if all(found):

@@ -360,7 +360,11 @@ def test_a_longer_run_that_is_cut_off_is_not_finished(
 def test_a_run_does_not_end_before_it_goes_on(trainer: str, method: str, run: Run, tmp_path: Path) -> None:
     common = [f"trainer={trainer}", f"pruning.method={method}"]
     run(*common)
-    (tmp_path / "run" / "result.json").unlink()  # as if it had died at its very end
+    for name in (
+        "result.json",
+        "config.yaml",
+    ):  # as if it had died at its very end; and what tells what it was begun for
+        (tmp_path / "run" / name).unlink()
     before = contents(tmp_path / "run")
     message = r"checkpoint (was made )?after (3 epochs|3ep|69ba), but .* is to end after (2|2ep|46ba)[:;] "
     with pytest.raises(ValueError, match=message):

@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import random
 import shutil
 import warnings
 from collections.abc import Callable
@@ -33,6 +34,11 @@ def write(folder: Path, seed: int, *, row: int = 1_000, **arguments: Any) -> Pat
         for _ in range(NUM_SAMPLES):
             writer.write({"x": rng.integers(0, 256, row, np.uint8)})
     return folder
+
+
+def replaced(folder: Path, seed: int, **arguments: Any) -> None:
+    shutil.rmtree(folder)
+    write(folder, seed, **arguments)
 
 
 @pytest.fixture
@@ -150,7 +156,8 @@ def test_a_store_is_asked_three_times_a_shard_and_once_for_all(make, asked, uplo
     asked.clear()
     again = make(remote, local=str(cache))
     assert again.layout == local
-    assert [name for name, _ in asked] == [f"{remote}/shard.00000.mds"] * 3
+    assert len(asked) == 3
+    assert len({name for name, _ in asked}) == 1
     # Other processes of the node get it from there, and so do workers that are sent the dataset.
     asked.clear()
     other = copy.deepcopy(again)
@@ -181,12 +188,86 @@ def test_a_remote_that_was_replaced_is_noticed_under_a_kept_digest(kind, make, r
     first = make(put(folder), local=cache).layout
     path = tmp_path / "list.parquet"
     write_skip_list(half_of(first), path)
-    shutil.rmtree(folder)
-    assert (write(folder, 1) / "index.json").read_bytes() == index
+    replaced(folder, 1)
+    assert (folder / "index.json").read_bytes() == index
     remote = put(folder)
     assert make(remote, local=cache).layout.fingerprint == make(folder).layout.fingerprint != first.fingerprint
     with pytest.raises(SkipListError, match="but the content of 3 of 3"):
         make(remote, local=cache, skip_list=path)
+
+
+@pytest.mark.parametrize("kind", ["s3", "mounted"])
+def test_a_cached_index_does_not_hide_a_remote_that_was_made_anew(kind, make, request, tmp_path):
+    put = request.getfixturevalue("upload") if kind == "s3" else str
+    folder, cache, path = write(tmp_path / "data", 0, hashes=["sha1"]), tmp_path / "cache", tmp_path / "list.parquet"
+    first = make(put(folder), local=str(cache))
+    write_skip_list(half_of(first.layout), path)
+    assert first[0]  # one shard is there
+    del first
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert len(list(make(put(folder), local=str(cache), skip_list=path))) == NUM_SAMPLES // 2
+    replaced(folder, 1, hashes=["sha1"])
+    remote = put(folder)
+    with pytest.raises(ValueError, match=rf"{cache}/index\.json' is another than '{remote}/index\.json'.* Empty"):
+        make(remote, local=str(cache), skip_list=path)
+    shutil.rmtree(cache)
+    with pytest.raises(SkipListError, match="but the content of 3 of 3"):
+        make(remote, local=str(cache), skip_list=path)
+
+
+def test_a_cache_of_another_remote_is_refused_and_one_stream_s_index_is_compared_once_a_node(
+    make, monkeypatch, tmp_path
+):
+    one, two = (str(write(tmp_path / str(seed), seed, hashes=["sha1"])) for seed in (0, 1))
+    cache = tmp_path / "cache"
+    compared: list[str] = []
+    read = content.read_bytes
+    monkeypatch.setattr(content, "read_bytes", lambda path: compared.append(path) or read(path))
+    dataset = make(one, local=str(cache))
+    assert copy.deepcopy(dataset).layout == dataset.layout
+    assert compared == [f"{one}/index.json"]
+    del dataset
+    with pytest.raises(ValueError, match="local folder has copies of other data"):
+        half_of(make(two, local=str(cache)).layout)
+
+
+def test_a_cache_is_read_on_where_the_remote_cannot_be_reached_with_a_warning(make, tmp_path):
+    folder, cache = write(tmp_path / "data", 0, hashes=["sha1"]), str(tmp_path / "cache")
+    first = make(str(folder), local=cache)
+    assert len(list(first)) == NUM_SAMPLES
+    half = half_of(first.layout)
+    del first
+    shutil.rmtree(folder)
+    with pytest.warns(UserWarning, match=r"could not be compared with '.*/data/index\.json' \(FileNotFoundError: "):
+        subset = make(str(folder), local=cache, skip_list=half)
+    assert len(list(subset)) == NUM_SAMPLES // 2
+
+
+def test_tars_may_have_their_index_in_the_local_folder_alone(make, tmp_path):
+    remote, local = tmp_path / "tars", tmp_path / "local"
+    remote.mkdir()
+    write_tar(remote / "0.tar", {f"{i}.bin": bytes([i]) * 3_000 for i in range(30)})
+    index_tars(str(remote / "0.tar"), out=str(local))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert make(str(remote), local=str(local)).layout.knows_content
+
+
+def test_one_shard_that_was_replaced_is_noticed_by_the_job_that_draws_it(make, asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(content, "_random", random.Random(0))
+    folder, cache, other = write(tmp_path / "data", 0), tmp_path / "cache", write(tmp_path / "other", 1)
+    first = make(str(folder), local=str(cache)).layout
+    kept = (cache / ".ted_content.json").read_bytes()
+    shutil.copy(other / "shard.00001.mds", folder)
+    noticed = []
+    for _ in range(8):
+        (cache / ".ted_content.json").write_bytes(kept)
+        asked.clear()
+        is_other = make(str(folder), local=str(cache)).layout != first
+        assert is_other == asked[0][0].endswith("shard.00001.mds")
+        noticed.append(is_other)
+    assert {True, False} == set(noticed)
 
 
 def test_a_kept_digest_of_another_place_or_a_damaged_one_is_not_used(make, tmp_path):
