@@ -107,6 +107,7 @@ def test_what_stays_refused_is_named(
     assert len(refused) <= 2  # once by the thread that reads ahead, once where the sample is read
 
 
+@pytest.mark.long
 def test_a_worker_killed_in_the_middle_of_a_download(
     endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,6 +348,7 @@ def test_what_is_built_on_streaming_reads_sparse_shards(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").glob("*.sparse"))
 
 
+@pytest.mark.long
 def test_spawned_workers_fetch(remote: Path, truth: list[dict[str, Any]], tmp_path: Path) -> None:
     dataset = dataset_of(remote, tmp_path / "cache")
     mask = random_mask(0.3)

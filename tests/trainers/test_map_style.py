@@ -279,6 +279,7 @@ def test_two_ranks_share_out_every_epoch(run: str, folder: str, two_ranks: Path)
     assert len(first["digests"]) == EPOCHS
 
 
+@pytest.mark.long
 def test_two_ranks_resume_in_the_middle_of_an_epoch(two_ranks: Path) -> None:
     for rank in results(two_ranks):
         for name in ("digests", "forwarded", "weights", "scores"):

@@ -193,6 +193,7 @@ def test_samples_are_tried_in_a_worker_where_workers_read_them(
     assert contents.batches > 64 // BATCH_SIZE  # more than an epoch of them
 
 
+@pytest.mark.long
 def test_samples_are_tried_in_a_spawned_worker(tmp_path: Path) -> None:
     data = Zipped(tmp_path / "data.zip", lazily=False)
     workers: dict[str, Any] = {"num_workers": 2, "worker_init_fn": open_dataset, "multiprocessing_context": "spawn"}

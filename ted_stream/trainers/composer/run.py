@@ -101,9 +101,8 @@ class ComposerRun:
         state.max_duration = Time(plan.epochs, TimeUnit.EPOCH)
         if loaded:
             self._restore(state, loaded)
-        at = epoch, batches_done
-        epochs, share, name = plan.epochs, plan.last_share, state.run_name
-        engine.start(state.model, loader, epochs=epochs, last_share=share, run=name, at=at)
+        length: dict[str, Any] = {"epochs": plan.epochs, "last_share": plan.last_share}
+        engine.start(state.model, loader, **length, run=state.run_name, at=(epoch, batches_done))
         rows, bound = state.device_train_microbatch_size, self._subset_length
         requirements.warn_of_single_rows(state.model, engine, loader, epoch, rows, bound)
         kept = None
