@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from omegaconf import OmegaConf
-
 from ted_stream.export.run_files import read_run
 from ted_stream.export.stream_index import layout_of_index, read_index, stream_folder
-from ted_stream.files import join, read_bytes
 from ted_stream.skip_list import DatasetLayout
+
+from .run_config import read_config
 
 __all__ = ["trained_on"]
 
@@ -19,8 +18,7 @@ def trained_on(run: str) -> str | None:
         run: its folder, a local path or a URI.
     """
     try:
-        config = OmegaConf.create(read_bytes(join(run, "config.yaml")).decode())
-        folder = stream_folder(OmegaConf.select(config, "data.path") or "")
+        folder = stream_folder(read_config(run).get("data") or "")
         found = DatasetLayout(streams=(layout_of_index(read_index(folder)),))
     except (OSError, ValueError):
         return None

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ted_stream.export.stream_index import INDEX, layout_of_index
 from ted_stream.files import is_remote, join, read_bytes
-from ted_stream.skip_list import DatasetLayout, ShardLayout, StreamLayout
+from ted_stream.skip_list import DatasetLayout
 
-__all__ = ["DESCRIPTION", "INDEX", "DatasetFolder", "find_splits", "open_dataset"]
+__all__ = ["DESCRIPTION", "DatasetFolder", "find_splits", "open_dataset"]
 
-INDEX, DESCRIPTION = "index.json", "dataset.json"
+DESCRIPTION = "dataset.json"
 _LABELS = ("label", "labels", "class", "target")
 _WHOLE_NUMBERS = {"int": "<i8", **{f"{sign}int{bits}": "" for sign in ("", "u") for bits in (8, 16, 32, 64)}}
 
@@ -38,7 +39,7 @@ class DatasetFolder:
     @cached_property
     def layout(self) -> DatasetLayout:
         """As skip-lists know it; a shard's content by the hashes of the index, unknown without."""
-        return DatasetLayout(streams=(StreamLayout(shards=tuple(map(_shard_layout, self.shards))),))
+        return DatasetLayout(streams=(layout_of_index({"shards": self.shards}),))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -92,7 +93,10 @@ def _opened(path: str, description: Mapping[str, Any]) -> DatasetFolder | None:
         return None
     try:
         shards = index["shards"]
-        assert all(shard["raw_data"]["basename"] and shard["samples"] >= 0 for shard in shards)
+        assert all(
+            shard["raw_data"]["basename"] and "hashes" in shard["raw_data"] and shard["samples"] >= 0
+            for shard in shards
+        )
     except (AssertionError, KeyError, TypeError) as error:
         raise ValueError(f"{join(path, INDEX)} is no index of shards ({error!r}); write it anew.") from error
     return DatasetFolder(path=path, shards=shards, description=description)
@@ -105,17 +109,6 @@ def _json(path: str, default: Any) -> Any:
         return default
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); write it anew.") from error
-
-
-def _shard_layout(shard: Mapping[str, Any]) -> ShardLayout:
-    raws = [shard[name] for name in ("raw_data", "raw_meta") if shard.get(name)]
-    hashes = raws[0].get("hashes") or {}
-    return ShardLayout(
-        name=raws[0]["basename"],
-        size=sum(raw["bytes"] for raw in raws),
-        samples=shard["samples"],
-        content=f"{min(hashes)}:{hashes[min(hashes)]}" if hashes else "",
-    )
 
 
 def _labels_of(folder: Path, shard: Mapping[str, Any]) -> NDArray[np.int64]:

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ted_stream.export.classes import class_rows, count_kept
-from ted_stream.export.dataset_files import DESCRIPTION, INDEX, find_splits
+from ted_stream.export.dataset_files import DESCRIPTION, find_splits
 from ted_stream.export.findings import read_findings
 from ted_stream.export.history import Decisions
 from ted_stream.export.manifest import open_manifest
 from ted_stream.export.rows import PLAIN
 from ted_stream.export.run_files import RUN_FILE
+from ted_stream.export.stream_index import INDEX
 from ted_stream.export.summary import spread, summary_of_scores
 from ted_stream.files import exists, is_remote, join, read_bytes
 from ted_stream.skip_list import SkipList, read_skip_list
