@@ -45,7 +45,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if file.suffix == ".py" and file.is_file() and needed_of_extras(file) else None
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    for item in items:
+        quick = item.get_closest_marker("quick")
+        if quick and item.callspec.id not in quick.args:
+            item.add_marker("long")
     if config.getoption("lean"):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("composer")])
         items[:] = [item for item in items if not item.get_closest_marker("composer")]

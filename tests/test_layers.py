@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from imports import imports_of, is_in
-from quick import quick_of
 
 from ted_stream.extras import EXTRAS
 
@@ -266,7 +265,8 @@ FRESH = {
 }
 
 
-@pytest.mark.parametrize("use", quick_of(["a run of a plain loop", "the top package", "local files"], FRESH))
+@pytest.mark.quick("the top package", "local files")
+@pytest.mark.parametrize("use", FRESH)
 def test_what_is_not_used_is_not_imported(use: str, tmp_path: Path) -> None:
     code, heavy = FRESH[use]
     code += f"import sys; heavy = {heavy} & set(sys.modules); assert not heavy, heavy"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import streaming.base.util
 import torch
-from quick import quick_of
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from ted_stream import PrunedSampler, PrunedStreamingDataset, SeededSamples
@@ -150,8 +149,9 @@ def test_map_style_samples_are_the_same_from_the_middle_of_an_epoch(
     assert found.items() <= undisturbed["map-style"][1].items()
 
 
-@pytest.mark.parametrize("workers", quick_of(WORKERS[:1], WORKERS))
-@pytest.mark.parametrize("resumed_with", quick_of(WORKERS[:2], WORKERS))
+@pytest.mark.quick("0-0", "1-0")
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("resumed_with", WORKERS)
 def test_streamed_samples_are_the_same_from_the_middle_of_an_epoch(
     workers: int, resumed_with: int, folder: str, undisturbed: dict[str, list[Drawn]]
 ) -> None:

@@ -93,6 +93,7 @@ def test_train_shows_one_table(tmp_path):
         assert words in result.output
 
 
+@pytest.mark.long
 def test_compare_shows_a_saving_that_is_decided_as_it_goes(tmp_path):
     data = str(tmp_path / "digits")
     run("prepare", "digits", "--out", data)
@@ -115,6 +116,7 @@ def test_compare_refuses_progress_that_one_method_cannot_foretell_before_it_trai
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "without", "extra"),
     [

@@ -405,6 +405,7 @@ def test_a_file_that_is_there(run: Path, tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 1 + MASKS[3].sum()
 
 
+@pytest.mark.long
 def test_to_and_from_an_object_store(s3: Any, data: str, tmp_path: Path) -> None:
     """The run, the dataset with its origins, and what is written."""
     layout = layout_of_index(read_index(data))

@@ -107,6 +107,7 @@ def test_a_run_without_scores(tmp_path: Path) -> None:
         select(tmp_path, Selection(ratio=0.5))
 
 
+@pytest.mark.long
 def test_a_run_in_an_object_store(s3: Any) -> None:
     write_run("s3://training/run", LAYOUT, MASKS, scores=SCORES, finished=False)
     found = select("s3://training/run", Selection(min_epochs=3))

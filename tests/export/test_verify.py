@@ -151,6 +151,7 @@ def test_tars(tmp_path: Path) -> None:
     assert found(kept, tmp_path) == {**WHOLE, "bytes": False}
 
 
+@pytest.mark.long
 def test_a_dataset_in_an_object_store(s3: Any, hashed: str, tmp_path: Path) -> None:
     kept = manifest_of([hashed], tmp_path / "kept")
     s3.upload_file(str(kept), "training", "kept.parquet")

@@ -1,7 +1,7 @@
 """Every registered method keeps the contract, in choices and in whole runs in every host."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,10 @@ SAMPLED = {"ted_sampled": TED(0.6, choice="sampled", relative=True)}
 RUN = {name: examples[0] for name, examples in EXAMPLES.items()} | SAMPLED
 HOSTS = installed_hosts()
 FIRST, *OTHERS = HOSTS
-# One ranks its scores, one counts and weighs for itself; whole runs of the others are long trials.
-QUICK = ("infobatch", "ted")
+# One ranks its scores, one counts and weighs for itself; whole runs of the others, and in every host, are long trials.
+QUICK = (("ted", FIRST), ("infobatch", "loop"))
 # What these need of the engine takes every way through it.
-EVERY_WAY = (*QUICK, "composed", "importance_sampling", "random", "rcap", "ted_sampled")
+EVERY_WAY = ("infobatch", "ted", "composed", "importance_sampling", "random", "rcap", "ted_sampled")
 
 
 def test_every_method_has_examples() -> None:
@@ -117,13 +117,16 @@ def test_a_method_without_an_example_fails_the_suite(monkeypatch: pytest.MonkeyP
         test_every_method_has_examples()
 
 
+CHECKED = ("infobatch", 0)
 KEEPS = [
     pytest.param(
         example,
         check,
         id=f"{example!r}-{check.__name__}",
         # Takes longer than all other checks together.
-        marks=[pytest.mark.long] if at and check is chooses_alike_on_any_number_of_ranks else [],
+        marks=[pytest.mark.long]
+        if (at or name != "infobatch") and check is chooses_alike_on_any_number_of_ranks
+        else [],
     )
     for name in sorted(EXAMPLES)
     for at, example in enumerate(EXAMPLES[name])
@@ -139,27 +142,24 @@ def test_keeps(method: Method, check: Callable[[Method], None]) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
-    start_runs([run for name in QUICK for host in HOSTS for run in contract_runs(name, RUN[name], host)], out)
+    start_runs([run for name, host in QUICK for run in contract_runs(name, RUN[name], host)], out)
     return out
 
 
-RUN_CHECKS = [(host, check) for host in HOSTS for check in run_checks(host)]
-
-
-@pytest.mark.parametrize(("host", "check"), RUN_CHECKS, ids=lambda value: getattr(value, "__name__", value))
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    ("name", "host", "check"),
+    [(name, host, check) for name, host in QUICK for check in run_checks(host)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_keeps_in_runs(name: str, host: str, check: Callable[[Method, Path, str], None], runs: Path) -> None:
     check(RUN[name], runs, run_name(name, host))
 
 
-THE_OTHERS = [name for name in RUN if name not in QUICK]
-
-
 @pytest.fixture(scope="module")
-def other_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("other_runs")
+def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("all_runs")
     start_runs(
-        [run for name in THE_OTHERS for host in HOSTS for run in contract_runs(name, RUN[name], host)],
+        [run for name in RUN for host in HOSTS for run in contract_runs(name, RUN[name], host)],
         out,
         timeout=3600,
     )
@@ -167,29 +167,21 @@ def other_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", THE_OTHERS)
-def test_keeps_in_runs_of_every_host(name: str, other_runs: Path) -> None:
+@pytest.mark.parametrize("name", RUN)
+def test_keeps_in_runs_of_every_host(name: str, all_runs: Path) -> None:
     for host in HOSTS:
         for check in run_checks(host):
-            check(RUN[name], other_runs, run_name(name, host))
+            check(RUN[name], all_runs, run_name(name, host))
     for check in HOST_CHECKS:
-        check(RUN[name], other_runs, name, HOSTS)
+        check(RUN[name], all_runs, name, HOSTS)
 
 
-@pytest.mark.parametrize("check", HOST_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("host", OTHERS)
-@pytest.mark.parametrize("name", QUICK)
-def test_keeps_over_hosts(
-    name: str, host: str, check: Callable[[Method, Path, str, Sequence[str]], None], runs: Path
-) -> None:
-    check(RUN[name], runs, name, (FIRST, host))
-
-
+@pytest.mark.long
 @pytest.mark.parametrize("host", HOSTS)
-def test_epochs_of_infobatch_end_with_what_is_left(host: str, runs: Path) -> None:
+def test_epochs_of_infobatch_end_with_what_is_left(host: str, all_runs: Path) -> None:
     """Every kept sample once, in full batches and a partial last one; the official sampler never ends an epoch."""
     one = f"{run_name('infobatch', host)}-one"
-    records, steps = load_result(runs, one)["records"], steps_of(runs, one, 0)
+    records, steps = load_result(all_runs, one)["records"], steps_of(all_runs, one, 0)
     for epoch, record in enumerate(records):
         sizes = [len(ids) for (at, _), (ids, _) in sorted(steps.items()) if at == epoch]
         whole, rest = divmod(record["kept"], 8)
@@ -273,11 +265,12 @@ OVER_HOSTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", OVER_HOSTS)
 @pytest.mark.parametrize("host", OTHERS)
-def test_what_differs_over_hosts_is_found(host: str, what: str, runs: Path, tmp_path: Path) -> None:
+def test_what_differs_over_hosts_is_found(host: str, what: str, all_runs: Path, tmp_path: Path) -> None:
     (check,) = HOST_CHECKS
-    for folder in runs.glob("ted-*"):
+    for folder in all_runs.glob("ted-*"):
         shutil.copytree(folder, tmp_path / folder.name)
     run, tamper, words = OVER_HOSTS[what]
     tamper(tmp_path / f"{run_name('ted', host)}-{run}")

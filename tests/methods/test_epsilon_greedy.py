@@ -60,6 +60,7 @@ def test_is_the_rule(epsilon: float, alpha: float, schedule: str, num_samples: i
         store.update(Measurements(ids=ids, importance=measured, steps=np.zeros(len(ids), int)), epoch=epoch)
 
 
+@pytest.mark.long
 def test_every_other_sample_is_drawn_as_often() -> None:
     """40 samples, 10 kept: the 6 highest always, of the 34 others 4 each time."""
     method, epochs = EpsilonGreedy(0.75, epsilon=0.4), 2000

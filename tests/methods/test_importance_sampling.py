@@ -66,6 +66,7 @@ def draws_of(probabilities: NDArray[np.float64], seed: int) -> NDArray[np.bool_]
     return kept
 
 
+@pytest.mark.long
 @each_population
 def test_samples_are_kept_as_often_as_their_probability_says(name: str) -> None:
     scores, seed = POPULATIONS[name], 3

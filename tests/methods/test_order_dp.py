@@ -46,6 +46,7 @@ def test_the_share_left_out_is_exact_in_every_epoch() -> None:
     assert {OrderDP(0.7).keep_ratio(epoch, 20) for epoch in range(20)} == {1 - 0.7}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pool", [0.6, 0.4])
 def test_is_kept_as_often_as_its_rank_says(pool: float) -> None:
     """20 samples in order: one is kept if it is in the pool, with at most q - 1 that are harder."""

@@ -35,6 +35,7 @@ def test_a_static_ratio_counts_what_is_kept() -> None:
     assert np.count_nonzero(choose_subset(np.arange(100.0), 80)) == 80
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", [InfoBatch(0.5), OrderDP(0.5), Composed(0.5, class_shares="equal")], ids=repr)
 def test_a_subset_of_a_dataset_is_a_dataset(method: ScheduledMethod, tmp_path: Path) -> None:
     """InfoBatch's own dataset fails on a torch Subset; the samples that are trained on are those of the subset."""

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from quick import quick_of
 from streaming import StreamingDataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -109,7 +108,8 @@ def kept(folder: Path, epoch: int) -> np.ndarray:
     return read_skip_list(folder / f"skip_lists/ep{epoch:04d}.parquet").keep_mask()
 
 
-@pytest.mark.parametrize("trainer", quick_of(["loop"], ["loop", "composer"]))
+@pytest.mark.long
+@pytest.mark.parametrize("trainer", ["loop", "composer"])
 def test_the_command_beside_what_is_computed_by_hand(trainer: str, trained: Train, digits: Path) -> None:
     folder = trained(f"trainer={trainer}")
     result = command(folder, "--points", 3)
@@ -175,6 +175,7 @@ def test_the_command_beside_what_is_computed_by_hand(trainer: str, trained: Trai
     assert points[1]["loss"] == pytest.approx(float(halfway.double().mean()), rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trainer", ["loop", "composer"])
 def test_the_first_weights_are_made_again(trainer: str, trained: Train) -> None:
     """A learning rate of nearly zero leaves them what they were, but for statistics."""
@@ -196,6 +197,7 @@ def test_all_kept_has_a_cosine_of_one(trained: Train) -> None:
 # Other runs --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_several_runs_in_the_same_figures(trained: Train, tmp_path: Path) -> None:
     ted, random, whole = trained(), trained("pruning.method=random"), trained("pruning.method=none")
     result = command(
@@ -216,6 +218,7 @@ def test_several_runs_in_the_same_figures(trained: Train, tmp_path: Path) -> Non
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"analysis.json", *FIGURES}
 
 
+@pytest.mark.long
 def test_weights_of_samples(trained: Train) -> None:
     """What weighs samples so that the gradient stays that of all data, correlates more with it if they weigh."""
     folder = trained("pruning.method=infobatch", "pruning.prune_ratio=0.5")
@@ -230,6 +233,7 @@ def test_weights_of_samples(trained: Train) -> None:
     assert {path.name for path in (folder / "analysis").iterdir()} == {"analysis.json", "gradients.png"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["method", "data"])
 def test_a_fixed_subset(how: str, trained: Train, tmp_path: Path) -> None:
     """The same samples are pruned from the first epoch on, as in the paper's Figure 2."""
@@ -247,6 +251,7 @@ def test_a_fixed_subset(how: str, trained: Train, tmp_path: Path) -> None:
     assert [row.after for row in run.gradients] == [0, 1, 2, 3]
 
 
+@pytest.mark.long
 def test_text(tmp_path: Path) -> None:
     rows = [{"q": f"what is {a} plus {b}", "a": str(a + b)} for a in range(8) for b in range(8)]
     for split, part in (("train", rows[:48]), ("test", rows[48:])):
@@ -286,6 +291,7 @@ def test_text(tmp_path: Path) -> None:
 # Refusals ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_what_there_is_of_few_checkpoints(trained: Train) -> None:
     folder = trained("save_interval=3ep")
     result = command(folder, "--points", 2)
@@ -297,6 +303,7 @@ def test_what_there_is_of_few_checkpoints(trained: Train) -> None:
     assert "train with save_interval=1ep for all" in " ".join(result.output.split())
 
 
+@pytest.mark.long
 def test_checkpoints_within_epochs_are_left_out(trained: Train) -> None:
     folder = trained("save_interval=10ba", "pruning.method=none")
     (run,) = analyse([folder], points=2, parts=["losses"]).runs
@@ -335,6 +342,7 @@ def test_refused(trained: Train, tmp_path: Path) -> None:
         analyse([])
 
 
+@pytest.mark.long
 def test_no_checkpoints(trained: Train) -> None:
     refused(command(trained("save_interval=10ba", "trainer=composer")), "save_interval is 10ba", "save_interval=1ep")
     refused(command(trained("save_interval=null")), "save_interval is null", "train it again with save_interval=1ep")
@@ -350,6 +358,7 @@ def test_a_launcher(trained: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(command(trained()), "one of 2 processes", "run it without a launcher")
 
 
+@pytest.mark.long
 def test_what_was_changed_or_is_gone(trained: Train) -> None:
     folder = trained()
     (folder / "skip_lists/ep0002.parquet").unlink()
@@ -378,6 +387,7 @@ def test_what_was_changed_or_is_gone(trained: Train) -> None:
     refused(command(folder), "is of another network than the run's config.yaml says")
 
 
+@pytest.mark.long
 def test_a_pickle_is_not_executed(trained: Train, tmp_path: Path) -> None:
     folder = trained("trainer=composer")
 
@@ -397,6 +407,7 @@ def test_scoring_runs(trained: Train) -> None:
     refused(command(folder), "is of `ted-stream score`")
 
 
+@pytest.mark.long
 def test_runs_on_other_data(trained: Train, digits: Path, tmp_path: Path) -> None:
     folder, other = trained(), tmp_path / "other"
     shutil.copytree(digits, other)
@@ -411,6 +422,7 @@ def test_runs_on_other_data(trained: Train, digits: Path, tmp_path: Path) -> Non
     refused(command(folder, "--with", mine), "was trained on dataset", "analyse them apart")
 
 
+@pytest.mark.long
 def test_an_earlier_analysis(trained: Train) -> None:
     folder = trained()
     assert command(folder, "--points", 2).exit_code == 0
@@ -424,6 +436,7 @@ def test_an_earlier_analysis(trained: Train) -> None:
     assert numbers(folder / "analysis")["runs"][0]["losses"] == before["runs"][0]["losses"]
 
 
+@pytest.mark.long
 def test_nothing_of_an_analysis_that_failed(trained: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = trained()
 
@@ -436,6 +449,7 @@ def test_nothing_of_an_analysis_that_failed(trained: Train, monkeypatch: pytest.
     assert not (folder / "analysis").exists()
 
 
+@pytest.mark.long
 def test_what_is_not_finite(trained: Train) -> None:
     folder = trained()
     (path,) = (folder / "checkpoints").glob("ep4-*")
@@ -451,6 +465,7 @@ def test_what_is_not_finite(trained: Train) -> None:
     assert run["interpolation"][0]["loss"] is not None
 
 
+@pytest.mark.long
 def test_the_generators_are_left_alone(trained: Train) -> None:
     folder = trained()
     torch.manual_seed(5)

@@ -68,6 +68,7 @@ def learning_rates(folder: Path) -> list[float]:
     return scheduler["_last_lr"]
 
 
+@pytest.mark.quick("ted-composer")
 @each_trainer
 @pytest.mark.parametrize("method", ["ted", "none"])
 def test_a_finished_run_says_so(
@@ -94,6 +95,7 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
     assert contents(folder) == before
 
 
+@pytest.mark.long
 @each_trainer
 def test_a_refused_resumption_leaves_the_config(trainer: str, run: Run, tmp_path: Path) -> None:
     run(f"trainer={trainer}")
@@ -139,6 +141,7 @@ def interrupted(run: Run, folder: Path, *overrides: str) -> None:
         (checkpoints / "latest-rank0.pt").symlink_to(by_epoch[max(by_epoch)].name)
 
 
+@pytest.mark.long
 @each_trainer
 def test_a_run_does_not_go_on_for_less_than_it_was_begun_for(trainer: str, run: Run, tmp_path: Path) -> None:
     """Be the end behind the checkpoint or ahead of it."""
@@ -151,6 +154,7 @@ def test_a_run_does_not_go_on_for_less_than_it_was_begun_for(trainer: str, run: 
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.long
 def test_durations_in_batches_and_in_epochs_compare(run: Run, tmp_path: Path) -> None:
     whole = ["trainer=loop", "pruning.method=none"]
     interrupted(run, tmp_path / "run", *whole)
@@ -160,6 +164,7 @@ def test_durations_in_batches_and_in_epochs_compare(run: Run, tmp_path: Path) ->
     assert run(*whole, "max_duration=69ba", "autoresume=true").epochs == 3
 
 
+@pytest.mark.long
 @each_trainer
 def test_a_longer_run_goes_on_by_a_schedule_of_its_length(trainer: str, run: Run, tmp_path: Path) -> None:
     run(f"trainer={trainer}")
@@ -168,6 +173,7 @@ def test_a_longer_run_goes_on_by_a_schedule_of_its_length(trainer: str, run: Run
     assert learning_rates(tmp_path / "run") == pytest.approx(learning_rates(tmp_path / "at once"), rel=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["ted", "none"])
 def test_a_finished_run_without_checkpoints_is_not_begun_again(method: str, run: Run, tmp_path: Path) -> None:
     common = ["trainer=loop", f"pruning.method={method}"]
@@ -183,6 +189,7 @@ def test_a_finished_run_without_checkpoints_is_not_begun_again(method: str, run:
         run(*common, "autoresume=true", "max_duration=5ep")
 
 
+@pytest.mark.long
 def test_a_run_without_a_checkpoint_may_begin_again_by_other_settings(run: Run, tmp_path: Path) -> None:
     """Whatever else lies where checkpoints would be."""
     common = ["trainer=loop", "pruning.method=none"]
@@ -195,6 +202,7 @@ def test_a_run_without_a_checkpoint_may_begin_again_by_other_settings(run: Run, 
         run(*common, "autoresume=true", "max_duration=4ep")
 
 
+@pytest.mark.long
 @each_trainer
 def test_a_run_that_died_after_its_last_checkpoint_has_all(trainer: str, run: Run, tmp_path: Path) -> None:
     expected = run(f"trainer={trainer}")
@@ -212,6 +220,7 @@ def test_a_run_that_died_after_its_last_checkpoint_has_all(trainer: str, run: Ru
     assert json.loads((folder / "run.json").read_text())["finished"]
 
 
+@pytest.mark.quick("composer")
 @each_trainer
 def test_a_half_written_checkpoint_is_no_obstacle(trainer: str, run: Run, tmp_path: Path) -> None:
     expected = run(f"trainer={trainer}")
@@ -230,6 +239,7 @@ def test_a_half_written_checkpoint_is_no_obstacle(trainer: str, run: Run, tmp_pa
     assert run(f"trainer={trainer}", "autoresume=true").metrics == expected.metrics
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["ted", "none"])
 @pytest.mark.parametrize("half", [True, False])
 def test_a_kill_between_composers_links_to_its_newest_checkpoint_loses_nothing(
@@ -250,6 +260,7 @@ def test_a_kill_between_composers_links_to_its_newest_checkpoint_loses_nothing(
     assert first.stat().st_mtime_ns == written, "it began again"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("interval", "checkpoint", "workers"),
     [("1ep", "ep2-ba46", 1), ("9ba", "ep1-ba45", 1), ("9ba", "ep1-ba45", 0), ("23ba", "ep1-ba46", 1)],
@@ -271,6 +282,7 @@ def test_a_run_without_pruning_goes_on_to_the_bit_in_composer(
     assert outcome(folder) == expected
 
 
+@pytest.mark.long
 @each_trainer
 @pytest.mark.parametrize("method", ["ted", "none"])
 def test_what_a_killed_writer_left_is_removed(trainer: str, method: str, run: Run, tmp_path: Path) -> None:
@@ -290,6 +302,7 @@ def flipped(data: bytes) -> bytes:
     return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0xFF]) + data[len(data) // 2 + 1 :]
 
 
+@pytest.mark.long
 @each_trainer
 def test_a_damaged_checkpoint_is_refused_by_name(trainer: str, run: Run, tmp_path: Path) -> None:
     expected = run(f"trainer={trainer}")
@@ -323,6 +336,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(trainer: str, run: Run) -> None
         run(f"trainer={trainer}", f"load_path={QUICKSTART}")
 
 
+@pytest.mark.long
 def test_a_run_that_died_before_its_first_checkpoint_begins_again(run: Run, tmp_path: Path) -> None:
     expected = run("trainer=loop")
     folder = tmp_path / "run"
@@ -334,6 +348,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(run: Run, tmp_
         assert run("trainer=loop", "autoresume=true").metrics == expected.metrics
 
 
+@pytest.mark.long
 def test_a_longer_run_that_is_cut_off_is_not_finished(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +370,7 @@ def test_a_longer_run_that_is_cut_off_is_not_finished(
     assert run("trainer=loop", "max_duration=5ep", "autoresume=true").epochs == 5
 
 
+@pytest.mark.long
 @each_trainer
 @pytest.mark.parametrize("method", ["ted", "none"])
 def test_a_run_does_not_end_before_it_goes_on(trainer: str, method: str, run: Run, tmp_path: Path) -> None:
@@ -374,6 +390,7 @@ def test_a_run_does_not_end_before_it_goes_on(trainer: str, method: str, run: Ru
     assert after == before
 
 
+@pytest.mark.long
 def test_two_jobs_in_one_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even one that may overwrite does not, while the other is at work."""
     from ted_stream.engine import run_folder

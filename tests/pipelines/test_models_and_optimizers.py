@@ -44,6 +44,7 @@ def test_convnet_options():
     assert plain(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
 
 
+@pytest.mark.long
 def test_gpt_learns_from_targets_only():
     torch.manual_seed(0)
     task = build_task(config.Model(name="gpt", n_layer=1, n_head=2, n_embd=8), TEXT)

@@ -81,6 +81,7 @@ def test_a_list_of_digits_in_another_order_is_refused(digits, tmp_path):
     assert ImagesInMemory(str(digits / "train")).layout == mine
 
 
+@pytest.mark.long
 def test_folder_and_tar_and_worker_counts_give_the_same_dataset(cifar_tree, tmp_path):
     archive = make_tar(cifar_tree, tmp_path / "cifar.tar.xz")
     prepare_cifar("cifar10", tmp_path / "a", source=cifar_tree)

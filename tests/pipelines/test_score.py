@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quick import quick_of
 from scoring import METHOD_SETTINGS, Command, command_on
 from streaming import StreamingDataset
 from typer.testing import CliRunner
@@ -51,7 +50,8 @@ def scores_in(folder: Path) -> Scores:
     return read_scores(folder / "scores.parquet")
 
 
-@pytest.mark.parametrize("method", quick_of(["craig", "el2n", "reference"], SCORERS))
+@pytest.mark.long
+@pytest.mark.parametrize("method", SCORERS)
 def test_every_method(method: str, score: Command, labels: list[int], tmp_path: Path) -> None:
     found = succeed(score, method, "prune_ratio=0.7")
     scores, skip_list = scores_in(tmp_path / "run"), read_skip_list(tmp_path / "run" / "skip_list.parquet")
@@ -92,6 +92,7 @@ def test_names_of_settings_are_told_apart() -> None:
     assert METHOD_SETTINGS.keys() <= STATIC_METHODS.keys()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["el2n", "craig"])
 def test_the_next_command_trains_on_what_was_chosen(method: str, score: Command, tmp_path: Path) -> None:
     result = score(method, "prune_ratio=0.7", "seed=3")

@@ -80,6 +80,7 @@ def test_refused_before_training(arguments, message: str, score: Command, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_folder_in_use(score: Command, tmp_path: Path) -> None:
     assert score("uniform", "seed=3").exit_code == 0
     again = score("uniform")
@@ -92,6 +93,7 @@ def test_a_folder_in_use(score: Command, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "score.json").read_text())["kept"] is None
 
 
+@pytest.mark.long
 def test_goes_on_with_what_was_begun_alone(score: Command, tmp_path: Path) -> None:
     assert score("uniform", "keep_vectors=true").exit_code == 0
     other = score("el2n", "autoresume=true", "save_interval=1ep")
@@ -101,6 +103,7 @@ def test_goes_on_with_what_was_begun_alone(score: Command, tmp_path: Path) -> No
     assert "was begun with Uniform()" in told
 
 
+@pytest.mark.long
 def test_goes_on_with_the_same_surrogates_alone(score: Command, tmp_path: Path) -> None:
     """Also when it had come to its end: other folds would be scored by models that were trained on them."""
     common = ["save_interval=1ep", "max_duration=1ep"]
@@ -118,6 +121,7 @@ def test_goes_on_with_the_same_surrogates_alone(score: Command, tmp_path: Path) 
     assert read_scores(tmp_path / "run" / "scores.parquet").scores.tolist() == before.tolist()
 
 
+@pytest.mark.long
 def test_a_finished_run_leaves_no_subset_of_another(score: Command, tmp_path: Path) -> None:
     assert score("uniform", "prune_ratio=0.5").exit_code == 0
     assert (tmp_path / "run" / "skip_list.parquet").exists()
@@ -125,6 +129,7 @@ def test_a_finished_run_leaves_no_subset_of_another(score: Command, tmp_path: Pa
     assert not (tmp_path / "run" / "skip_list.parquet").exists()
 
 
+@pytest.mark.long
 def test_training_and_scoring_keep_each_other_out_of_a_folder(
     score: Command, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +161,7 @@ def test_training_and_scoring_keep_each_other_out_of_a_folder(
         assert f"is in use by another run of this process ({what})" in message
 
 
+@pytest.mark.long
 def test_a_folder_where_another_job_scores_is_refused(
     score: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +215,7 @@ def test_what_text_does_not_have(overrides: list[str], message: str, text: Path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["el2n", "grand", "entropy", "forgetting", "reference"])
 def test_text_is_scored(method: str, text: Path, tmp_path: Path) -> None:
     result = score_text(text, tmp_path / "run", f"method={method}", "prune_ratio=0.5")

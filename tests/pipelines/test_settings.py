@@ -135,6 +135,7 @@ def test_a_schedule_may_go_to_the_end_of_the_run():
         assert load_settings(QUICKSTART, ["scheduler.warmup=25ep"]).scheduler.name == "onecycle"
 
 
+@pytest.mark.long
 def test_every_field_of_every_method_can_be_set():
     """The section follows the methods: what is registered can be named, and what is a field can be set."""
     assert ("none", *METHODS) == METHOD_NAMES

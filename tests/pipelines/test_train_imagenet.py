@@ -47,6 +47,7 @@ def overrides(prepared, tmp_path) -> list[str]:
     return [*SMALL, f"data.path={prepared}", f"folder={tmp_path / 'run'}"]
 
 
+@pytest.mark.long
 def test_a_pruned_run_from_jpegs(overrides, tmp_path):
     result = train(load_settings(CONFIGS / "imagenet_resnet50.yaml", overrides))
     assert result.samples == TRAIN
@@ -59,6 +60,7 @@ def test_a_pruned_run_from_jpegs(overrides, tmp_path):
     assert train(load_settings(CONFIGS / "imagenet_resnet50.yaml", plain)).metrics != result.metrics
 
 
+@pytest.mark.long
 def test_crops_made_in_workers_go_on_to_the_bit(overrides, tmp_path, monkeypatch):
     def run(name, *more):
         common = ("trainer=loop", "data.num_workers=1", "save_interval=4ba", f"folder={tmp_path / name}")

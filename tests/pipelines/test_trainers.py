@@ -79,6 +79,7 @@ CASES = {
 }
 
 
+@pytest.mark.quick("quickstart")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.filterwarnings("ignore:.*has no effect")
 def test_composer_and_the_loop_make_the_same_to_the_bit(case: str, overrides: Overrides, tmp_path: Path) -> None:
@@ -89,6 +90,7 @@ def test_composer_and_the_loop_make_the_same_to_the_bit(case: str, overrides: Ov
     assert found == expected
 
 
+@pytest.mark.long
 def test_a_language_model_too(tmp_path: Path) -> None:
     lines = [{"prompt": f"Count to {n}.", "response": " ".join(map(str, range(n + 1)))} for n in range(40)]
     corpus = tmp_path / "train.jsonl"
@@ -141,6 +143,7 @@ def test_sharded_over_two_ranks(on_two_ranks: Path) -> None:
 # Going on
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["ted", "importance_sampling", "none"])
 def test_goes_on_to_the_bit(method: str, overrides: Overrides, tmp_path: Path) -> None:
     """From an epoch's start, its middle, its last batch, and the end; with random augmentation."""
@@ -171,6 +174,7 @@ def test_a_killed_run_on_two_ranks_goes_on(overrides: Overrides, tmp_path: Path)
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "lived")
 
 
+@pytest.mark.long
 def test_load_path_names_a_checkpoint(overrides: Overrides, tmp_path: Path) -> None:
     train(load_settings(QUICKSTART, overrides("run", "trainer=loop", "save_interval=1ep")))
     expected = outcome(tmp_path / "run")
@@ -179,6 +183,7 @@ def test_load_path_names_a_checkpoint(overrides: Overrides, tmp_path: Path) -> N
     assert outcome(tmp_path / "run") == expected
 
 
+@pytest.mark.long
 def test_neither_trainer_goes_on_with_the_others_run(overrides: Overrides, tmp_path: Path) -> None:
     common = ["max_duration=1ep", "pruning.method=none", "save_interval=1ep"]
     for trainer, other in (("loop", "composer"), ("composer", "loop")):
@@ -193,6 +198,7 @@ def test_neither_trainer_goes_on_with_the_others_run(overrides: Overrides, tmp_p
 # What the loop needs, and what it can do
 
 
+@pytest.mark.long
 def test_the_loop_needs_no_composer(overrides: Overrides) -> None:
     code = (
         "import sys\n"
@@ -214,6 +220,7 @@ def test_composer_is_missed_before_training(overrides: Overrides, monkeypatch: p
         train(load_settings(QUICKSTART, overrides("run")))
 
 
+@pytest.mark.long
 def test_compare_from_the_command_line(overrides: Overrides, tmp_path: Path) -> None:
     arguments = ["compare", QUICKSTART, *overrides("run", "trainer=loop"), "--methods", "none,ted", "--seeds", "1"]
     result = CliRunner().invoke(app, arguments)
@@ -222,6 +229,7 @@ def test_compare_from_the_command_line(overrides: Overrides, tmp_path: Path) -> 
     assert [arm["results"][0]["trainer"] for arm in kept] == ["loop", "loop"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["amp_bf16", "amp_fp16"])
 def test_sixteen_bits(precision: str, overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[torch.dtype] = set()
@@ -245,6 +253,7 @@ def test_sixteen_bits(precision: str, overrides: Overrides, tmp_path: Path, monk
         train(load_settings(QUICKSTART, overrides("composer", f"precision={precision}")))
 
 
+@pytest.mark.long
 def test_compiled(overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     common = ["trainer=loop", "max_duration=2ep", "save_interval=2ep", "pruning.method=importance_sampling"]
@@ -259,6 +268,7 @@ def test_it_shards_over_several_ranks_only(overrides: Overrides) -> None:
         train(load_settings(QUICKSTART, overrides("run", "trainer=loop", "fsdp=true")))
 
 
+@pytest.mark.long
 def test_results_name_the_trainer(overrides: Overrides) -> None:
     result = train(load_settings(QUICKSTART, overrides("run", "trainer=loop", "max_duration=2ep")))
     assert json.loads((Path(result.folder) / "result.json").read_text()) == asdict(result)

@@ -615,6 +615,7 @@ def test_a_loss_of_another_shape():
         _measured(family.model(), batch, MaskGradient(), lambda z, b: own_losses(z, b)[:, None], True)
 
 
+@pytest.mark.long
 def test_many_classes_are_looked_at_quickly():
     """Not all of them: a few rows of a large vocabulary are many numbers."""
     torch.manual_seed(0)

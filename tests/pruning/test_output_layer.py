@@ -336,6 +336,7 @@ COMPILED: list[tuple[Family, Measure]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "measure"), COMPILED, ids=lambda value: getattr(value, "name", repr(value)))
 def test_a_compiled_model_measures_as_a_plain_one(family, measure):
     batch = family.batch(B)
@@ -347,6 +348,7 @@ def test_a_compiled_model_measures_as_a_plain_one(family, measure):
     assert probe.layer == ("lm.lm_head" if family.is_language_model else "head")
 
 
+@pytest.mark.long
 def test_another_probe_of_a_compiled_model():
     """Compiled code does not notice that hooks have changed, and would go on with those of before."""
     family = FAMILIES[2]

@@ -241,6 +241,7 @@ _IMPORTANCE = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data())
 def test_relative_scores_and_running_mean_ignore_how_measurements_are_dealt(data):
@@ -334,6 +335,7 @@ def test_running_mean_is_bias_corrected():
 # State
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("relative", [False, True])
 def test_state_goes_round_between_world_sizes(relative):
     epochs = _random_epochs(3, 23, 6)

@@ -351,6 +351,7 @@ def _successive_sampling(high: int, low: int, ratio: float, k: int) -> NDArray[n
     return chances
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_sampling_is_successive_without_replacement(temperature):
     """Scores 4 and 1: each draw prefers the remaining high ones by 4^(1/τ), and their share falls as they go."""

@@ -3,7 +3,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from quick import quick_of
 from torch import Tensor, nn
 from trainer import (
     FAMILIES,
@@ -91,11 +90,8 @@ def test_equals_weights_in_the_loss(family, loss, microbatch):
         assert probe.layer == ("lm.lm_head" if family.is_language_model else "head")
 
 
-@pytest.mark.parametrize(
-    ("family", "loss"),
-    quick_of(CASES[:1], CASES),
-    ids=[family.name for family, _ in CASES],
-)
+@pytest.mark.quick("convnet")
+@each_case
 def test_equals_weights_in_the_loss_of_a_compiled_model(family, loss):
     torch.compiler.reset()
     model: Any = torch.compile(family.model(), backend="aot_eager")

@@ -89,6 +89,7 @@ def without_content(layout: DatasetLayout) -> DatasetLayout:
     return DatasetLayout(streams=tuple(streams))
 
 
+@pytest.mark.quick("hashes")
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"row": 100}, {"hashes": ["sha1", "xxh64"]}, {"compression": "zstd"}],
@@ -106,6 +107,7 @@ def test_a_list_of_data_that_was_made_anew_is_refused(arguments, make, tmp_path)
     assert len(make(tmp_path / "again", skip_list=path)) == NUM_SAMPLES // 2
 
 
+@pytest.mark.long
 def test_any_part_that_is_looked_at_tells(make, tmp_path):
     folder = write(tmp_path / "data", 0)
     shard = folder / "shard.00001.mds"
@@ -131,6 +133,7 @@ def test_hashes_of_the_index_cost_nothing(make, asked, tmp_path):
     assert not asked
 
 
+@pytest.mark.long
 def test_what_has_no_hashes_is_looked_at_beside_what_has(make, asked, tmp_path):
     hashed, plain = write(tmp_path / "hashed", 0, hashes=["sha1"]), write(tmp_path / "plain", 1)
     expected = make(hashed).layout.streams + make(plain).layout.streams
@@ -144,6 +147,7 @@ def test_what_has_no_hashes_is_looked_at_beside_what_has(make, asked, tmp_path):
     assert all(shard.content for shard in make(hashed).layout.shards)
 
 
+@pytest.mark.long
 def test_a_store_is_asked_three_times_a_shard_and_once_for_all(make, asked, upload, tmp_path):
     folder = write(tmp_path / "data", 0)
     local = make(folder).layout
@@ -173,12 +177,14 @@ def test_a_store_is_asked_three_times_a_shard_and_once_for_all(make, asked, uplo
     assert not asked
 
 
+@pytest.mark.long
 def test_small_shards_are_asked_for_once(make, asked, upload, tmp_path):
     layout = make(upload(write(tmp_path / "data", 0, row=100)), local=str(tmp_path / "cache")).layout
     assert layout.knows_content
     assert len(asked) == SHARDS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["s3", "mounted"])
 def test_a_remote_that_was_replaced_is_noticed_under_a_kept_digest(kind, make, request, tmp_path):
     """Its index is the same to the byte."""
@@ -196,6 +202,7 @@ def test_a_remote_that_was_replaced_is_noticed_under_a_kept_digest(kind, make, r
         make(remote, local=cache, skip_list=path)
 
 
+@pytest.mark.quick("mounted")
 @pytest.mark.parametrize("kind", ["s3", "mounted"])
 def test_a_cached_index_does_not_hide_a_remote_that_was_made_anew(kind, make, request, tmp_path):
     put = request.getfixturevalue("upload") if kind == "s3" else str
@@ -254,6 +261,7 @@ def test_tars_may_have_their_index_in_the_local_folder_alone(make, tmp_path):
         assert make(str(remote), local=str(local)).layout.knows_content
 
 
+@pytest.mark.long
 def test_one_shard_that_was_replaced_is_noticed_by_the_job_that_draws_it(make, asked, monkeypatch, tmp_path):
     monkeypatch.setattr(content, "_random", random.Random(0))
     folder, cache, other = write(tmp_path / "data", 0), tmp_path / "cache", write(tmp_path / "other", 1)
@@ -270,6 +278,7 @@ def test_one_shard_that_was_replaced_is_noticed_by_the_job_that_draws_it(make, a
     assert {True, False} == set(noticed)
 
 
+@pytest.mark.long
 def test_a_kept_digest_of_another_place_or_a_damaged_one_is_not_used(make, tmp_path):
     first, second = write(tmp_path / "0", 0), write(tmp_path / "1", 1)
     cache = tmp_path / "cache"

@@ -125,6 +125,7 @@ def copies(dataset: Any) -> None:
 USES = [an_epoch, random_access, a_reader, an_epoch_that_is_left, workers, copies]
 
 
+@pytest.mark.quick("sparse-an_epoch", "sparse-an_epoch_that_is_left", "local-workers")
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("use", [lambda dataset: None, *USES], ids=["nothing", *(use.__name__ for use in USES)])
 @pytest.mark.parametrize("kind", ["local", "cached", "sparse"])
@@ -146,6 +147,7 @@ def test_nothing_stays_open_after_the_last_reference(
     assert descriptors() == before
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("uncollected")
 def test_nothing_of_tars_and_of_connections_stays_open(
     remote: Path, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -258,6 +260,7 @@ class Guarded(OrderedDict[Any, Any]):
         return super().__iter__()
 
 
+@pytest.mark.long
 def test_samples_are_right_while_other_threads_close_files(
     remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -472,6 +472,7 @@ def _batches(loader: StreamingDataLoader) -> list[list[int]]:
     return [batch["id"].tolist() for batch in loader]
 
 
+@pytest.mark.quick("1-ours")
 @IN_TURN
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resumption_in_the_middle_of_an_epoch(folder: str, before: Class, after: Class, workers: int) -> None:

@@ -72,6 +72,7 @@ def read_epoch(dataset: PrunedStreamingDataset, workers: int) -> list[dict[str, 
     return [sample for batch in loader for sample in batch]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("keep", "workers"), [(0.4, 0), (0.4, 2), (1.0, 0)])
 def test_busy_servers_and_broken_connections(
     endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: float, workers: int
@@ -85,6 +86,7 @@ def test_busy_servers_and_broken_connections(
     assert faults["cut"]
 
 
+@pytest.mark.long
 def test_bodies_that_stall(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultyS3(endpoint, seed=2, stall=0.1) as front:
         monkeypatch.setenv("S3_ENDPOINT_URL", front.url)
@@ -93,6 +95,7 @@ def test_bodies_that_stall(endpoint: str, tmp_path: Path, monkeypatch: pytest.Mo
         assert front.faults()["stall"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("status", "message"), [(403, "refuses access"), (404, "no such object")])
 @pytest.mark.parametrize("keep", [0.4, 1.0])
 def test_what_stays_refused_is_named(
@@ -215,6 +218,7 @@ def test_a_public_bucket_is_read_without_a_signature(monkeypatch: pytest.MonkeyP
     assert made[2:] == [False, True]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("retry", [1, 3])
 @pytest.mark.parametrize("keep", [0.4, 1.0], ids=["by ranges", "whole"])
 def test_a_request_is_repeated_as_download_retry_says(

@@ -105,6 +105,7 @@ def test_a_tar_is_walked_without_a_list_of_its_members(folder: Path) -> None:
         assert known == [(name, 0) for name in tar.getnames()]
 
 
+@pytest.mark.long
 def test_an_epoch_is_that_of_mds(folder: Path, tmp_path: Path) -> None:
     columns = {"index": "int", "image": f"ndarray:uint8:{SIDE},{SIDE},3"}
     row = 8 + 3 * SIDE * SIDE + 4

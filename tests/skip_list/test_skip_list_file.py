@@ -213,6 +213,7 @@ def test_the_readme_snippet_needs_only_pyarrow_and_pyroaring(each, layout, tmp_p
     ]
 
 
+@pytest.mark.long
 def test_every_flipped_byte_is_refused_or_meant_nothing(each):
     data = to_bytes(each)
     harmless = 0

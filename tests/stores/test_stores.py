@@ -190,6 +190,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, Path]:
     return {compression: folder / str(compression) for compression in (None, "zstd")}
 
 
+@pytest.mark.quick("s3-zstd", "gs-zstd")
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_a_pruned_dataset_reads_what_it_keeps(
     remote: str, net: Internet, shards: dict[str | None, Path], compression: str | None, tmp_path: Path

@@ -101,6 +101,7 @@ def state_of(ted: DataPruning, trainer: Trainer) -> tuple[list[str], torch.Tenso
     return [record.digest for record in ted.records], weights, ted.engine.scores()
 
 
+@pytest.mark.quick("EMA")
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_trains_and_resumes_beside(
     name: str, train: Callable[..., tuple[DataPruning, Trainer]], tmp_path: Path
@@ -139,6 +140,7 @@ class Blends(Callback):
             self.expected.append((outputs * (outputs.softmax(1) - targets)).sum(1).abs())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ted_first", [False, True])
 @pytest.mark.parametrize("interpolate_loss", [False, True])
 @pytest.mark.parametrize("blend", [MixUp, CutMix])

@@ -15,7 +15,6 @@ from composer.algorithms import SelectiveBackprop, SeqLengthWarmup
 from composer.loggers import InMemoryLogger, ProgressBarLogger
 from composer.models import ComposerModel
 from composer.utils import reproducibility
-from quick import quick_of
 from small_run import BATCH_SIZE, ReadPerEpoch, TupleDataset, make_model, make_random, make_ted
 from streaming import StreamingDataset
 from torch import nn
@@ -32,8 +31,9 @@ def folder(make_mds: Callable[..., str]) -> str:
     return make_mds(NUM_SAMPLES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("annealing", [0, 0.125])
-@pytest.mark.parametrize("schedule", quick_of(SCHEDULES[:1], SCHEDULES))
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_planned_save_ratio_is_what_the_dataset_saves(
     schedule: str, annealing: float, folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -97,6 +97,7 @@ def test_selection_keeps_the_highest_running_scores(
             score[sample] = float(np.float32(running))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_train_as_the_main_process_does(
     persistent: bool, folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
@@ -141,6 +142,7 @@ class DictDataset(PrunedStreamingDataset):
         return {"x": sample["x"], "labels": sample["y"]}
 
 
+@pytest.mark.long
 def test_dict_batches_train_and_evaluate(folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     dataset = DictDataset(local=folder, shuffle=True, batch_size=BATCH_SIZE)
     ted = make_ted(0.5, folder=str(tmp_path))
@@ -150,6 +152,7 @@ def test_dict_batches_train_and_evaluate(folder: str, make_trainer: Callable[...
     assert ted.records[-1].kept == NUM_SAMPLES
 
 
+@pytest.mark.long
 def test_an_evaluation_set_of_the_same_class_gets_no_ids(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -227,6 +230,7 @@ def test_the_manifest_lists_what_the_last_pruned_epoch_kept(
     assert found == manifest["sample_id"]
 
 
+@pytest.mark.long
 def test_measuring_does_not_disturb_training(folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     """At prune_ratio 0 the weights are those of a run without the algorithm, to the bit, at every site."""
 
@@ -240,6 +244,7 @@ def test_measuring_does_not_disturb_training(folder: str, make_trainer: Callable
         assert torch.equal(weights([make_ted(0, site=site, folder=str(tmp_path / site))]), plain)
 
 
+@pytest.mark.long
 def test_an_algorithm_used_again_starts_afresh(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -330,6 +335,7 @@ def test_collate_functions_that_lose_the_ids_are_refused(folder: str, make_train
     assert_refused(trainer, "sample_id", "labels", "collate_fn")
 
 
+@pytest.mark.long
 def test_probing_the_collate_function_leaves_randomness_alone(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def test_it_is_said_within_the_epoch(breaks: int, method: Method, later: int, tm
     assert "lower learning rate" in str(error.value)
 
 
+@pytest.mark.long
 def test_once_and_nothing_follows(tmp_path: Path) -> None:
     """Shown at the line that trains, noted in the record of its epoch, and not said again after a resumption."""
     loss = Breaks(lambda batch: batch == BATCHES + 5)

@@ -30,6 +30,7 @@ def planned(num_epochs: int, epochs: range, annealing: float = 0.125) -> list[in
     return [schedule.num_kept(epoch, num_epochs, NUM_SAMPLES) for epoch in epochs]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpoint", ["ep2-ba22", "ep3-ba29", "latest"])
 def test_a_longer_max_duration_on_resume_replans_the_epochs_to_come(
     checkpoint: str, folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
@@ -49,6 +50,7 @@ def test_a_longer_max_duration_on_resume_replans_the_epochs_to_come(
     assert [record.forwarded for record in extended.records] == kept_of(extended)
 
 
+@pytest.mark.long
 def test_several_fits_go_on_with_scores_and_lists(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -76,6 +78,7 @@ def test_a_second_fit_on_another_dataset_is_refused(
     assert trainer.state.timestamp.batch == batches
 
 
+@pytest.mark.long
 def test_a_bound_on_the_batches_of_an_epoch(folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     """What the bound leaves out is never measured, ranks first, and comes in later epochs."""
     ted = make_ted(0.6, folder=str(tmp_path))
@@ -97,6 +100,7 @@ def test_a_bound_on_the_batches_of_an_epoch(folder: str, make_trainer: Callable[
     assert torch.isfinite(torch.cat([p.flatten() for p in trainer.state.model.parameters()])).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("duration", "full_epochs"), [("78ba", 6), ("71ba", 5 + 6 / 13), ("606sp", 6), ("550sp", 5 + 45 / 101)]
 )
@@ -120,6 +124,7 @@ def test_durations_of_a_full_run_are_planned_in_epochs(
     assert ted.engine.plan.save_ratio == pytest.approx(ted.save_ratio, abs=BATCH_SIZE / (NUM_SAMPLES * 6))
 
 
+@pytest.mark.long
 def test_a_duration_in_batches_is_the_same_on_resume_and_counts_on_in_a_further_fit(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -137,6 +142,7 @@ def test_a_duration_in_batches_is_the_same_on_resume_and_counts_on_in_a_further_
     assert [record.epoch for record in first.records] == list(range(8))
 
 
+@pytest.mark.long
 def test_a_run_does_not_end_before_it_goes_on(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -154,6 +160,7 @@ def test_a_run_does_not_end_before_it_goes_on(
         again.fit()
 
 
+@pytest.mark.long
 def test_a_partial_duration_is_the_same_after_an_interruption(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -175,6 +182,7 @@ def test_a_partial_duration_is_the_same_after_an_interruption(
     assert ted.records[-1].forwarded == whole.records[-1].forwarded
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("duration", "warmup"), [("606sp", "101sp"), ("78ba", "13ba"), ("71ba", "6ba")])
 def test_schedules_in_the_unit_of_the_duration(
     duration: str, warmup: str, folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path

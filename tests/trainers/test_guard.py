@@ -77,6 +77,7 @@ HEALTHY = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", HEALTHY, ids=repr)
 def test_others_are_not(method: Method, tmp_path: Path) -> None:
     with hears():
@@ -144,6 +145,7 @@ def test_many_measurements_that_are_not_finite(tmp_path: Path) -> None:
     assert said(run) == {0: ["non_finite"]}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::ted_stream.SelectionWarning")
 @pytest.mark.parametrize("stop", [2, 4, 5])
 def test_a_resumed_run_goes_on_where_it_was(stop: int, tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.quick("map-style-ted")
 @pytest.mark.parametrize(("method", "kind"), WAYS)
 def test_goes_on_to_the_bit(method: Method, kind: str, make_mds: Callable[..., str], tmp_path: Path) -> None:
     """From within an epoch, its last step, and its end; by its checkpoints alone."""
@@ -170,12 +171,14 @@ def test_goes_on_to_the_bit(method: Method, kind: str, make_mds: Callable[..., s
         assert found_again == expected, f"from step {step}"
 
 
+@pytest.mark.long
 def test_goes_on_from_epochs_ends(tmp_path: Path) -> None:
     expected = train(METHODS["ted"], str(tmp_path), save_strategy="epoch")
     for path in tmp_path.glob("checkpoint-*"):
         assert train(METHODS["ted"], str(tmp_path), resume=str(path)) == expected
 
 
+@pytest.mark.long
 def test_goes_on_after_an_error(tmp_path: Path) -> None:
     expected = train(METHODS["ted"], str(tmp_path / "lived"))
     saving = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 1}
@@ -317,6 +320,7 @@ def test_progress_is_by_samples(tmp_path: Path) -> None:
     assert seen == pytest.approx([0.5 * (1 - share) for share in shares], abs=1e-12)
 
 
+@pytest.mark.long
 def test_the_trainer_knows_how_long_the_run_is(tmp_path: Path) -> None:
     lengths: list[int] = []
 
@@ -338,6 +342,7 @@ def test_the_trainer_knows_how_long_the_run_is(tmp_path: Path) -> None:
 # What people do with a Trainer
 
 
+@pytest.mark.long
 def test_losses_of_ones_own(tmp_path: Path) -> None:
     """A compute_loss beside the mixin, a function for the loss: the samples are measured all the same."""
 
@@ -445,6 +450,7 @@ def test_stopping_an_epoch_is_refused(tmp_path: Path) -> None:
         train(METHODS["ted"], str(tmp_path), callbacks=[StopAt()])
 
 
+@pytest.mark.long
 def test_out_of_memory_with_auto_find_batch_size(tmp_path: Path) -> None:
     """The run begins again with smaller batches, as if it had had them from the start."""
 
@@ -677,6 +683,7 @@ def test_predicting_on_streamed_training_data_is_refused(make_mds: Callable[...,
         trainer.train()
 
 
+@pytest.mark.long
 def test_schedulers_that_are_made_elsewhere(tmp_path: Path) -> None:
     """They are of the full run; or refused, where the mixin does not come to see them."""
     made: list[int] = []

@@ -18,7 +18,6 @@ from composer.optim import (
     MultiStepScheduler,
     StepScheduler,
 )
-from quick import quick_of
 from small_run import TupleDataset, make_model
 from small_run import make_ted as make_ted_by
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, MultiStepLR, OneCycleLR
@@ -64,7 +63,8 @@ COMPOSER_SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize("name", quick_of(["cosine"], COMPOSER_SCHEDULERS))
+@pytest.mark.long
+@pytest.mark.parametrize("name", COMPOSER_SCHEDULERS)
 def test_composer_schedules(
     name: str, make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -86,7 +86,8 @@ def test_composer_schedules(
 NATIVE = ("onecycle", "cosine every batch", "cosine every epoch", "multi-step every epoch")
 
 
-@pytest.mark.parametrize("name", quick_of(["onecycle"], NATIVE))
+@pytest.mark.long
+@pytest.mark.parametrize("name", NATIVE)
 def test_native_schedules(
     name: str, make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_native_schedules(
     assert pruned.rates == pytest.approx(full.rates, rel=1e-12)
 
 
+@pytest.mark.long
 def test_a_second_fit_goes_on_with_the_schedule(
     make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -135,6 +137,7 @@ def test_a_second_fit_goes_on_with_the_schedule(
     assert rates([make_ted(0.6, annealing=0, folder=str(tmp_path))]) == rates([])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "kill"),
     [
@@ -187,6 +190,7 @@ def test_a_second_fit_may_bring_a_schedule_of_its_own(
     assert pruned == pytest.approx(rates([], tmp_path / "full"), rel=1e-12)
 
 
+@pytest.mark.long
 def test_a_native_schedule_goes_on_where_it_was_when_time_is_reset(
     make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -213,6 +217,7 @@ def test_a_native_schedule_goes_on_where_it_was_when_time_is_reset(
     assert pruned == pytest.approx(rates([]), rel=1e-12)
 
 
+@pytest.mark.long
 def test_a_bound_on_the_batches_per_epoch_is_kept(
     make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -261,6 +266,7 @@ def closed_form(name: str, position: float) -> float:
     return final + (high - final) * (1 + math.cos(math.pi * (position - peak) / (total - 1 - peak))) / 2
 
 
+@pytest.mark.quick("composer cosine")
 @pytest.mark.parametrize("name", ["composer cosine", "native cosine", "native linear", "native onecycle"])
 def test_rates_within_pruned_epochs_are_exact(
     name: str, make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
@@ -290,6 +296,7 @@ def test_rates_within_pruned_epochs_are_exact(
         assert rate == pytest.approx(closed_form(name, position), rel=1e-9)
 
 
+@pytest.mark.long
 def test_progress_by_samples_advances_by_what_is_forwarded(
     make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -322,6 +329,7 @@ def test_progress_by_samples_advances_by_what_is_forwarded(
     assert schedule.last_epoch == pytest.approx(EPOCHS * BATCHES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("samples", "batch", "epochs", "ratio"), [(60, 8, 6, 0.8), (60, 16, 2, 0.5)])
 def test_one_cycle_ends_where_it_ends(
     samples: int,
@@ -350,6 +358,7 @@ def test_one_cycle_ends_where_it_ends(
     assert schedule.last_epoch == schedule.total_steps
 
 
+@pytest.mark.long
 def test_schedules_of_ones_own_may_compute_with_times(
     make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loop_runs import EPOCHS, GLOBAL_BATCH_SIZE, METHODS, NUM_SAMPLES, features, make_loader, make_net, outcome, train
-from quick import quick_of
 from torch import nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -105,6 +104,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.quick("map-style-ted")
 @pytest.mark.parametrize(("method", "kind"), WAYS)
 def test_goes_on_to_the_bit(method: Method, kind: str, make_mds: Callable[..., str], tmp_path: Path) -> None:
     """From any batch: an epoch's first, one within, its last, and the last of all."""
@@ -176,6 +176,7 @@ def test_another_run_does_not_go_on(tmp_path: Path) -> None:
         train(METHODS["ted"], str(tmp_path), resume=saved[3], loader=other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seeded", [True, False])
 @pytest.mark.parametrize("kind", ["map-style", "streaming"])
 def test_a_run_goes_on_with_samples_seeded_as_before(
@@ -350,7 +351,8 @@ def test_weights_are_those_of_the_list(tmp_path: Path) -> None:
     assert weighted > 10
 
 
-@pytest.mark.parametrize("in_place", quick_of([False], [False, True]))
+@pytest.mark.long
+@pytest.mark.parametrize("in_place", [False, True])
 def test_a_compiled_model(in_place: bool, tmp_path: Path) -> None:
     torch.compiler.reset()
 

@@ -53,6 +53,7 @@ def train(method: Method, folder: Path, size: int, *, stumbles: str | None = Non
     return outcome(pruner, model)
 
 
+@pytest.mark.long
 @each_method
 def test_parts_are_composers_microbatches(method: Method, tmp_path: Path) -> None:
     """But for rounding: of a float64 model Composer keeps the loss, and a part's share of it, in float32."""
@@ -64,6 +65,7 @@ def test_parts_are_composers_microbatches(method: Method, tmp_path: Path) -> Non
     assert found["weights"] == pytest.approx(expected["weights"], rel=1e-5)
 
 
+@pytest.mark.quick("ted")
 @each_method
 def test_parts_make_what_whole_batches_make(method: Method, tmp_path: Path) -> None:
     whole = train(method, tmp_path / "whole", 8)
@@ -73,6 +75,7 @@ def test_parts_make_what_whole_batches_make(method: Method, tmp_path: Path) -> N
         assert found["weights"] == pytest.approx(whole["weights"], rel=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stumbles", ["part", "batch"])
 @pytest.mark.parametrize("name", ["ted", "importance"])
 def test_what_is_tried_again_counts_once(name: str, stumbles: str, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from composer import Callback, State, Trainer
 from composer.optim import CosineAnnealingScheduler
-from quick import quick_of
 from small_run import make_ted
 from streaming import MDSWriter
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, TensorDataset
@@ -46,6 +45,7 @@ class SameIds(Callback):
         return [[index for batch in epoch for index in batch] for epoch in self.seen.epochs.values()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("loader", "trainer"),
     [
@@ -134,6 +134,7 @@ class Endless(Dataset):
         return torch.tensor([index >> 24, index >> 12 & 4095, index & 4095, 1, 1, 1]) / 4096, index % 3
 
 
+@pytest.mark.long
 def test_ids_stay_exact_where_floats_do_not(tmp_path: Path) -> None:
     data = Endless()
     # No sample has a score yet: those that are kept are chosen by a hash of their ids.
@@ -158,8 +159,9 @@ class Noisy(TensorDataset):
         return x + 0.1 * torch.randn(6), y
 
 
+@pytest.mark.quick("0-1ba")
 @pytest.mark.parametrize("interval", ["1ba", "1ep"])
-@pytest.mark.parametrize("workers", quick_of([0], [0, 2]))
+@pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_changes_nothing(workers: int, interval: str, tmp_path: Path) -> None:
     """Dropout draws in the main process, and so does the dataset where there are no workers."""
     drop_last = workers > 0
@@ -288,6 +290,7 @@ def test_two_ranks_resume_in_the_middle_of_an_epoch(two_ranks: Path) -> None:
         assert left == 16 - sum(len(rank["tensors"]["seen"][epoch]) for epoch in "01")
 
 
+@pytest.mark.long
 def test_one_rank_goes_on_where_two_stopped(two_ranks: Path) -> None:
     """At the same global batch size: what the two had left of the epoch, each sample once."""
     ted = make_ted(0.6, folder=str(two_ranks / "tensorsFalse"))

@@ -570,6 +570,7 @@ def test_an_output_layer_other_than_the_checkpoints_is_refused(
         trainer.fit()
 
 
+@pytest.mark.long
 def test_a_compiled_model_whose_head_is_registered_first_is_not_measured_elsewhere(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

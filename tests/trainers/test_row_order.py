@@ -181,6 +181,7 @@ class Contents(Callback):
         self.batches += 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lazily", [True, False])
 def test_samples_are_tried_in_a_worker_where_workers_read_them(
     lazily: bool, fit: Callable[..., Trainer], tmp_path: Path

@@ -138,6 +138,7 @@ def test_a_relative_folder_stays_where_it_is(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.glob("elsewhere/*"))
 
 
+@pytest.mark.long
 def test_a_folder_in_use_is_refused_until_its_job_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_ORPHANS", 0.2)
     code = (
@@ -167,6 +168,7 @@ def test_a_job_whose_folder_another_has_taken_stops(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["job"] == "another"
 
 
+@pytest.mark.long
 def test_a_folder_in_an_object_store(s3: Any) -> None:
     uri = "s3://training/run"
     stopped(TED, uri, after=22)

@@ -100,6 +100,7 @@ def test_what_takes_more_than_four_bytes_keeps_it() -> None:
 METHODS = [TED(0.5, relative=True), RePB(0.5), RCAP(0.5)]
 
 
+@pytest.mark.quick("TED-5")
 @pytest.mark.filterwarnings("ignore::ted_stream.SelectionWarning")
 @pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)

@@ -91,6 +91,7 @@ class OutOfMemoryOnce(ComposerClassifier):
         return super().forward(batch)
 
 
+@pytest.mark.long
 def test_a_batch_tried_again_after_running_out_of_memory_counts_once(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_overflown_measurements_are_dropped_and_counted(
     assert np.isfinite(ted.engine.scores()).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("site", ["input", "features", "output"])
 def test_a_compiled_model_scores_as_a_plain_one(
     site: str, folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
