@@ -75,6 +75,7 @@ for code in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.long
 def test_a_missing_extra_is_named(
     make_mds: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def test_a_dataset_becomes_prunable() -> None:
     exec(block("class Mine(Prunable"), {})
 
 
+@pytest.mark.long
 def test_other_tools_read_skip_lists(make_mds: Callable[..., str], tmp_path: Path) -> None:
     """The snippet runs without this package and prints the pruned positions."""
     layout = PrunedStreamingDataset(local=make_mds(120), batch_size=8).layout
@@ -199,6 +200,7 @@ def test_the_loop_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
     assert torch.equal(train(again), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("guide", ["../..", "huggingface"])
 def test_the_huggingface_trainer(guide: str, tmp_path: Path) -> None:
     args = TrainingArguments(
@@ -214,6 +216,7 @@ def test_the_huggingface_trainer(guide: str, tmp_path: Path) -> None:
     assert (tmp_path / f"checkpoint-{names['trainer'].state.global_step}/pruning.pt").is_file()
 
 
+@pytest.mark.long
 def test_the_trl_trainer(tmp_path: Path) -> None:
     args = SFTConfig(**settings(str(tmp_path)))
     names: dict[str, Any] = {"model": tiny_lm(), "args": args, "data": instructions(), "PruningMixin": PruningMixin}

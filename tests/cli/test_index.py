@@ -57,6 +57,7 @@ def classes(dataset: StreamingDataset) -> list[int]:
     return [dataset[at]["cls"] for at in range(dataset.num_samples)]
 
 
+@pytest.mark.long
 def test_index_beside_the_shards(tmp_path: Path) -> None:
     pattern = write_shards(tmp_path)
     result = run(pattern, "--workers", 2)
@@ -89,6 +90,7 @@ def test_one_tar_and_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "index.json").exists()
 
 
+@pytest.mark.long
 def test_index_of_a_bucket(s3: Any, tmp_path: Path) -> None:
     pattern = write_shards(tmp_path / "tars", 2)
     for path in (tmp_path / "tars").iterdir():

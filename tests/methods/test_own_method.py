@@ -40,6 +40,7 @@ def digits(num_samples: int) -> TensorDataset:
     return TensorDataset(patterns[labels] + 0.5 * torch.randn(num_samples, 64, generator=generator), labels)
 
 
+@pytest.mark.long
 def test_it_trains(module: ModuleType, tmp_path: Path) -> None:
     data = digits(300)
     torch.manual_seed(0)
@@ -65,6 +66,7 @@ def test_it_trains(module: ModuleType, tmp_path: Path) -> None:
     assert np.median(margins[kept]) < np.median(margins[pruned])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("check", METHOD_CHECKS, ids=lambda check: check.__name__)
 def test_it_keeps_the_contract(check: Any, module: ModuleType) -> None:
     check(module.LeastCertain(0.6))

@@ -43,6 +43,7 @@ def test_samples_are_those_of_the_shards_by_id(load, digits: Path) -> None:
     assert np.allclose(images[:, 0].numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.long
 def test_both_trainers_make_the_same_to_the_bit(load, tmp_path: Path) -> None:
     for method in ("ted", "none"):
         common = [f"pruning.method={method}", "data.augment=crop_flip", "pruning.annealing=0"]
@@ -56,6 +57,7 @@ def test_both_trainers_make_the_same_to_the_bit(load, tmp_path: Path) -> None:
             assert np.array_equal(first, second)
 
 
+@pytest.mark.long
 def test_its_skip_lists_serve_the_streamed_dataset(load, digits: Path, tmp_path: Path) -> None:
     train(load("pruning.method=random", "pruning.annealing=0"))
     path = tmp_path / "run" / "skip_lists" / "ep0002.parquet"
@@ -67,6 +69,7 @@ def test_its_skip_lists_serve_the_streamed_dataset(load, digits: Path, tmp_path:
     assert again.forwarded == 3 * kept
 
 
+@pytest.mark.long
 def test_resumes_to_the_bit(load, tmp_path: Path) -> None:
     common = ["pruning.method=ted", "data.augment=crop_flip", "save_interval=10ba", "pruning.annealing=0"]
     whole = train(load(*common))
@@ -78,6 +81,7 @@ def test_resumes_to_the_bit(load, tmp_path: Path) -> None:
     assert lists == {path.name: read_skip_list(path).digest for path in (tmp_path / "run" / "skip_lists").iterdir()}
 
 
+@pytest.mark.long
 def test_what_is_left_for_a_last_batch_may_be_left_out(load) -> None:
     """In pruned epochs too, and in the shorter run that is as long."""
     settings = load("data.drop_last=true", "pruning.method=random", "pruning.prune_ratio=0.5")
@@ -96,6 +100,7 @@ def test_what_is_left_for_a_last_batch_may_be_left_out(load) -> None:
     assert (whole.forwarded, whole.save_ratio) == (3 * full, 0.0)  # nothing is saved of what nobody trains on
 
 
+@pytest.mark.long
 def test_so_many_batches_end_where_they_are_said_to(load) -> None:
     result = train(load("pruning.method=none", "max_duration=30ba", "data.batch_size=64"))
     assert result.epochs == 2  # of 23 batches each, the last of 29 samples

@@ -53,6 +53,7 @@ def test_digits_are_indices(digits: Path) -> None:
     assert sorted(seen) == list(range(1797))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 def test_cifar_from_a_folder(workers: int, cifar_tree: Path, tmp_path: Path) -> None:
     source = cifar_tree.parent
@@ -104,6 +105,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("layout", "kind"), [("folders", ""), ("tars", "member"), ("shards", "webdataset")])
 def test_imagenet(layout: str, kind: str, tmp_path: Path) -> None:
     source = folders = write_folders(tmp_path / "folders", per_class=6, test_per_class=2)
@@ -134,6 +136,7 @@ def test_keys_of_tars_with_folders(tmp_path: Path) -> None:
 # Instructions
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("as_array", [False, True])
 def test_instructions_are_lines_or_items(as_array: bool, tmp_path: Path) -> None:
     records = [{"prompt": f"What is {at}?" * (1 + 30 * (at % 5 == 0)), "response": f"It is {at}."} for at in range(30)]

@@ -83,6 +83,7 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_figures_are_those_of_the_files(images: Path, tmp_path: Path) -> None:
     data = open_dataset(images)
     lists = make_run(tmp_path / "run", data.layout)
@@ -189,6 +190,7 @@ def test_a_killed_run_without_scores_of_a_dataset_that_is_gone(tmp_path: Path) -
     assert any("switched" in text for text in page.texts)
 
 
+@pytest.mark.long
 def test_runs_beside_each_other_and_one_on_all_data(tmp_path: Path) -> None:
     layout = layout_of(SIZE)
     for name, seed in (("a", 0), ("b", 1)):
@@ -205,6 +207,7 @@ def test_runs_beside_each_other_and_one_on_all_data(tmp_path: Path) -> None:
     assert "epochs-2" not in page.tables
 
 
+@pytest.mark.long
 def test_what_hugging_faces_trainer_logged(tmp_path: Path) -> None:
     make_run(tmp_path / "pruning", layout_of(SIZE), epochs=3)
     log = [{"loss": 1.5, "epoch": 1.0, "step": 5}, {"eval_accuracy": 0.5, "eval_loss": 1.25, "epoch": 2.0, "step": 9}]
@@ -218,6 +221,7 @@ def test_what_hugging_faces_trainer_logged(tmp_path: Path) -> None:
     assert (told["loss"], told["eval accuracy"], told["eval loss"]) == ("1.5000", "50.00%", "1.2500")
 
 
+@pytest.mark.long
 def test_a_report_of_imagenets_size_is_small(tmp_path: Path) -> None:
     """1.28 M samples of 1,000 classes, with more epochs than a line has points."""
     size, shards, classes = 1_280_000, 64, 1000
@@ -249,6 +253,7 @@ def test_a_report_of_imagenets_size_is_small(tmp_path: Path) -> None:
     assert len([text for text in page.texts if text.startswith("label: ")]) == 36
 
 
+@pytest.mark.long
 def test_wrong_use_is_told(tmp_path: Path) -> None:
     make_run(tmp_path / "run", layout_of(SIZE))
     write_report([tmp_path / "run"], tmp_path / "r.html", samples=0)
@@ -267,6 +272,7 @@ def test_wrong_use_is_told(tmp_path: Path) -> None:
     assert runner.invoke(app, again).exit_code == 0
 
 
+@pytest.mark.long
 def test_a_run_in_an_object_store(s3, tmp_path: Path) -> None:
     del s3
     make_run(tmp_path / "run", layout_of(SIZE))

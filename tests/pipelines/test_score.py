@@ -111,6 +111,7 @@ def test_the_next_command_trains_on_what_was_chosen(method: str, score: Command,
         np.testing.assert_allclose(used.weights, chosen.weights, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_one_table(score: Command) -> None:
     result = score("grand", "prune_ratio=0.5", "balance=equal", "strata=10", "cutoff=0.1", "gradient=full")
     assert result.exit_code == 0, result.output
@@ -118,6 +119,7 @@ def test_one_table(score: Command) -> None:
         assert words in result.output
 
 
+@pytest.mark.long
 def test_classes_are_balanced(score: Command, labels: list[int], tmp_path: Path) -> None:
     succeed(score, "el2n", "prune_ratio=0.8", "balance=equal")
     kept = read_skip_list(tmp_path / "run" / "skip_list.parquet").keep_mask()
@@ -129,6 +131,7 @@ def test_classes_are_balanced(score: Command, labels: list[int], tmp_path: Path)
     assert counts.max() - counts.min() <= 1
 
 
+@pytest.mark.long
 def test_scores_of_several_seeds_are_averaged(score: Command, tmp_path: Path) -> None:
     found = succeed(score, "el2n", "runs=2", name="both")
     assert found["seeds"] == [0, 1]
@@ -139,6 +142,7 @@ def test_scores_of_several_seeds_are_averaged(score: Command, tmp_path: Path) ->
     np.testing.assert_array_equal(both, ((one.astype(np.float64) + two) / 2).astype(np.float32))
 
 
+@pytest.mark.long
 def test_scores_do_not_hang_on_chunks_or_workers(
     score: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +160,7 @@ def test_scores_do_not_hang_on_chunks_or_workers(
     )
 
 
+@pytest.mark.long
 def test_sixteen_bits_though_the_config_names_composer(score: Command, tmp_path: Path) -> None:
     succeed(score, "el2n", "precision=amp_bf16", "trainer=composer")
     succeed(score, "el2n", name="fp32")
@@ -164,6 +169,7 @@ def test_sixteen_bits_though_the_config_names_composer(score: Command, tmp_path:
     np.testing.assert_allclose(half, whole, atol=0.1)
 
 
+@pytest.mark.long
 def test_what_a_seed_does_not_decide(score: Command, tmp_path: Path) -> None:
     """A method without a surrogate trains nothing."""
     found = succeed(score, "uniform", "prune_ratio=0.5")
@@ -171,11 +177,13 @@ def test_what_a_seed_does_not_decide(score: Command, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.long
 def test_the_config_of_a_run_is_kept(score: Command, tmp_path: Path) -> None:
     succeed(score, "el2n")
     assert load_scoring(tmp_path / "run" / "config.yaml", ["method=el2n"]).settings.max_duration == "2ep"
 
 
+@pytest.mark.long
 def test_lines_of_progress(score: Command) -> None:
     result = score("el2n", "progress_bar=true", "runs=2")
     assert "surrogate 2 of 2: pass after epoch 2: 30 of 32 parts" in result.stderr

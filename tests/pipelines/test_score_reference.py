@@ -56,6 +56,7 @@ def losses_of(path: Path, digits: Path) -> np.ndarray:
         return cross_entropy(logits, labels, reduction="none").numpy()
 
 
+@pytest.mark.long
 def test_losses_of_a_checkpoint(score: Command, trained: Path, digits: Path, tmp_path: Path) -> None:
     expected = losses_of(trained, digits)
     for name, augment in (("run", "none"), ("augmented", "crop_flip")):
@@ -67,6 +68,7 @@ def test_losses_of_a_checkpoint(score: Command, trained: Path, digits: Path, tmp
         assert str(trained) in scores.provenance["method"]
 
 
+@pytest.mark.long
 def test_each_fold_is_scored_by_a_model_of_the_others(score: Command, digits: Path, tmp_path: Path) -> None:
     result = score("reference", "folds=3", "prune_ratio=0.5", "save_interval=2ep", "balance=as_they_are")
     assert result.exit_code == 0, result.output
@@ -82,6 +84,7 @@ def test_each_fold_is_scored_by_a_model_of_the_others(score: Command, digits: Pa
     assert scores.scores[kept].mean() < scores.scores[~kept].mean()
 
 
+@pytest.mark.long
 def test_a_holdout_has_no_losses(score: Command, tmp_path: Path) -> None:
     result = score("reference", "holdout=0.2")
     assert result.exit_code == 0, result.output
@@ -100,6 +103,7 @@ def test_its_value() -> None:
     refuses_wrong_settings(Reference(folds=3))  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_another_model_is_refused(score: Command, trained: Path, tmp_path: Path) -> None:
     result = score("reference", f"checkpoint={trained}", "model.channels=[4, 4]")
     assert result.exit_code == 1
@@ -115,6 +119,7 @@ def learn(digits: Path, reference: Path, folder: Path) -> Result:
     return train(load_settings(QUICKSTART, [*SMALL, *places, *own, "max_duration=3ep", "pruning.annealing=0"]))
 
 
+@pytest.mark.long
 def test_learnability_trains_by_it(score: Command, digits: Path, tmp_path: Path) -> None:
     assert score("reference").exit_code == 0
     path = tmp_path / "run" / "scores.parquet"
@@ -139,6 +144,7 @@ def test_learnability_trains_by_it(score: Command, digits: Path, tmp_path: Path)
     assert turned.digest != read_skip_list(lists[-1]).digest
 
 
+@pytest.mark.long
 def test_learnability_refuses_the_scores_of_another_dataset(score: Command, tmp_path: Path) -> None:
     assert score("reference").exit_code == 0
     prepare_digits(tmp_path / "other", size_limit=1 << 13)
@@ -152,6 +158,7 @@ def upload(folder: Path, s3: Any) -> None:
             s3.upload_file(str(path), "training", f"digits/{path.relative_to(folder)}")
 
 
+@pytest.mark.long
 def test_folds_of_a_remote_dataset(score: Command, digits: Path, s3: Any, tmp_path: Path) -> None:
     """What a fold leaves out of training is fetched for its pass."""
     upload(digits, s3)
@@ -170,6 +177,7 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 1])
 def test_jpegs_are_scored_unaugmented(workers: int, jpegs: Path, tmp_path: Path) -> None:
     config = str(Path(QUICKSTART).with_name("imagenet_resnet50.yaml"))

@@ -74,6 +74,7 @@ def test_a_comparison_refuses_what_one_method_cannot_do_before_it_trains(setting
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_the_seed_decides_a_run(settings):
     common = ["max_duration=2ep", "data.augment=crop_flip"]
     first, again, other = (train(settings(*common, f"seed={seed}")) for seed in (0, 0, 1))
@@ -81,6 +82,7 @@ def test_the_seed_decides_a_run(settings):
     assert first.metrics != other.metrics
 
 
+@pytest.mark.long
 def test_an_interrupted_run_ends_as_the_whole_one(settings, tmp_path):
     common = ["pruning.method=ted", "data.augment=crop_flip", "save_interval=1ep"]
     whole = train(settings(*common, f"folder={tmp_path / 'whole'}"))
@@ -98,6 +100,7 @@ def test_an_interrupted_run_ends_as_the_whole_one(settings, tmp_path):
     assert resumed.wall_seconds < whole.wall_seconds
 
 
+@pytest.mark.long
 def test_a_language_model_trains_from_the_config(tmp_path):
     lines = [{"prompt": f"Count to {n}.", "response": " ".join(map(str, range(n + 1)))} for n in range(40)]
     corpus = tmp_path / "train.jsonl"
@@ -110,6 +113,7 @@ def test_a_language_model_trains_from_the_config(tmp_path):
     assert result.save_ratio == pytest.approx(result.planned_save_ratio)
 
 
+@pytest.mark.long
 def test_an_earlier_run_is_replaced_only_when_told(settings, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")

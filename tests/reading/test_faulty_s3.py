@@ -95,6 +95,7 @@ def test_refused_keys(stored: str) -> None:
     assert [request.status for request in front.requests] == [403, 404, 200]
 
 
+@pytest.mark.long
 def test_the_seed_alone_decides_and_faults_in_a_row_are_bounded(stored: str) -> None:
     def faults(seed: int, keys: list[str]) -> dict[str, list[str | None]]:
         with FaultyS3(stored, seed=seed, unavailable=0.4, cut=0.3, in_a_row=2) as front:

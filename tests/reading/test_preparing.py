@@ -42,6 +42,7 @@ class AtOnce:
         return done
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cache_limit", [None, 1 << 30])
 @pytest.mark.parametrize("predownload", [0, 1, 25, None])
 def test_shards_are_prepared_no_further_ahead_than_asked(

@@ -83,6 +83,7 @@ def test_a_vision_dataset_becomes_prunable_in_one_line(tmp_path: Path) -> None:
     assert next(iter(dataset))[0].size == (2, 2)
 
 
+@pytest.mark.long
 def test_a_fixed_list_from_a_file(folder: str, tmp_path: Path) -> None:
     pruned = list(range(0, NUM_SAMPLES, 2))
     plain = PrunedStreamingDataset(local=folder, batch_size=4)
@@ -101,6 +102,7 @@ def test_a_fixed_list_from_a_file(folder: str, tmp_path: Path) -> None:
     assert sorted(sample["id"] for sample in subset) == list(range(1, NUM_SAMPLES, 2))
 
 
+@pytest.mark.long
 def test_weights_that_nobody_would_apply_are_refused(folder: str, tmp_path: Path) -> None:
     plain = PrunedStreamingDataset(local=folder, batch_size=4)
     weighted = replace(skip_list_of(plain, range(100)), weights=np.full(20, 5, np.float32))
@@ -115,6 +117,7 @@ def test_weights_that_nobody_would_apply_are_refused(folder: str, tmp_path: Path
         assert [sample["id"] for batch in loader for sample in batch] == list(range(100, 120))
 
 
+@pytest.mark.long
 def test_a_list_changed_between_epochs_reaches_persistent_workers(folder: str) -> None:
     dataset = PrunedStreamingDataset(local=folder, batch_size=4, shuffle=True)
     loader = DataLoader(dataset, batch_size=4, num_workers=2, persistent_workers=True, collate_fn=list)
@@ -137,6 +140,7 @@ def test_spawned_workers_see_the_list(folder: str) -> None:
     assert copy.layout == dataset.layout
 
 
+@pytest.mark.long
 def test_streams_are_pruned_after_their_proportions_chose(make_mds: Callable[..., str]) -> None:
     folders = [make_mds(80, seed=1), make_mds(40, seed=2)]
 

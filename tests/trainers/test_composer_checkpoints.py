@@ -21,6 +21,7 @@ def half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "names", [{}, {"save_filename": "{run_name}_b{batch}.e{epoch}.pt", "save_latest_filename": "{run_name}.last"}]
 )

@@ -10,6 +10,7 @@ from loop_runs import METHODS, NUM_SAMPLES, make_loader, train
 from ted_stream.methods import Method
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("kind", ["map-style", "streaming"])
 def test_makes_the_lists_and_weights_that_composer_makes(

@@ -46,6 +46,7 @@ def run(make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("interval", ["1ba", "1ep"])
 def test_resuming_from_any_checkpoint_changes_nothing(interval: str, run: Callable[..., Any], tmp_path: Path) -> None:
     records, weights, scores = run(interval)
@@ -65,6 +66,7 @@ def records_to_batches(records: list[tuple[str, int, int]]) -> int:
     return sum(-(-forwarded // BATCH_SIZE) for _, forwarded, _ in records)
 
 
+@pytest.mark.long
 def test_resuming_without_a_run_name_finds_the_run_folder(
     make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +80,7 @@ def test_resuming_without_a_run_name_finds_the_run_folder(
     assert len(list((tmp_path / "ted_stream_runs").iterdir())) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spins", [True, False])
 def test_random_reads_after_a_resume_are_those_of_composer_alone(
     spins: bool, make_trainer: Callable[..., Trainer], tmp_path: Path
@@ -113,6 +116,7 @@ def test_random_reads_after_a_resume_are_those_of_composer_alone(
     assert all(torch.equal(mine, others) for mine, others in zip(pruned, alone, strict=True))
 
 
+@pytest.mark.long
 def test_checkpoints_and_the_manifest_are_gathered_on_rank_zero_alone(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +137,7 @@ def test_checkpoints_and_the_manifest_are_gathered_on_rank_zero_alone(
     assert sizes["gather"].count(NUM_SAMPLES) > EPOCHS
 
 
+@pytest.mark.long
 def test_a_missing_or_foreign_state_is_refused(
     make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def outcome(trainer: PrunedSFTTrainer) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", METHODS)
 def test_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
     """With steps of several batches, the last of an epoch in part."""
@@ -104,6 +105,7 @@ def test_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
         assert outcome(again) == expected
 
 
+@pytest.mark.long
 def test_an_adapter(tmp_path: Path) -> None:
     """Whose head is frozen; the mask is at what enters it all the same."""
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -134,6 +136,7 @@ def test_logits_tell_what_the_fused_head_tells(tmp_path: Path) -> None:
     assert "log_probs" not in model(**batch)
 
 
+@pytest.mark.long
 def test_what_is_not_measured_keeps_the_fused_head(tmp_path: Path) -> None:
     trainer = make_trainer(METHODS["random"], str(tmp_path), num_train_epochs=2)
     called = []
@@ -142,6 +145,7 @@ def test_what_is_not_measured_keeps_the_fused_head(tmp_path: Path) -> None:
     assert not called
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["ted", "random"])
 def test_preferences_are_refused(method: str, tmp_path: Path) -> None:
     """A pair is two rows of the forward pass."""
