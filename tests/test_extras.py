@@ -76,6 +76,7 @@ for code in json.loads(sys.argv[1]):
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_a_missing_extra_is_named(
     make_mds: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +105,7 @@ def test_the_command_says_in_one_line_what_to_install(code: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_loop_over_streaming_data_needs_no_extra(make_mds: Callable[..., str], tmp_path: Path) -> None:
     code = (
         "import torch, ted_stream.testing\n"

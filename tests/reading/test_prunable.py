@@ -130,6 +130,7 @@ def test_a_list_changed_between_epochs_reaches_persistent_workers(folder: str) -
     assert sorted(sample["id"] for batch in loader for sample in batch) == list(range(NUM_SAMPLES))
 
 
+@pytest.mark.long
 def test_spawned_workers_see_the_list(folder: str) -> None:
     dataset = PrunedStreamingDataset(local=folder, batch_size=4, shuffle=True)
     assert [dataset[index]["id"] for index in (0, 1)] == [0, 1]
