@@ -17,6 +17,7 @@ FLOOR = {
     "extras": 1,
     "files": 1,
     "seeding": 1,
+    "showing": 1,
     "skip_list": 1,
     "stores": 1,
     "pruning": 1,

@@ -72,7 +72,7 @@ def _line(engine: PruningEngine) -> str:
     if plan.save_ratio is not None:
         saved += f" ({plan.save_ratio:.1%} planned for the run)"
     seconds = _saved(engine)[1]
-    if seconds is not None:
+    if seconds:
         saved += f", an estimated {_duration(seconds)}"
     return f"{', '.join(parts)}; {saved}"
 

@@ -80,6 +80,7 @@ def test_a_line_per_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     planned = pruner.engine.plan.save_ratio
     assert len(lines) == EPOCHS
     assert lines[0].startswith(f"epoch 0 (1 of {EPOCHS}): RandomPruning kept {NUM_SAMPLES} of {NUM_SAMPLES} samples")
+    assert "estimated" not in lines[0], "nothing is saved yet"
     assert lines[2] == (
         f"epoch 2 (3 of {EPOCHS}): RandomPruning kept {record.kept} of {NUM_SAMPLES} samples (ratio "
         f"{record.keep_ratio:.3f}, as planned), {record.returning} returned, "
