@@ -57,7 +57,8 @@ def _evaluated(node: ast.expr | None) -> Any:
     if isinstance(node, ast.Call):
         return frozenset(ast.literal_eval(node.args[0]))
     if isinstance(node, ast.Dict):
-        return {ast.literal_eval(key): _evaluated(value) for key, value in zip(node.keys, node.values, strict=True)}
+        return {_evaluated(key): _evaluated(value) for key, value in zip(node.keys, node.values, strict=True)}
+    assert node is not None, "the choices are written out"
     return ast.literal_eval(node)
 
 

@@ -25,13 +25,13 @@ from ted_stream.skip_list.weights import Weights, checked, joined
 _BLOCK = 1 << 16  # samples whose ids are made at once
 
 
-def _as_text(skip_list: "SkipList") -> str:
+def _as_text(skip_list: "SkipList", /) -> str:
     facts = {name: getattr(skip_list, name) for name in ("epoch", "method", "run", "keep_ratio")}
     facts |= {"kept": skip_list.num_kept, "samples": skip_list.num_samples}
     return f"SkipList({', '.join(f'{name}={value!r}' for name, value in facts.items())})"
 
 
-def _as_html(skip_list: "SkipList") -> str:
+def _as_html(skip_list: "SkipList", /) -> str:
     weights = skip_list.weights
     facts = {
         "method": skip_list.method,
