@@ -25,23 +25,23 @@ from ted_stream.skip_list.weights import Weights, checked, joined
 _BLOCK = 1 << 16  # samples whose ids are made at once
 
 
-def _as_text(skip_list: "SkipList", /) -> str:
-    facts = {name: getattr(skip_list, name) for name in ("epoch", "method", "run", "keep_ratio")}
-    facts |= {"kept": skip_list.num_kept, "samples": skip_list.num_samples}
+def _as_text(self: "SkipList") -> str:
+    facts = {name: getattr(self, name) for name in ("epoch", "method", "run", "keep_ratio")}
+    facts |= {"kept": self.num_kept, "samples": self.num_samples}
     return f"SkipList({', '.join(f'{name}={value!r}' for name, value in facts.items())})"
 
 
-def _as_html(skip_list: "SkipList", /) -> str:
-    weights = skip_list.weights
+def _as_html(self: "SkipList") -> str:
+    weights = self.weights
     facts = {
-        "method": skip_list.method,
-        "run": skip_list.run,
-        "kept": kept_of(skip_list.num_kept, skip_list.num_samples),
-        "asked for": f"{skip_list.keep_ratio:.1%}",
-        "shards": skip_list.layout.num_shards,
+        "method": self.method,
+        "run": self.run,
+        "kept": kept_of(self.num_kept, self.num_samples),
+        "asked for": f"{self.keep_ratio:.1%}",
+        "shards": self.layout.num_shards,
         "weights": None if weights is None or not len(weights) else f"{weights.min():.4g} to {weights.max():.4g}",
     }
-    return html_table(f"Skip-list of epoch {skip_list.epoch}", facts)
+    return html_table(f"Skip-list of epoch {self.epoch}", facts)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
