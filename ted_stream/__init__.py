@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from ted_stream.engine import SelectionWarning
     from ted_stream.methods import (
         RCAP,
@@ -91,6 +93,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # what was installed
+        return import_module("importlib.metadata").version("ted-stream")
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(module), name)

@@ -16,6 +16,7 @@ FLOOR = {
     "extras": 1,
     "files": 1,
     "seeding": 1,
+    "showing": 1,
     "skip_list": 1,
     "stores": 1,
     "pruning": 1,
@@ -55,7 +56,8 @@ LAZILY = {
 # What the default install brings: our own dependencies, those of streaming (clients of stores) and those of torch.
 DEFAULT = {
     *("filelock", "numpy", "pyarrow", "pyroaring", "streaming", "torch"),
-    *("azure", "boto3", "botocore", "google", "huggingface_hub", "requests", "s3transfer", "typing_extensions"),
+    *("azure", "boto3", "botocore", "google", "huggingface_hub", "requests", "s3transfer", "tqdm"),
+    "typing_extensions",
 }
 
 MOST_LINES = 250

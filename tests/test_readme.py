@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,12 @@ def test_the_loop(guide: str, tmp_path: Path, monkeypatch: Any) -> None:
     assert min(record.kept for record in names["pruner"].records) < 64
     assert abs(optimizer.param_groups[0]["lr"]) < 1e-9
     assert len(list(tmp_path.glob("ted_stream_runs/*/manifest.parquet"))) == 1
+    told: dict[str, float] = {}
+    writer = SimpleNamespace(add_scalar=lambda name, value, step: told.update({name: value}))
+    exec(block("writer.add_scalar(", "loop"), names | {"rank": 0, "writer": writer})
+    assert told == names["pruner"].metrics
+    table = (GUIDES / "loop/README.md").read_text()
+    assert all(f"`{name.removeprefix('pruning/')}`" in table for name in told if "score_q" not in name)
 
 
 def test_the_loop_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
@@ -214,6 +221,13 @@ def test_the_huggingface_trainer(guide: str, tmp_path: Path) -> None:
     assert min(record.kept for record in names["trainer"].pruning_records) < 22
     assert (tmp_path / "pruning/manifest.parquet").is_file()
     assert (tmp_path / f"checkpoint-{names['trainer'].state.global_step}/pruning.pt").is_file()
+
+
+def test_the_arguments_that_are_reported(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(block("class Arguments(", "huggingface"), names)
+    args = names["Arguments"](output_dir=str(tmp_path), report_to=[], use_cpu=True, pruning="TED(0.5)")
+    assert args.to_dict()["pruning"] == "TED(0.5)"
 
 
 @pytest.mark.long

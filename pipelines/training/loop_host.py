@@ -200,10 +200,13 @@ class Host:
             every = parse_duration(interval, INTERVAL_UNITS["loop"])
             return is_over or (every.unit in now and now[every.unit] % every.value == 0)
 
-        self.seconds += time.perf_counter() - self.clock
+        paused = time.perf_counter()
+        self.seconds += paused - self.clock
         if is_due(settings.eval_interval) and self.tested_at != self.batches:
             self._test()
         self.clock = time.perf_counter()
+        if isinstance(self.run, Pruner):
+            self.run.engine.pace.leave_out(self.clock - paused)
         if is_due(settings.save_interval) and self.saved_at != self.batches:
             self._save()
         if "ep" in now and settings.progress_bar and self.ranks.rank == 0:

@@ -27,6 +27,7 @@ class Choice:
     """What a scoring run is asked for beside its method's settings and the config."""
 
     method: str = ""
+    """A static method that `ted-stream methods` lists; it must be given."""
     prune_ratio: float | None = None
     """s in [0, 1): write a skip-list that keeps ⌈(1 − s)·N⌉ samples."""
     balance: str = "none"

@@ -74,7 +74,9 @@ class Data:
     num_workers: int = 0
     """Reading processes per rank; 0 reads in the training process."""
     shuffle: bool = True
+    """Read the training samples in another order in every epoch."""
     shuffle_algo: str = "py1e"
+    """How streaming shuffles: `py1e`, `py1br`, `py1s`, `py2s` or `naive`."""
     num_canonical_nodes: int | None = None
     """streaming's unit of determinism; null leaves it to streaming."""
     image_size: int | None = None
@@ -92,14 +94,23 @@ class Model:
     """The model and its own options; null leaves an option to the model."""
 
     name: str = MISSING
+    """The network."""
     channels: list[int] | None = None
+    """Channels of each stage."""
     batch_norm: bool | None = None
+    """Normalise by the batch."""
     label_smoothing: float | None = None
+    """Share of the target that all classes get."""
     channels_last: bool | None = None
+    """Memory layout of images that some GPUs are faster with."""
     n_layer: int | None = None
+    """Layers."""
     n_head: int | None = None
+    """Attention heads."""
     n_embd: int | None = None
+    """Width of the model."""
     dropout: float | None = None
+    """Share that is dropped."""
 
 
 @dataclass
@@ -107,12 +118,19 @@ class Optimizer:
     """The optimizer and its own options; null leaves an option to the optimizer."""
 
     name: str = "sgd"
+    """The optimizer."""
     lr: float = MISSING
+    """Learning rate at its peak."""
     momentum: float | None = None
+    """Weight of the steps before."""
     nesterov: bool | None = None
+    """Look ahead along the momentum."""
     weight_decay: float | None = None
+    """Weight decay; 0 decays nothing."""
     trust_coefficient: float | None = None
+    """Scales the learning rate of each layer."""
     betas: list[float] | None = None
+    """Weights of the steps before, in the mean and the variance of the gradients."""
 
 
 @dataclass
@@ -120,6 +138,7 @@ class Scheduler:
     """The learning rate over time; null leaves an option to the scheduler."""
 
     name: str = "constant"
+    """How the learning rate goes on."""
     warmup: str | None = None
     """Linear warm-up: `20ba`, `1ep`, `0.1dur`."""
     final: float | None = None
@@ -127,12 +146,17 @@ class Scheduler:
     milestones: list[str] | None = None
     """Times as of `warmup`, at each of which the learning rate is multiplied by `gamma`."""
     gamma: float | None = None
+    """See milestones."""
     max_lr: float | None = None
     """Peak of OneCycle; null takes optimizer.lr."""
     pct_start: float | None = None
+    """Share of the run in which the learning rate rises."""
     div_factor: float | None = None
+    """The learning rate begins at max_lr divided by this."""
     final_div_factor: float | None = None
+    """The learning rate ends at its first value divided by this."""
     cycle_momentum: bool | None = None
+    """Let the momentum fall while the learning rate rises, and rise while it falls."""
 
 
 def settings_of(method: str) -> list[str]:
@@ -148,6 +172,7 @@ class Pruning:
     """
 
     method: str = "none"
+    """`none`, or a dynamic method that `ted-stream methods` lists."""
     progress: str | None = None
     """How far the learning rate comes in a pruned epoch: its share of the `samples`, or one of the `epochs`; null takes
     samples, or epochs where a method's counts are its own."""
@@ -196,6 +221,7 @@ class Settings:
     """One training run."""
 
     run_name: str = MISSING
+    """Name of the run, and of its folder."""
     trainer: str = "composer"
     """What runs the training loop: `composer`, or `loop`, a plain PyTorch loop that needs no Composer."""
     data: Data = field(default_factory=Data)
@@ -206,6 +232,7 @@ class Settings:
     max_duration: str = MISSING
     """In epochs: `8ep`; without pruning also in batches, `1000ba`, the last epoch perhaps in part."""
     seed: int = 0
+    """Of the weights, the order of the samples, augmentation, ties and draws."""
     folder: str = "runs/${run_name}"
     """Run folder: skip-lists, scores, manifest, checkpoints, result.json."""
     overwrite: bool = False
@@ -227,7 +254,7 @@ class Settings:
     load_path: str | None = None
     """Go on from this checkpoint; the run folder must be the one that it was written with."""
     progress_bar: bool = True
-    """Show Composer's bars, or a line per epoch of the loop."""
+    """Show Composer's bars or a line per epoch of the loop, and with `ted-stream train` what every epoch kept."""
 
 
 # What each choice is called and which of its section's options it takes.

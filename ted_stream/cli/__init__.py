@@ -14,4 +14,4 @@ def main() -> None:
             from ted_stream.cli.commands import app
     except MissingExtraError as error:
         sys.exit(f"Error: {error}")
-    app()
+    app(prog_name="ted-stream")  # by which shells complete it

@@ -37,7 +37,9 @@ def analyse(
 
     Loss on kept and on pruned data; the gradient of kept data beside all data's; loss between first and last weights.
 
-    Of runs with save_interval=1ep, by either trainer: ted-stream analyse runs/ted --with runs/random --only losses
+    Of runs with save_interval=1ep, by either trainer.
+
+    For example: ted-stream analyse runs/ted --with runs/random --only losses
     """
     from ted_stream.cli.show import progress_bar, quiet
 

@@ -70,7 +70,10 @@ def selection(
     ranks: Annotated[int, typer.Option(min=1, help="Processes that own a part of the scores each.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 11,
 ) -> None:
-    """The exact distributed selection of 30 % of the samples, in turns with numpy.argpartition in one process."""
+    """The exact distributed selection of 30 % of the samples, in turns with numpy.argpartition in one process.
+
+    For example: ted-stream bench selection --samples 1280000 --repeats 5
+    """
     import numpy as np
     import torch
     from rich.table import Table
@@ -106,7 +109,10 @@ def step(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a step.", show_default="by model")] = None,
     device: Annotated[Device | None, typer.Option(show_default="gpu if there is one")] = None,
 ) -> None:
-    """A training step with each measure and with weights, in turns with the plain one; no loader and no trainer."""
+    """A training step with each measure and with weights, in turns with the plain one; no loader and no trainer.
+
+    For example: ted-stream bench step --model gpt --device cpu --rounds 10
+    """
     import torch
 
     from ted_stream.cli.show import console
@@ -129,7 +135,10 @@ def hosts(
     steps: Annotated[int, typer.Option(min=6, help="Of a full epoch.")] = 24,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a step.", show_default="by model")] = None,
 ) -> None:
-    """A run of two epochs in a plain loop and in Hugging Face's Trainer, without pruning and with TED, in turns."""
+    """A run of two epochs in a plain loop and in Hugging Face's Trainer, without pruning and with TED, in turns.
+
+    For example: ted-stream bench hosts --host loop --rounds 10 --steps 14
+    """
     from ted_stream.cli.show import console, quiet
     from ted_stream.pipelines.benches.hosts import bench_host, describe
 
@@ -150,7 +159,10 @@ def noise(
     epochs: Annotated[int, typer.Option(min=2, help="Of a run.")] = 30,
     share: Annotated[float, typer.Option(min=0, max=1, help="Of the labels that are replaced.")] = 0.3,
 ) -> None:
-    """Wrong labels: found by cross-fitted losses; and learnability beside random, as many steps, and highest losses."""
+    """Wrong labels: found by cross-fitted losses; and learnability beside random, as many steps, and highest losses.
+
+    For example: ted-stream bench noise data/cifar10 --seeds 3
+    """
     from rich.table import Table
 
     from ted_stream.cli.show import console, quiet
@@ -205,7 +217,10 @@ def scoring(
     keep_ratio: Annotated[float, typer.Option(min=0, max=1, help="Of the samples to keep.")] = 0.1,
     folder: Annotated[Path | None, typer.Option(help="For what a pass would write.", show_default="temporary")] = None,
 ) -> None:
-    """Time and memory of choosing a set from what a pass would write of a large dataset; predictions are made up."""
+    """Time and memory of choosing a set from what a pass would write of a large dataset; predictions are made up.
+
+    For example: ted-stream bench scoring --method dp --samples 50000 --classes 10
+    """
     import tempfile
 
     from ted_stream.cli.show import console
@@ -236,7 +251,10 @@ def boundary(
     ranks: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of a step on each rank.")] = 1024,
 ) -> None:
-    """What pruning does between two epochs of a real run with a tiny model, on samples of a few bytes."""
+    """What pruning does between two epochs of a real run with a tiny model, on samples of a few bytes.
+
+    For example: ted-stream bench boundary --samples 100000 --shards 100
+    """
     import torch
     from rich.table import Table
 
@@ -275,6 +293,8 @@ def streaming(
 
     Samples are random bytes, 32 to 200 KB each, in shards of 64 MiB; a fixed skip-list keeps some by chance. Every
     epoch starts with an empty cache, and every sample is compared with what was written.
+
+    For example: ted-stream bench streaming --size 0.5 --keep-ratio 1 --keep-ratio 0.3
     """
     from rich.table import Table
 
@@ -319,7 +339,10 @@ def local(
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 5,
     json_file: Json = None,
 ) -> None:
-    """An epoch from a local folder, shuffled, by stock streaming and by ours, in turns; fresh process, warm cache."""
+    """An epoch from a local folder, shuffled, by stock streaming and by ours, in turns; fresh process, warm cache.
+
+    For example: ted-stream bench local --kind jpeg --jpeg-samples 500
+    """
     from rich.table import Table
 
     from ted_stream.cli.show import console, quiet
@@ -357,6 +380,8 @@ def seeding(
     """An epoch with random states for every sample (seed_samples=True) beside one without, in turns.
 
     Augmented: RandomResizedCrop, RandomHorizontalFlip and ColorJitter.
+
+    For example: ted-stream bench seeding --rounds 3
     """
     from rich.table import Table
 
@@ -391,6 +416,8 @@ def planning(
     """Planning an epoch: time beside stock streaming, and peak memory, each with 30 % kept by ours and all by stock.
 
     Datasets have an index and no data; where memory is measured, shards hold 50,000 samples.
+
+    For example: ted-stream bench planning --samples 1281167 --shards 1300
     """
     from rich.table import Table
 

@@ -23,7 +23,10 @@ def compare(
     ] = "none,shorter,random,importance_sampling,ted",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per method; seeds count up from the config's.")] = 3,
 ) -> None:
-    """Train with several pruning methods over several seeds, all else equal, and show one table."""
+    """Train with several pruning methods over several seeds, all else equal, and show one table.
+
+    For example: ted-stream compare configs/quickstart.yaml --methods none,random,ted --seeds 5
+    """
     from ted_stream.pipelines.training.settings import load_settings
 
     settings = load_settings(config, overrides or ())

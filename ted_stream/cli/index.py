@@ -25,7 +25,10 @@ def index(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that read shards.", show_default="all cores")] = CORES,
 ) -> None:
-    """Find the samples in WebDataset tars, so that training shuffles, prunes and reads them in place."""
+    """Find the samples in WebDataset tars, so that training shuffles, prunes and reads them in place.
+
+    For example: ted-stream index "s3://bucket/imagenet-train-{000000..001281}.tar"
+    """
     from ted_stream.cli.show import console, progress_bar
     from ted_stream.reading.tar_index import index_tars
 

@@ -29,7 +29,7 @@ def inspect(
     Of a run, finished or not, epoch by epoch: kept, returned and newly pruned samples, and the overlap with the epoch
     before. By shard and class the share that is kept. The highest, lowest and most contested samples.
 
-    For example: ted-stream inspect runs/a, or: ted-stream inspect runs/a runs/b --json
+    For example: ted-stream inspect runs/a runs/b --json
     """
     from ted_stream.cli.show_summary import show_comparison, show_summary
     from ted_stream.export import comparison_of, summary_of

@@ -101,7 +101,10 @@ def _static(name: str, cls: "type[StaticMethod]") -> Entry:
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show the settings and the card of one.")] = None,
 ) -> None:
-    """Show all methods: those that prune while training (`pruning.method=`), and those that score once (`score`)."""
+    """Show all methods: those that prune while training (`pruning.method=`), and those that score once (`score`).
+
+    For example: ted-stream methods ted
+    """
     found = entries()
     if name is None:
         _show_all(found)

@@ -23,7 +23,10 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the stored ord
 
 @app.command()
 def digits(out: Out = Path("data/digits"), seed: Seed = 0, overwrite: Overwrite = False) -> None:
-    """scikit-learn's 1,797 handwritten digits, 80/20, stratified; nothing is downloaded."""
+    """scikit-learn's 1,797 handwritten digits, 80/20, stratified; nothing is downloaded.
+
+    For example: ted-stream prepare digits --out data/digits
+    """
     from ted_stream.pipelines.corpora.digits import prepare_digits
 
     _show(prepare_digits(out, seed=seed, overwrite=overwrite), out)
@@ -50,7 +53,10 @@ def cifar10(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """CIFAR-10 as decoded pixels, in a seeded random order."""
+    """CIFAR-10 as decoded pixels, in a seeded random order.
+
+    For example: ted-stream prepare cifar10 --out data/cifar10
+    """
     _cifar("cifar10", out, source, download_folder, workers, seed, overwrite)
 
 
@@ -63,7 +69,10 @@ def cifar100(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """CIFAR-100 as decoded pixels, in a seeded random order."""
+    """CIFAR-100 as decoded pixels, in a seeded random order.
+
+    For example: ted-stream prepare cifar100 --out data/cifar100
+    """
     _cifar("cifar100", out, source, download_folder, workers, seed, overwrite)
 
 
@@ -117,7 +126,10 @@ def imagenet(
         bool, typer.Option("--overwrite", help="Replace a finished dataset, or one begun with other settings.")
     ] = False,
 ) -> None:
-    """ImageNet, or any corpus of its form, as JPEG files in a seeded random order; goes on when interrupted."""
+    """ImageNet, or any corpus of its form, as JPEG files in a seeded random order; goes on when interrupted.
+
+    For example: ted-stream prepare imagenet --source /data/ILSVRC2012 --out data/imagenet --workers 16
+    """
     from ted_stream.pipelines.corpora.imagenet import prepare_imagenet
 
     with _stages("list", "write") as progress:
@@ -158,7 +170,10 @@ def instructions(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Prompt/response pairs as tokens, with the prompt masked from the loss."""
+    """Prompt/response pairs as tokens, with the prompt masked from the loss.
+
+    For example: ted-stream prepare instructions --train train.jsonl --prompt-field question --tokenizer gpt2
+    """
     from ted_stream.cli.show import console
     from ted_stream.pipelines.corpora.instructions import prepare_instructions
 

@@ -31,6 +31,8 @@ def score(
 
     Training is by the plain loop and on all samples, whatever trainer and pruning the config names. The scores go to
     scores.parquet in the run folder, with prune_ratio the subset to skip_list.parquet.
+
+    For example: ted-stream score configs/quickstart.yaml method=el2n prune_ratio=0.5 max_duration=2ep
     """
     from ted_stream.pipelines.training.score_settings import load_scoring
 

@@ -1,8 +1,10 @@
 """Tables, progress bars and quiet libraries, shared by the commands."""
 
 import logging
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,7 +17,17 @@ if TYPE_CHECKING:
     from ted_stream.pipelines.training.compare import Arm
     from ted_stream.pipelines.training.train import Result
 
-__all__ = ["LABELS", "console", "progress_bar", "quiet", "show_arms", "show_places", "show_result", "shown_metric"]
+__all__ = [
+    "LABELS",
+    "console",
+    "progress_bar",
+    "quiet",
+    "show_arms",
+    "show_epochs",
+    "show_places",
+    "show_result",
+    "shown_metric",
+]
 
 console = Console()
 
@@ -40,6 +52,30 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", module="ted_stream")
     warnings.filterwarnings("default", category=SelectionWarning)  # which points at the line that trains
+
+
+@contextmanager
+def show_epochs() -> Iterator[None]:
+    """Show on standard error what our own modules log: rank 0 a line per epoch, above what bars there are."""
+    ours, handler = logging.getLogger("ted_stream"), _BesideBars()
+    level = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        ours.removeHandler(handler)
+
+
+class _BesideBars(logging.Handler):
+    """Writes lines as tqdm does, in whose bars Composer shows its epochs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def shown_metric(name: str, mean: float, deviation: float | None = None) -> str:

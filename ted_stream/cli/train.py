@@ -15,14 +15,23 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]…", help="Settings that replace the file's.", show_default=False),
     ] = None,
 ) -> None:
-    """Train once, as a config file says, and show what happened in one table."""
+    """Train once, as a config file says, and show what happened in one table.
+
+    While it trains, a line per epoch tells what was kept and saved (progress_bar=false leaves it out).
+
+    For example: ted-stream train configs/quickstart.yaml pruning.method=ted pruning.prune_ratio=0.5
+    """
     from ted_stream.pipelines.training.settings import load_settings
 
     settings = load_settings(config, overrides or ())  # refused before the slow imports
 
-    from ted_stream.cli.show import quiet, show_result
+    from contextlib import nullcontext
+
+    from ted_stream.cli.show import quiet, show_epochs, show_result
 
     quiet()
     from ted_stream.pipelines.training.train import train as run
 
-    show_result(run(settings))
+    with show_epochs() if settings.progress_bar else nullcontext():
+        result = run(settings)
+    show_result(result)

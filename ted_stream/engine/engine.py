@@ -16,9 +16,11 @@ from ted_stream.engine.data import PrunableData, full_epoch_forwards, refuse_too
 from ted_stream.engine.folding import fold_epoch
 from ted_stream.engine.given import Given
 from ted_stream.engine.guard import Guard
+from ted_stream.engine.metrics import tell_epoch
+from ted_stream.engine.pace import Pace
 from ted_stream.engine.plan import RunPlan
 from ted_stream.engine.ranks import Ranks
-from ted_stream.engine.record import EpochRecord
+from ted_stream.engine.record import EpochRecord, forwarded_in
 from ted_stream.engine.run_folder import RunFolder
 from ted_stream.engine.state import (
     goes_on_at,
@@ -31,7 +33,7 @@ from ted_stream.engine.state import (
     warn_of_missing_scores,
 )
 from ted_stream.engine.step import StepRecorder
-from ted_stream.engine.writing import check_lists, read_list, write_last_manifest, write_scores
+from ted_stream.engine.writing import check_lists, read_list, summary_of_run, write_last_manifest, write_scores
 from ted_stream.methods import Method
 from ted_stream.pruning import Owned, ScoreStore
 from ted_stream.pruning.probe import StepProbe
@@ -71,6 +73,7 @@ class PruningEngine:
         store: the running scores, this rank's share.
         output_layer: dotted name of the layer that makes the logits, once :meth:`check` knows it.
         plan: the length of the run, and what it keeps.
+        pace: what a sample takes; of what is not training within an epoch, a trainer may tell it.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class PruningEngine:
         self.output_layer = output_layer
         self._streams = streams_of(data.layout)
         self._allow_other_settings, self._overwrite = allow_other_settings, overwrite
-        self._fold_seconds, self._run = 0.0, ""
+        self._fold_seconds, self._run, self.pace = 0.0, "", Pace()
 
     def use(self, data: PrunableData) -> None:
         """Go on with this data object.
@@ -188,6 +191,7 @@ class PruningEngine:
         self.records[:] = *before, record
         self._activate(skip_list, file)
         record.boundary_seconds = time.perf_counter() - start + self._fold_seconds
+        self.pace.begin()
         return record
 
     def _activate(self, skip_list: SkipList | None, file: Callable[[], bytes] | None = None) -> None:
@@ -209,11 +213,13 @@ class PruningEngine:
         self.step.clear()
         counts = fold_epoch(self.method, self.store, measurements, record.epoch)
         record.forwarded, record.non_finite = (count // (self.data.replication or 1) for count in counts)
+        self.pace.end(record.forwarded)
         found = self._guard.look(self.plan, measurements)
         self._fold_seconds = time.perf_counter() - start
         self.folder.refuse_other_job()
         write_scores(self.folder, self.records, self.method, self.store, self.data.layout)
         self.folder.write_run(self.summary)
+        tell_epoch(self)
         self._guard.say(found)
         return record
 
@@ -229,23 +235,11 @@ class PruningEngine:
     @property
     def save_ratio(self) -> float:
         """1 - forwarded / what full data forwards, over the epochs that have ended; padding counts in both."""
-        return self.plan.saved({record.epoch: record.forwarded for record in self.records if record.forwarded})
+        return self.plan.saved(forwarded_in(self.records))
 
     def summary(self) -> dict[str, Any]:
         """What ``run.json`` holds."""
-        return {
-            "method": type(self.method).__name__,
-            "settings": repr(self.method),
-            "seed": self.seed,
-            "run": self._run,
-            "dataset": self.data.layout.fingerprint,
-            "samples": self.store.num_samples,
-            "output_layer": self.output_layer,
-            "max_epochs": self.plan.epochs,
-            "planned_save_ratio": self.plan.save_ratio,
-            "save_ratio": self.save_ratio,
-            "epochs": [asdict(record) for record in self.records],
-        }
+        return summary_of_run(self, self._run)
 
     @property
     def _identity(self) -> dict[str, Any]:

@@ -89,6 +89,10 @@ class RunPlan:
         full = (self.full_epoch or self.num_samples) * self.full_epochs(forwarded)
         return 1 - sum(forwarded.values()) / full if forwarded else 0.0
 
+    def full_samples(self, epochs: Iterable[int]) -> int:
+        """How many samples full data forwards in these epochs."""
+        return round((self.full_epoch or self.num_samples) * self.full_epochs(epochs))
+
     @property
     def smallest_epoch(self) -> tuple[int, float] | None:
         """The epoch of the lowest planned keep ratio, and that ratio."""

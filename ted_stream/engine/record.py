@@ -1,8 +1,9 @@
 """What a run kept and forwarded, epoch by epoch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["EpochRecord"]
+__all__ = ["EpochRecord", "forwarded_in"]
 
 
 @dataclass(kw_only=True)
@@ -44,3 +45,8 @@ class EpochRecord:
     scarce_classes: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     boundary_seconds: float = 0.0
+
+
+def forwarded_in(records: Iterable[EpochRecord]) -> dict[int, int]:
+    """Samples by epoch, of the epochs that have ended."""
+    return {record.epoch: record.forwarded for record in records if record.forwarded}

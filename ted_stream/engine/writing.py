@@ -1,6 +1,10 @@
 """What a run leaves in its folder, epoch by epoch; collective, as all that the folder does."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from ted_stream.engine.record import EpochRecord
 from ted_stream.engine.run_folder import RunFolder
@@ -11,7 +15,10 @@ from ted_stream.methods import Method
 from ted_stream.pruning import ScoreStore
 from ted_stream.skip_list import DatasetLayout, SkipList, from_bytes
 
-__all__ = ["check_lists", "read_list", "write_last_manifest", "write_scores"]
+if TYPE_CHECKING:
+    from ted_stream.engine.engine import PruningEngine
+
+__all__ = ["check_lists", "read_list", "summary_of_run", "write_last_manifest", "write_scores"]
 
 
 def read_list(folder: RunFolder, record: EpochRecord, layout: DatasetLayout) -> SkipList:
@@ -64,3 +71,20 @@ def write_last_manifest(folder: RunFolder, records: Sequence[EpochRecord], num_s
     """Write the manifest of what the last pruned epoch kept, of a folder that holds all else; none without pruning."""
     if any(record.kept < num_samples for record in records):
         folder.ranks.on_rank_zero(lambda: export_run(folder.root))
+
+
+def summary_of_run(engine: PruningEngine, run: str) -> dict[str, Any]:
+    """What ``run.json`` holds of a run of this name."""
+    return {
+        "method": type(engine.method).__name__,
+        "settings": repr(engine.method),
+        "seed": engine.seed,
+        "run": run,
+        "dataset": engine.data.layout.fingerprint,
+        "samples": engine.store.num_samples,
+        "output_layer": engine.output_layer,
+        "max_epochs": engine.plan.epochs,
+        "planned_save_ratio": engine.plan.save_ratio,
+        "save_ratio": engine.save_ratio,
+        "epochs": [asdict(record) for record in engine.records],
+    }

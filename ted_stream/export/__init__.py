@@ -1,6 +1,7 @@
 """What a pruning run found, for people and other tools."""
 
 from ted_stream.export.comparing import comparison_of
+from ted_stream.export.findings import RunFindings, read_findings
 from ted_stream.export.formats import FORMATS
 from ted_stream.export.inspecting import summary_of
 from ted_stream.export.manifest import Manifest, ManifestError, open_manifest
@@ -19,6 +20,7 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "Origins",
+    "RunFindings",
     "Scores",
     "ScoresError",
     "Selected",
@@ -27,6 +29,7 @@ __all__ = [
     "export_run",
     "find_origins",
     "open_manifest",
+    "read_findings",
     "read_scores",
     "rows_of",
     "select",

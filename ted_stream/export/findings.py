@@ -13,6 +13,7 @@ from ted_stream.export.dataset_files import DatasetFolder, open_dataset
 from ted_stream.export.history import Decisions, EpochChange, epoch_changes, read_decisions
 from ted_stream.export.places import place_columns
 from ted_stream.export.run_files import pruned_epochs, read_run, read_running_scores
+from ted_stream.showing import html_table
 from ted_stream.skip_list import DatasetLayout, SkipList
 from ted_stream.skip_list.difference import first_difference, match_streams
 
@@ -42,6 +43,25 @@ class RunFindings:
     scored_after: int | None
     data: DatasetFolder | None
     notes: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        run, planned = self.run, self.run["planned_save_ratio"]
+        state = "finished" if run.get("finished") else "not finished"
+        facts = {
+            "run": f"{run['run']}, {state}: {self.epochs_done} of {run['max_epochs']} epochs",
+            "method": run["settings"],
+            "samples": run["samples"],
+            "save ratio": f"{run['save_ratio']:.4f} so far",
+            "planned": "as it goes" if planned is None else f"{planned:.4f}",
+            "notes": " ".join(self.notes) or None,
+        }
+        rows = [
+            (str(row.epoch), row.kept, f"{row.real:.1%}", row.returned, row.newly_pruned, row.forwarded or None)
+            for row in self.epochs
+        ]
+        return html_table(
+            self.folder, facts, ("epoch", "kept", "of all", "returned", "newly pruned", "forwarded"), rows
+        )
 
     @property
     def is_pruned(self) -> bool:

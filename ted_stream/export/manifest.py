@@ -23,6 +23,7 @@ from ted_stream.export.rows import PLAIN, SCHEMA, RowsDigest, rows_of
 from ted_stream.export.selected import Progress, Selected
 from ted_stream.export.selection import Selection
 from ted_stream.files import reading
+from ted_stream.showing import html_table, kept_of
 from ted_stream.skip_list.kinds import MANIFEST, kind_of
 
 __all__ = ["Manifest", "ManifestError", "open_manifest", "write_rows"]
@@ -59,7 +60,7 @@ class Manifest:
     """
 
     fingerprint: str
-    streams: tuple[tuple[str, str], ...]
+    streams: tuple[tuple[str, str], ...] = field(repr=False)
     run: str
     method: str
     settings: str
@@ -74,6 +75,11 @@ class Manifest:
     digest: str
     _file: pq.ParquetFile = field(repr=False)
     _metadata: dict[str, str] = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        facts = {"run": self.run, "method": self.settings, "selection": str(self.selection), "epoch": self.epoch}
+        facts |= {"kept": kept_of(self.kept, self.samples), "rows": self.rows, "scores after epoch": self.scored_after}
+        return html_table("Manifest", facts)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of `PLAIN`, or some columns of them, tens of thousands at once.

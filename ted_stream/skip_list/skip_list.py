@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import AbstractBitMap, FrozenBitMap
 
+from ted_stream.showing import html_table, kept_of
 from ted_stream.skip_list.bitmaps import bitmaps_of_bits, bitmaps_of_ids, check_bitmaps, positions_of
 from ted_stream.skip_list.difference import first_difference, match_streams, warn_if_unchecked
 from ted_stream.skip_list.errors import SkipListError
@@ -22,6 +23,25 @@ from ted_stream.skip_list.version import version_of
 from ted_stream.skip_list.weights import Weights, checked, joined
 
 _BLOCK = 1 << 16  # samples whose ids are made at once
+
+
+def _as_text(self: "SkipList") -> str:
+    facts = {name: getattr(self, name) for name in ("epoch", "method", "run", "keep_ratio")}
+    facts |= {"kept": self.num_kept, "samples": self.num_samples}
+    return f"SkipList({', '.join(f'{name}={value!r}' for name, value in facts.items())})"
+
+
+def _as_html(self: "SkipList") -> str:
+    weights = self.weights
+    facts = {
+        "method": self.method,
+        "run": self.run,
+        "kept": kept_of(self.num_kept, self.num_samples),
+        "asked for": f"{self.keep_ratio:.1%}",
+        "shards": self.layout.num_shards,
+        "weights": None if weights is None or not len(weights) else f"{weights.min():.4g} to {weights.max():.4g}",
+    }
+    return html_table(f"Skip-list of epoch {self.epoch}", facts)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,8 +74,7 @@ class SkipList:
         frozen = tuple(b if isinstance(b, FrozenBitMap) else FrozenBitMap(b) for b in self.pruned)
         object.__setattr__(self, "pruned", frozen)
         object.__setattr__(self, "epoch", operator.index(self.epoch))
-        # Adding 0.0 turns -0.0 into 0.0: equal ratios must have equal digests.
-        object.__setattr__(self, "keep_ratio", float(self.keep_ratio) + 0.0)
+        object.__setattr__(self, "keep_ratio", float(self.keep_ratio) + 0.0)  # never -0.0: equal ratios, equal digests
         if self.epoch < 0:
             raise SkipListError(f"epoch is {self.epoch}; epochs count from 0")
         if not 0 <= self.keep_ratio <= 1:
@@ -65,6 +84,9 @@ class SkipList:
         check_bitmaps(self.layout, frozen)
         if self.weights is not None:
             object.__setattr__(self, "weights", checked(self.weights, self.layout, self.kept_per_shard))
+
+    __repr__ = _as_text
+    _repr_html_ = _as_html
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -191,8 +213,7 @@ class SkipList:
 
     def pruned_ids(self) -> npt.NDArray[np.int64]:
         """Global ids of the pruned samples, ascending: int64, shape (num_pruned,)."""
-        ids = np.empty(self.num_pruned, dtype=np.int64)
-        start = 0
+        ids, start = np.empty(self.num_pruned, dtype=np.int64), 0
         for offset, bitmap in zip(self.layout.shard_offsets, self.pruned, strict=True):
             np.add(positions_of(bitmap), offset, out=ids[start : start + len(bitmap)])
             start += len(bitmap)
@@ -233,8 +254,7 @@ class SkipList:
         sha = hashlib.sha256(json.dumps(header).encode())
         for key, rows in sorted(self._rows().items()):
             for shard, bitmap, weights in rows:
-                row = [key, shard.name, shard.size, shard.samples, len(bitmap)]
-                sha.update(json.dumps(row).encode())
+                sha.update(json.dumps([key, shard.name, shard.size, shard.samples, len(bitmap)]).encode())
                 sha.update(positions_of(bitmap).astype("<u4", copy=False).tobytes())
                 if weights is not None:
                     sha.update(weights.astype("<f4", copy=False).tobytes())

@@ -42,9 +42,9 @@ def write_run(
             weights=weights[epoch] if weights else None,
         )
         write_bytes(join(folder, list_name(epoch)), to_bytes(skip_list))
-        epochs.append(
-            {"epoch": epoch, "kept": int(mask.sum()), "skip_list": list_name(epoch), "digest": skip_list.digest}
-        )
+        returning = int((mask & ~masks[epoch - 1]).sum()) if epoch else 0
+        record = {"epoch": epoch, "keep_ratio": skip_list.keep_ratio, "kept": int(mask.sum()), "returning": returning}
+        epochs.append({**record, "skip_list": list_name(epoch), "digest": skip_list.digest})
     run = {"method": "TED", "settings": "TED(0.5)", "run": "r", "dataset": layout.fingerprint}
     run |= {"samples": layout.num_samples, "epochs": epochs}
     write_bytes(join(folder, "run.json"), json.dumps({**run, "finished": finished}).encode())

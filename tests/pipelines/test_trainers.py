@@ -212,6 +212,10 @@ def test_the_loop_needs_no_composer(overrides: Overrides) -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "test accuracy" in done.stdout
     assert "epoch 2 of 2:" in done.stderr
+    assert [line.split(": ")[0] for line in done.stderr.splitlines() if " kept " in line] == [
+        "epoch 0 (1 of 2)",
+        "epoch 1 (2 of 2)",
+    ]
 
 
 def test_composer_is_missed_before_training(overrides: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,10 +281,34 @@ def test_metrics_are_logged_and_shown(
     assert logged("forwarded_samples") == [record.forwarded for record in ted.records]
     assert logged("save_ratio")[-1] == ted.save_ratio == logged("planned_save_ratio")[0]
     assert all(seconds > 0 for seconds in logged("boundary_seconds"))
+    assert logged("kept_ratio") == [record.kept / NUM_SAMPLES for record in ted.records]
+    kept_before = [NUM_SAMPLES, *(record.kept for record in ted.records[:-1])]
+    newly_pruned = [
+        before - record.kept + record.returning for before, record in zip(kept_before, ted.records, strict=True)
+    ]
+    assert logged("newly_pruned_samples") == newly_pruned
+    saved = NUM_SAMPLES * len(ted.records) - sum(record.forwarded for record in ted.records)
+    assert logged("saved_samples")[-1] == saved > 0
+    assert logged("estimated_saved_seconds")[-1] == saved * (ted.engine.pace.seconds_per_sample or 0) > 0
     quantiles = [logged(f"score_q{percent:02d}")[-1] for percent in (5, 25, 50, 75, 95)]
     assert quantiles == sorted(quantiles)
     kept = [data["kept"] for data in shown if "kept" in data]
     assert kept == [record.kept for record in ted.records]
+
+
+def test_evaluation_within_an_epoch_is_no_training(
+    folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_out: list[float] = []
+    monkeypatch.setattr("ted_stream.engine.pace.Pace.leave_out", lambda self, seconds: left_out.append(seconds))
+    evaluation = DataLoader(TupleDataset(local=folder, batch_size=BATCH_SIZE), batch_size=BATCH_SIZE)
+    ted = make_ted(0.6, folder=str(tmp_path))
+    trainer = make_trainer(folder, [ted], eval_dataloader=evaluation, eval_interval="3ba", max_duration="2ep")
+    trainer.eval()  # before there is a run
+    assert not left_out
+    trainer.fit()
+    assert len(left_out) >= trainer.state.timestamp.batch.value // 3 > 0
+    assert left_out[-1] == trainer.state.eval_timestamp.total_wct.total_seconds() > 0
 
 
 def test_after_the_run_the_dataset_is_whole_again(

@@ -77,6 +77,48 @@ def test_the_run_folder_is_beside_the_checkpoints(tmp_path: Path) -> None:
     assert (tmp_path / "pruning/manifest.parquet").exists()
 
 
+class Logged(TrainerCallback):
+    """What the Trainer's callbacks are told, as those of ``report_to`` are."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.entries.append({name: value for name, value in logs.items() if name.startswith("pruning/")})
+
+
+def test_the_metrics_go_to_what_the_trainer_reports_to(tmp_path: Path) -> None:
+    logged = Logged()
+    trainer = make_trainer(METHODS["ted"], str(tmp_path), callbacks=[logged])
+    trainer.train()
+    entries = [entry for entry in logged.entries if entry]
+    chosen, ended = entries[::2], entries[1::2]
+    records = trainer.pruning_records
+    assert [entry["pruning/kept_samples"] for entry in chosen] == [record.kept for record in records]
+    assert [entry["pruning/kept_ratio"] for entry in chosen] == [record.kept / NUM_SAMPLES for record in records]
+    assert [entry["pruning/forwarded_samples"] for entry in ended] == [record.forwarded for record in records]
+    assert ended[-1]["pruning/save_ratio"] == trainer.pruning_save_ratio
+    assert ended[-1]["pruning/estimated_saved_seconds"] > 0
+    kept = [entry["pruning/kept_samples"] for entry in trainer.state.log_history if "pruning/kept_samples" in entry]
+    assert kept == [record.kept for record in records]
+    assert all(type(value) in (int, float) for entry in entries for value in entry.values())
+
+
+def test_evaluation_within_an_epoch_is_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left_out: list[float] = []
+    monkeypatch.setattr("ted_stream.engine.pace.Pace.leave_out", lambda self, seconds: left_out.append(seconds))
+    steps = {"eval_strategy": "steps", "eval_steps": 5, "num_train_epochs": 2}
+
+    def make(**arguments: Any) -> Trainer:
+        return PrunedTrainer(eval_dataset=Dicts(), **arguments)
+
+    trainer = make_trainer(METHODS["random"], str(tmp_path), cls=make, **steps)
+    trainer.train()
+    found = [entry["eval_runtime"] for entry in trainer.state.log_history if "eval_runtime" in entry]
+    assert left_out == found
+    assert len(found) == trainer.state.global_step // 5 > 0
+
+
 def test_a_dataset_that_was_looked_at_before(make_mds: Callable[..., str], tmp_path: Path) -> None:
     """As some trainers do to learn its columns, which begins an epoch of a streaming one."""
     data = make_mds(NUM_SAMPLES)

@@ -108,7 +108,7 @@ class DataPruning(Algorithm):
     def match(self, event: Event, state: State) -> bool:
         """Whether the event is one that pruning acts on."""
         del state
-        return event == Event.INIT or event in _EVENTS
+        return event in (Event.INIT, Event.FIT_START) or (event in _EVENTS and self._run is not None)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Act on the event."""

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ted_stream.engine import BatchIds, PrunableData, PruningEngine, Ranks, filled_in, read_ids
 from ted_stream.engine.data import start_streaming_at
 from ted_stream.engine.generators import get_generators, set_generators
+from ted_stream.engine.metrics import boundary_metrics, epoch_metrics
 from ted_stream.pruning.batches import batch_size, tensors_of, total_loss
 from ted_stream.trainers import requirements
 from ted_stream.trainers.composer.durations import Plan, plan_epochs
@@ -23,7 +24,6 @@ from ted_stream.trainers.composer.reporting import hyperparameters, show_progres
 from ted_stream.trainers.composer.requirements import refuse_shared_evaluation
 from ted_stream.trainers.composer.stretching import ScheduleStretcher
 from ted_stream.trainers.reading import checked_data
-from ted_stream.trainers.reporting import boundary_metrics, epoch_metrics
 
 if TYPE_CHECKING:
     from ted_stream.trainers.composer.data_pruning import DataPruning
@@ -91,12 +91,9 @@ class ComposerRun:
         self._ranks.on_every_rank(lambda: engine.data.activate(None, sample_ids=True))
         full_length = self._full_length(state)
         full_samples = round(engine.data.full_epoch_size * full_length / len(loader))
+        before, again = Plan(**loaded["plan"]) if loaded else self._plan, self._plan is not None
         plan = self._plan = plan_epochs(
-            state,
-            full_length=full_length,
-            full_samples=full_samples,
-            before=Plan(**loaded["plan"]) if loaded else self._plan,
-            again=self._plan is not None,
+            state, full_length=full_length, full_samples=full_samples, before=before, again=again
         )
         state.max_duration = Time(plan.epochs, TimeUnit.EPOCH)
         if loaded:
@@ -105,9 +102,8 @@ class ComposerRun:
         engine.start(state.model, loader, **length, run=state.run_name, at=(epoch, batches_done))
         rows, bound = state.device_train_microbatch_size, self._subset_length
         requirements.warn_of_single_rows(state.model, engine, loader, epoch, rows, bound)
-        kept = None
-        if self.settings.progress == "samples":
-            kept = engine.plan.forecast({record.epoch: record.kept for record in engine.records})
+        begun = {record.epoch: record.kept for record in engine.records}
+        kept = engine.plan.forecast(begun) if self.settings.progress == "samples" else None
         position = engine.plan.positions(full_length, kept)
         shown = plan.shown(full_length, full_samples)
         self._stretcher = ScheduleStretcher(full_length, position, shown, full_samples / full_length)
@@ -142,14 +138,17 @@ class ComposerRun:
     def _set_length(self, state: State) -> None:
         assert self._plan is not None
         length = len(_loader(state))
-        if self._subset_length is not None:
-            length = min(length, self._subset_length)
+        length = min(length, self._subset_length or length)
         state.dataloader_len = max(1, round(length * self._plan.share(state.timestamp.epoch.value)))
         self._ids.start_epoch()
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Fold the epoch's measurements."""
         logger.log_metrics(epoch_metrics(self.engine, self.engine.end_epoch()))
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """Evaluation within an epoch is not training."""
+        self.engine.pace.leave_out(state.eval_timestamp.total_wct.total_seconds())
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the manifest, and let go of the dataset."""
@@ -209,7 +208,8 @@ class ComposerRun:
         known = self.engine.output_layer
         self.engine.check()
         if (layer := self.engine.output_layer) != known:
-            log.info("Pruning measures at the output layer %r.", layer)
+            level = logging.DEBUG if self._ranks.rank else logging.INFO
+            log.log(level, "Pruning measures at the output layer %r.", layer)
             logger.log_hyperparameters({"pruning/output_layer": str(layer)})
 
     def batch_end(self, state: State, logger: Logger) -> None:

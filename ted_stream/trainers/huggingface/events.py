@@ -66,6 +66,12 @@ class RunEvents(TrainerCallback):
         """An epoch is over."""
         self._run.end_epoch(is_last=control.should_training_stop)
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Evaluation within an epoch is not training."""
+        if (run := self._trainer._pruned_run) is not None:
+            taken = [value for name, value in (metrics or {}).items() if name.endswith("_runtime")]
+            run.engine.pace.leave_out(sum(taken))
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Training is over."""
         self._run.finish()

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from ted_stream.engine import PruningEngine, Ranks, RunFolder, filled_in
+from ted_stream.engine.metrics import boundary_metrics, epoch_metrics
 from ted_stream.files import write_bytes
 from ted_stream.methods import Method
 from ted_stream.trainers import requirements
@@ -21,7 +22,6 @@ from ted_stream.trainers.huggingface.checkpoints import has_checkpoints, read_st
 from ted_stream.trainers.huggingface.lengths import Lengths
 from ted_stream.trainers.huggingface.requirements import refuse_pruned
 from ted_stream.trainers.reading import EpochReader, checked_data
-from ted_stream.trainers.reporting import boundary_metrics, epoch_metrics
 
 __all__ = ["EpochsLoader", "HuggingFaceRun", "Settings"]
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ted_stream.engine import EpochRecord, PruningEngine, Ranks, RunFolder, checked_folder, filled_in
+from ted_stream.engine.metrics import boundary_metrics, epoch_metrics
 from ted_stream.methods import Method
 from ted_stream.pruning import batch_size
 from ted_stream.pruning.settings import check_whole
@@ -54,6 +55,9 @@ class Pruner:
         allow_other_settings: go on with a state of another method, of other settings, another seed or progress.
         overwrite: replace an earlier run in the folder, where this one does not go on with it.
 
+    Attributes:
+        metrics: of the latest epoch by name: what was kept, and once its batches are over what it saved; on every rank.
+
     Raises:
         TypeError: for an argument of another type.
         ValueError: for a value out of range, a name that leads out of the folder, or a loader that cannot be served.
@@ -92,6 +96,7 @@ class Pruner:
         options |= {"allow_other_settings": allow_other_settings, "overwrite": overwrite}
         self.engine = PruningEngine(method, data, folder=folder, seed=seed, ranks=ranks, **options)
         self._steps = LoopSteps(self.engine.step, model, moves_batches=loss_function is not None)
+        self.metrics: dict[str, float] = {}
         self._state = "new"  # then "between" epochs, "open" (an epoch has begun), "reading" its batches, "over"
 
     @property
@@ -123,7 +128,7 @@ class Pruner:
         self._begin()
         while (reader := self._reader).epoch < self.epochs:
             if not reader.done:
-                self.engine.begin_epoch(reader.epoch)
+                self.metrics = boundary_metrics(self.engine, self.engine.begin_epoch(reader.epoch))
             self._state = "open"
             yield reader.epoch
             if self._state != "between":
@@ -136,8 +141,7 @@ class Pruner:
     def _begin(self) -> None:
         engine, reader = self.engine, self._reader
         reader.begin()
-        at = reader.epoch, reader.done
-        engine.start(self.model, self.loader, epochs=self.epochs, run=self.run_name, at=at)
+        engine.start(self.model, self.loader, epochs=self.epochs, run=self.run_name, at=(reader.epoch, reader.done))
         self._steps.attach()
         requirements.warn_of_single_rows(self.model, engine, self.loader, reader.epoch)
         self._state = "between"
@@ -162,7 +166,7 @@ class Pruner:
             self.engine.step.check_rows(batch_size(batch))
             yield batch
             self._settle()
-        self.engine.end_epoch()
+        self.metrics = self.metrics | epoch_metrics(self.engine, self.engine.end_epoch())
         self._reader.end_epoch()
         self._state = "between"
 
@@ -214,13 +218,10 @@ class Pruner:
         at_least_one("accumulation", accumulation, fix="it is the number of batches to an optimizer step.")
 
         def position() -> float:
-            at, lengths = (
-                (self._reader.epoch, self._reader.done + self._steps.has_batch),
-                (len(loader), self.full_length),
-            )
+            at = self._reader.epoch, self._reader.done + self._steps.has_batch
+            lengths = len(self.loader), self.full_length
             return steps_done(self.engine, at, lengths, accumulation=accumulation, progress=self.progress)
 
-        loader = self.loader
         return StretchedScheduler(scheduler, position)
 
     def state_dict(self) -> dict[str, Any]:
@@ -244,7 +245,6 @@ class Pruner:
             raise RuntimeError("load_state_dict() comes before the loop over epochs.")
         self._reader.load_state_dict(state)
         if self._keeps_folder:
-            self.run_name, folder = state["run"], state["engine"]["folder"]
-            self.engine.folder = RunFolder(folder, self._ranks)
+            self.run_name, self.engine.folder = state["run"], RunFolder(state["engine"]["folder"], self._ranks)
         self.engine.load_state_dict(state["engine"])
         requirements.refuse_other_progress(state, self.progress, self.allow_other_settings)
