@@ -348,7 +348,7 @@ def test_a_limit_that_is_too_low_is_named(
     """Where a dataset is made, and where it is read; and dropping it is quiet."""
     unraised: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", unraised.append)
-    places = {"remote": str(remote), "local": str(tmp_path)} if cached else {"local": str(remote)}
+    places: dict[str, Any] = {"remote": str(remote), "local": str(tmp_path)} if cached else {"local": str(remote)}
     told = r"as many files open as it may, {}, and .* `ulimit -n 4096`"
     for spare in (0, 11, 20):
         with no_more_than(spare) as most, pytest.raises(OSError, match=told.format(most)):
