@@ -88,9 +88,9 @@ def train(settings: Settings) -> Result:
         result = result_of(settings, run.fit(), samples=data.full_epoch_size, full_epoch=full_epoch)
         if ranks.rank == 0:
             write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
-    except (ValueError, FileExistsError):  # refused after all: the folder is still the former run's
-        if config is not None and ranks.rank == 0:
-            write_bytes(join(settings.folder, CONFIG_FILE), config)
+    except (ValueError, FileExistsError):  # refused after all: the folder is still the former run's, or nobody's
+        if ranks.rank == 0:
+            _put_back(settings, config)
         raise
     finally:
         if lock is not None:
@@ -101,6 +101,17 @@ def train(settings: Settings) -> Result:
 def _config_before(settings: Settings) -> bytes | None:
     """The settings of the run that is gone on with, if one is."""
     return _config_in(settings.folder) if settings.autoresume or settings.load_path else None
+
+
+def _put_back(settings: Settings, config: bytes | None) -> None:
+    """Leave the settings of the run that was not gone on with; none where none were, and no run has begun."""
+    folder = settings.folder
+    if config is not None:
+        write_bytes(join(folder, CONFIG_FILE), config)
+    elif not is_remote(folder) and (settings.autoresume or settings.load_path is not None):
+        begun = (name for name in LEFTOVERS if name not in (CONFIG_FILE, METRICS_FILE))
+        if not any(map(exists, (join(folder, name) for name in begun))):
+            Path(folder, CONFIG_FILE).unlink(missing_ok=True)
 
 
 def _config_in(folder: str) -> bytes | None:

@@ -17,7 +17,7 @@ from streaming.base.stream import Stream
 from ted_stream.files import is_remote, write_bytes
 from ted_stream.reading.heads import Head
 from ted_stream.reading.ranges import chunks
-from ted_stream.reading.shard_files import path_of
+from ted_stream.reading.shard_files import path_of, refuse_other_size
 from ted_stream.reading.sources import read_patiently, source_of
 from ted_stream.reading.sparse import SparseShard, write_all
 from ted_stream.stores import ATTEMPTS, CONNECTIONS, Source
@@ -67,12 +67,14 @@ class Fetcher:
     def fetch_whole(self, stream: Stream, shard: Reader) -> None:
         """Make a shard local: its files appear whole, of the index's sizes and, if asked, hashes.
 
+        What is there and has no elsewhere is checked by the same.
+
         Raises:
             OSError: if the store or the disk fails.
             ValueError: if what came is not what the index says.
         """
         if _is_stock(stream) and not has_cache(stream):
-            _refuse_missing(stream, shard)
+            _check_local(stream, shard)
         source = self._source(stream)
         if source is None or shard.compression is not None:
             stream.prepare_shard(shard)
@@ -151,16 +153,19 @@ def read_range(stream: Stream, source: Source, name: str, begin: int, end: int, 
     return read_patiently(source, name, begin, end, size=size, attempts=attempts)
 
 
-def _refuse_missing(stream: Stream, shard: Reader) -> None:
-    """Name a file of a shard that is nowhere: its folder holds no copies of what is elsewhere."""
+def _check_local(stream: Stream, shard: Reader) -> None:
+    """Refuse a file of a shard that is nowhere, or not what the index says: its folder holds no copies."""
     for raw, zipped in shard.file_pairs:
-        paths = [path_of(shard, file) for file in (raw, zipped) if file is not None]
-        if not any(map(os.path.exists, paths)):
+        paths = {path_of(shard, file): file for file in (raw, zipped) if file is not None}
+        path = next(filter(os.path.exists, paths), None)
+        if path is None:
             elsewhere = "has no remote" if not stream.remote else "has the same folder as its remote"
             raise FileNotFoundError(
                 f"The shard file {' or '.join(paths)} is missing, and the dataset {elsewhere} to fetch it from. "
                 "Restore the file, or pass as remote the folder or URI that has all shards."
             )
+        refuse_other_size(path, os.path.getsize(path), paths[path])
+        _validate(stream, paths[path], Path(path))
 
 
 def remote_name(stream: Stream, file: FileInfo) -> str:
@@ -179,5 +184,6 @@ def _validate(stream: Stream, file: FileInfo, path: Path) -> None:
         )
     if get_hash(algorithm, path.read_bytes()) != file.hashes[algorithm]:
         raise ValueError(
-            f"Checksum failure: {file.basename} as it came does not have the {algorithm} of its index. Upload it again."
+            f"Checksum failure: {file.basename} does not have the {algorithm} of its index: it was changed, or damaged "
+            f"on its way. Restore it in {stream.remote or stream.local!r}."
         )

@@ -18,6 +18,7 @@ from ted_stream.reading.shard_copies import (
     copies_of,
     discard,
     discard_sparse,
+    is_as_indexed,
     lacks_raw,
     remove_cut_off,
     remove_unfinished,
@@ -72,6 +73,8 @@ class NodeCache:
 
     def set_up(self, dataset: StreamingDataset) -> None:
         """Repair what an earlier run left, and learn what is there: in one process, before the node's others go on."""
+        validates = np.array([bool(stream.validate_hash) for stream in dataset.streams], np.bool_)
+        unseen = ~self.evictable & validates[dataset.stream_per_shard]  # copies were validated as they came
         first_shards = dataset.shard_offset_per_stream
         for stream, first, count in zip(dataset.streams, first_shards, dataset.shards_per_stream, strict=True):
             if has_cache(stream):
@@ -79,8 +82,8 @@ class NodeCache:
         for shard_id, shard in enumerate(self._shards):
             if self.evictable[shard_id]:
                 self._repair(shard_id)
-            if self._states[shard_id] == _ShardState.LOCAL and lacks_raw(shard):
-                self._states[shard_id] = PARTIAL  # has yet to be decompressed
+            if self._states[shard_id] == _ShardState.LOCAL and (unseen[shard_id] or not is_as_indexed(shard)):
+                self._states[shard_id] = PARTIAL  # has yet to be decompressed, validated or refused
             self.disk_usage[shard_id] = self._measured(shard_id)
         index = sum(stream.get_index_size() for stream in dataset.streams)
         self._usage.set(index + int(self.disk_usage.numpy().sum()))

@@ -7,7 +7,8 @@ file of that name: the system ends it with the process, however that ends. What 
 the next dataset is made, or when the last of its processes ends.
 
 A process that has dropped all datasets of a number closes the file, and what it had mapped, so that it holds nothing of
-them but the names: those it gives back when it ends, as streaming does, and until then a file `number.pid` says so.
+them but the names: those it gives back when it ends, as streaming does, and until then a file `number.pid` says so. Not
+before: a dataset that was pickled for a process which has yet to start is held by nobody, and finds its memory by name.
 """
 
 import atexit
@@ -162,12 +163,12 @@ def _use_of(prefix: int) -> Use:
 
 def _end(prefix: int, made: list[SharedMemory], pid: int) -> None:
     """Close what a process has of a number; without waiting for any lock, since garbage is collected at any moment."""
-    if made and os.getpid() == pid:
-        _ended.add(prefix)
-        (_folder() / f"{prefix}.{pid}").touch()
     for memory in made:
         with suppress(BufferError):  # somebody has an array of it
             memory.shm.close()
+    if made and os.getpid() == pid:  # by a descriptor of those, which may be the last that this process may have
+        _ended.add(prefix)
+        (_folder() / f"{prefix}.{pid}").touch()
     if prefix in _held:
         os.close(_held.pop(prefix))
 

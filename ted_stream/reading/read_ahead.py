@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from streaming.base.constant import TICK
@@ -34,19 +34,20 @@ class ReadAhead:
     def __reduce__(self) -> Any:
         return ReadAhead, ()
 
-    def raise_failure(self) -> NoReturn:
-        """Say in another thread that, and why, the preparing ended."""
-        reason = "" if self.failure is None else f" It said: {type(self.failure).__name__}: {self.failure}"
-        raise RuntimeError(f"Background thread failed. Check other traceback.{reason}") from self.failure
+    def check(self) -> None:
+        """Raise in another thread what ended the preparing, if something did."""
+        if self.failure is not None:
+            raise self.failure
 
     def prepare(self, dataset: StreamingDataset, it: _Iterator) -> None:
-        """Prepare shards ahead of the samples that are yielded, in the order of their first use."""
+        """Prepare shards ahead of the samples that are yielded, in the order of their first use.
+
+        It raises nothing, which streaming would log as an error of its own: what fails is the failure.
+        """
         try:
             self._prepare(dataset, it)
         except BaseException as error:
             self.failure = error
-            dataset._event.set()
-            raise
         finally:
             it.prepare_index = it.total
             it.on_exit()
@@ -91,8 +92,7 @@ class ReadAhead:
                     it.on_exit()
                     _refuse_iterator_of(pid)
                     return
-                if dataset._event.is_set():
-                    self.raise_failure()
+                self.check()
                 if sample_id >= 0:
                     try:
                         yield sample_id

@@ -13,17 +13,24 @@ from ted_stream.reading.shard_files import path_of
 from ted_stream.reading.sparse import SPARSE_SUFFIXES
 
 __all__ = [
+    "PAGE",
     "bytes_on_disk",
     "copies_of",
     "discard",
     "discard_sparse",
+    "is_as_indexed",
     "lacks_raw",
     "remove_cut_off",
     "remove_unfinished",
+    "with_extents",
 ]
+
+PAGE = 4096
+"""Bytes of a file system's block."""
 
 _UNFINISHED = re.compile(r"\.?(.+?)(?:\.present)?\.[0-9a-f]{16}\.tmp")
 _EVICTED = ".evicted"
+_EXTENTS = 340  # runs of blocks that ext4 lists in a block
 
 
 def copies_of(shard: Reader) -> list[str]:
@@ -38,21 +45,39 @@ def copies_of(shard: Reader) -> list[str]:
     return paths if head is None else paths + _sparse_paths(head)
 
 
+def with_extents(size: int) -> int:
+    """What a file with holes may come to take up: ext4 adds blocks that list its others when it writes them to disk.
+
+    Args:
+        size: bytes of its blocks as yet.
+    """
+    return size + PAGE * (1 + size // (_EXTENTS * PAGE))
+
+
 def bytes_on_disk(shard: Reader) -> int:
-    """Bytes of a cached shard's files, as streaming counts them; holes are not counted."""
+    """Bytes that a cached shard's files take up at most, as streaming counts them; holes are not counted."""
     usage = 0
     for path in {*copies_of(shard), *(path_of(shard, raw) for raw, _ in shard.file_pairs)}:
         try:
             status = os.stat(path)
         except FileNotFoundError:
             continue
-        usage += min(status.st_size, 512 * status.st_blocks)
+        blocks = 512 * status.st_blocks
+        usage += min(status.st_size, with_extents(blocks) if path.endswith(SPARSE_SUFFIXES[0]) else blocks)
     return usage
 
 
 def lacks_raw(shard: Reader) -> bool:
     """Whether a local shard has yet to be decompressed, or has lost a file."""
     return not all(os.path.isfile(path_of(shard, raw)) for raw, _ in shard.file_pairs)
+
+
+def is_as_indexed(shard: Reader) -> bool:
+    """Whether a local shard has all its files, decompressed, of the sizes that its index says."""
+    try:
+        return all(os.path.getsize(path_of(shard, raw)) == raw.bytes for raw, _ in shard.file_pairs)
+    except FileNotFoundError:
+        return False
 
 
 def discard(path: str, *, cut: bool = True) -> None:

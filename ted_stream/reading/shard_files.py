@@ -1,11 +1,12 @@
 """The shard files that a process keeps open, so that a sample costs one read and not an open, a seek and two reads."""
 
+import copy
 import itertools
 import os
 import resource
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import RLock
 from typing import Any
@@ -14,12 +15,13 @@ from weakref import finalize
 from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.format.mds.reader import MDSReader
 
+from ted_stream.reading.descriptors import naming_the_limit
 from ted_stream.reading.forks import renew_after_fork
 from ted_stream.reading.heads import Head, head_of
 from ted_stream.reading.mds_decoding import MDSDecoder
 from ted_stream.reading.sparse import SparseShard
 
-__all__ = ["ShardFiles", "open_sparse", "path_of"]
+__all__ = ["ShardFiles", "open_sparse", "path_of", "refuse_other_size"]
 
 _OPEN_SHARDS = 256
 """Kept open per process, the longest unused closed first: as many as streaming's default shuffle block mixes."""
@@ -28,6 +30,19 @@ _OPEN_SHARDS = 256
 def path_of(shard: Reader, file: FileInfo) -> str:
     """Where a file of a shard is, once it is local."""
     return os.path.join(shard.dirname, shard.split, file.basename)
+
+
+def refuse_other_size(path: str, size: int, file: FileInfo) -> None:
+    """Refuse a local file of another size than its index says.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    if size != file.bytes:
+        raise ValueError(
+            f"{path} has {size} bytes, its index says {file.bytes}: it is cut off or belongs to another index. Restore "
+            "it, or delete it where it is a cached copy."
+        )
 
 
 def open_sparse(head: Head) -> SparseShard | None:
@@ -44,10 +59,7 @@ class _WholeShard:
         size = os.fstat(self._data).st_size
         if size != head.data.bytes:
             self._raise_if_evicted()
-            raise ValueError(
-                f"{self._path} has {size} bytes, its index says {head.data.bytes}: it is cut off or belongs to another "
-                "index. Restore it, or delete it where it is a cached copy."
-            )
+        refuse_other_size(self._path, size, head.data)
         if head.file is head.data:
             table = os.pread(self._data, head.size, 0)
             if len(table) < head.size:
@@ -143,17 +155,21 @@ class ShardFiles:
 
     Args:
         shards: readers of the dataset's shards.
+        may_be_read: tells by a shard's id whether its files may be read as they are; others are taken as not there.
 
     Attributes:
         missed: (shard id, position) of the sample that was last asked for in vain.
     """
 
-    def __init__(self, shards: Sequence[Reader]) -> None:
+    def __init__(self, shards: Sequence[Reader], may_be_read: Callable[[int], bool]) -> None:
         self.missed: tuple[int, int] | None = None
+        self._may_be_read = may_be_read
         self._heads = [head_of(shard) for shard in shards]
         self._begin()
         for shard_id, (shard, head) in enumerate(zip(shards, self._heads, strict=True)):
-            if head is not None:
+            if head is None:  # by a copy of the reader, since one that held itself would end with a collection alone
+                shard.get_sample_data = partial(self._read_stock, shard_id, copy.copy(shard).get_sample_data)
+            else:
                 shard.get_sample_data = partial(self.read, shard_id)
             if isinstance(shard, MDSReader) and type(shard).decode_sample is MDSReader.decode_sample:
                 shard.decode_sample = MDSDecoder(shard)
@@ -181,8 +197,11 @@ class ShardFiles:
         for _ in range(2):
             shard = _opened.get(self._number, shard_id)
             if shard is None:
+                if not self._may_be_read(shard_id):
+                    break
                 try:
-                    shard = _opened_shard(head)
+                    with naming_the_limit():
+                        shard = _opened_shard(head)
                 except FileNotFoundError:
                     break
                 _opened.put(self._number, shard_id, shard)
@@ -193,6 +212,12 @@ class ShardFiles:
             _opened.drop(self._number, shard_id)
         self.missed = shard_id, idx
         raise FileNotFoundError(f"Sample {idx} of {head.data_path} is not there")
+
+    def _read_stock(self, shard_id: int, read: Callable[[int], bytes], idx: int) -> bytes:
+        """The encoded bytes of a sample of a shard that has no head, by its reader's own means."""
+        if not self._may_be_read(shard_id):
+            raise FileNotFoundError(f"Shard {shard_id} is yet to be prepared")
+        return read(idx)
 
     def close(self) -> None:
         """Close all files."""

@@ -10,17 +10,16 @@ from streaming.base.dataset import _ShardState
 from streaming.base.format.base.reader import Reader
 from streaming.base.stream import Stream
 
+from ted_stream.reading.descriptors import naming_the_limit
 from ted_stream.reading.fetching import Fetcher
 from ted_stream.reading.heads import head_of
 from ted_stream.reading.node_cache import PARTIAL, READY, Claim, NodeCache
 from ted_stream.reading.ranges import choose_ranges
-from ted_stream.reading.shard_copies import discard_sparse
+from ted_stream.reading.shard_copies import PAGE, discard_sparse, with_extents
 from ted_stream.reading.shard_files import open_sparse
 from ted_stream.reading.sparse import SparseShard
 
 __all__ = ["ShardPreparer"]
-
-_PAGE = 4096  # bytes of a file system's block: a run of samples takes up to two more than it fills
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +58,13 @@ class ShardPreparer:
             Whether they are there now; else to be asked again once the other one is done.
 
         Raises:
-            OSError: if the store fails for good, or the disk is full.
+            OSError: if the store fails for good, the disk is full, or too many files are open.
             ValueError: if what came is not what the index says, or ``cache_limit`` is too small.
         """
+        with naming_the_limit():
+            return self._prepare(positions, recheck=recheck, is_epochs=is_epochs)
+
+    def _prepare(self, positions: NDArray[np.int64] | None, *, recheck: bool, is_epochs: bool) -> bool:
         claim = self.cache.claim(self.shard_id, ready_suffices=positions is not None and not recheck)
         if claim is not Claim.GRANTED:
             return claim is Claim.NEEDLESS
@@ -107,7 +110,7 @@ class ShardPreparer:
             table = self.fetcher.fetch_head(self.stream, head)
             path = head.data_path
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._reserve(len(table) + 4 * samples + 2 * _PAGE)
+            self._reserve(len(table) + 4 * samples + 2 * PAGE)
             sparse = SparseShard.create(path, table, size=size, samples=samples, parse=head.parse)
         missing = positions[~sparse.present()[positions]]
         if not len(missing):
@@ -116,7 +119,8 @@ class ShardPreparer:
         runs = choose_ranges(offsets, missing, **costs)
         if runs is None:
             return False
-        self._reserve(int((offsets[runs[:, 1]] - offsets[runs[:, 0]] + 2 * _PAGE).sum()))
+        # A run of samples takes up to two blocks more than it fills.
+        self._reserve(with_extents(int((offsets[runs[:, 1]] - offsets[runs[:, 0]] + 2 * PAGE).sum())))
         self.fetcher.fetch_samples(self.stream, head, sparse, runs)
         return True
 

@@ -6,6 +6,7 @@ import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from streaming.base.constant import TICK
 from streaming.base.dataset import StreamingDataset, _Iterator, _IterState, _ShardState
 from streaming.base.distributed import maybe_init_dist
-from streaming.base.shared import SharedMemory
+from streaming.base.shared import SharedArray, SharedMemory
 from streaming.base.util import bytes_to_int
 
+from ted_stream.reading.descriptors import naming_the_limit, probe_descriptors
 from ted_stream.reading.fetching import Fetcher, has_cache, serves_ranges
 from ted_stream.reading.forks import FolderOwner, ProcessLock, renew_after_fork, renewed_downloader
 from ted_stream.reading.heads import head_of
@@ -46,6 +48,9 @@ class ShardReading(StreamingDataset):
     Samples that are local are read through open files, at most 256 per process whatever the number of datasets;
     nothing is done per sample but the read and the decoding.
 
+    With ``validate_hash``, whole shards are hashed as they come; those that have no elsewhere, once on a node, before
+    the first of their samples is read.
+
     A request that fails in a way that may pass is made up to 5 times for each of ``download_retry`` attempts.
 
     Args:
@@ -67,6 +72,11 @@ class ShardReading(StreamingDataset):
     ) -> None:
         self.request_latency = _num_bytes("request_latency", request_latency)
         self.min_gap = _num_bytes("min_gap", min_gap)
+        with naming_the_limit():
+            probe_descriptors()
+            self._set_up(*args, decoders=decoders, **kwargs)
+
+    def _set_up(self, *args: Any, decoders: Sequence[str | Callable[[str, bytes], Any]], **kwargs: Any) -> None:
         destroys = maybe_init_dist()  # once, for streaming's barrier and for ours
         try:
             super().__init__(*args, **kwargs)
@@ -100,7 +110,7 @@ class ShardReading(StreamingDataset):
         by_ranges = np.array(by_ranges, np.bool_) & serving[self.stream_per_shard]
         self._needed = NeededSamples(self._node_folder / "needed.bits", by_ranges, self.samples_per_shard)
         self._cache = NodeCache(self)
-        self._files = ShardFiles(self.shards)
+        self._files = ShardFiles(self.shards, partial(_may_be_read, self._cache.evictable, self._shard_states))
         self._use = Use(self._shm_prefix_int, [*self._shared_memory(), self._locals_shm])
         only_mapped(self._locals_shm)
         self._fetcher = Fetcher()
@@ -217,8 +227,7 @@ class ShardReading(StreamingDataset):
         while not preparer.prepare(positions, recheck=recheck, is_epochs=is_epochs):
             if not blocking:
                 return
-            if self._ahead.failure is not None:
-                self._ahead.raise_failure()
+            self._ahead.check()
             time.sleep(TICK)
 
     def _share_work(self, sample_ids: NDArray[np.int64]) -> tuple[SharedMemory, SharedMemory | None]:
@@ -251,6 +260,11 @@ class ShardReading(StreamingDataset):
         for shard_id in self._files.close_removed():
             if self._shard_states[shard_id] == _ShardState.LOCAL and self._cache.evictable[shard_id]:
                 self.prepare_shard(shard_id)
+
+
+def _may_be_read(evictable: NDArray[np.bool_], states: SharedArray, shard_id: int) -> bool:
+    """Whether a shard's local files, if there are any, may be read as they are: copies, and what has been looked at."""
+    return bool(evictable[shard_id]) or int(states[shard_id]) == _ShardState.LOCAL
 
 
 class _Spanner:

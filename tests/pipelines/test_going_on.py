@@ -106,6 +106,14 @@ def test_a_refused_resumption_leaves_the_config(trainer: str, run: Run, tmp_path
 
 
 @each_trainer
+def test_a_refused_beginning_leaves_no_config(trainer: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "other.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(ConfigError, match="is no checkpoint"):
+        run(f"trainer={trainer}", f"load_path={tmp_path / 'other.pt'}")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@each_trainer
 @pytest.mark.parametrize(
     ("override", "told"),
     [

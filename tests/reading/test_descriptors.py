@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,46 @@ def test_workers_open_their_own_shards(remote: Path, context: str) -> None:
     assert sorted(sample for ids, _ in batches for sample in ids) == list(range(NUM_SAMPLES))
     assert max(number for _, number in batches) == 2
     assert len(open_shards()) == mine
+
+
+@contextmanager
+def no_more_than(spare: int) -> Iterator[int]:
+    """The limit, where this process may open so many files more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest, opened = max(map(int, os.listdir("/proc/self/fd"))), [os.open(os.devnull, os.O_RDONLY)]
+    while opened[-1] < highest:  # it is numbers that are limited
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+    most = opened[-1] + 1 + spare
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    try:
+        yield most
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_limit_that_is_too_low_is_named(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """Where a dataset is made, and where it is read; and dropping it is quiet."""
+    unraised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraised.append)
+    places: dict[str, Any] = {"remote": str(remote), "local": str(tmp_path)} if cached else {"local": str(remote)}
+    told = r"as many files open as it may, {}, and .* `ulimit -n 4096`"
+    for spare in (0, 11, 20):
+        with no_more_than(spare) as most, pytest.raises(OSError, match=told.format(most)):
+            PrunedStreamingDataset(**places, batch_size=4)
+    before = descriptors()
+    dataset = PrunedStreamingDataset(**places, batch_size=4)
+    with no_more_than(0) as most:
+        with pytest.raises(OSError, match=told.format(most)):
+            dataset[0]
+        del dataset
+    assert not unraised
+    assert descriptors() == before
 
 
 ENDS = """

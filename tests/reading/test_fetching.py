@@ -18,8 +18,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+<<<<<<< HEAD
 from streaming import MDSWriter, Stream, StreamingDataset
+=======
+from quick import quick_of
+from streaming import JSONWriter, MDSWriter, Stream, StreamingDataset
+>>>>>>> h3
 from streaming.base.dataset import _ShardState
+from streaming.base.hashing import get_hash
 from streaming.vision.base import StreamingVisionDataset
 from tars import NUM_SAMPLES as NUM_IN_TARS
 from tars import PER_SHARD, SHARDS
@@ -27,7 +33,7 @@ from tars import write_shards as write_tars
 from torch.utils.data import DataLoader
 
 from ted_stream import Prunable, PrunedStreamingDataset, SkipList
-from ted_stream.reading import shard_files
+from ted_stream.reading import fetching, shard_files
 from ted_stream.reading.fetching import Fetcher
 from ted_stream.reading.node_cache import NodeCache
 from ted_stream.reading.sources import LocalSource
@@ -132,6 +138,15 @@ def disk_usage(folder: Path) -> int:
     return usage
 
 
+def check_accounted(dataset: PrunedStreamingDataset, cache: Path) -> None:
+    """What is accounted is what is on disk, and a block a file for the list of its extents, which may be there."""
+    for path in cache.iterdir():  # when a file system may add blocks of its own
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    usage = dataset.cache_usage - (cache / "index.json").stat().st_size
+    assert 0 <= usage - disk_usage(cache) <= 4096 * len(list(cache.glob("*.sparse")))
+
+
 def size_of(truth: list[dict[str, Any]], mask: NDArray[np.bool_]) -> int:
     return sum(12 + len(truth[index]["x"]) for index in np.flatnonzero(mask))
 
@@ -149,7 +164,7 @@ def test_little_more_is_asked_for_than_is_kept(
     assert size_of(truth, mask) <= requests.num_bytes <= 1.15 * size_of(truth, mask)
     assert "shard.00000.mds" not in {name for name, _, _ in requests}
     assert not list((tmp_path / "cache").glob("*.mds"))
-    assert dataset.cache_usage - (tmp_path / "cache" / "index.json").stat().st_size == disk_usage(tmp_path / "cache")
+    check_accounted(dataset, tmp_path / "cache")
     # Every sample takes up to two blocks more than it fills; holes take none.
     assert disk_usage(tmp_path / "cache") <= size_of(truth, mask) + 2 * 4096 * mask.sum() + 10 * 4096
 
@@ -396,8 +411,7 @@ def test_the_cache_stays_under_its_limit(
         keep_only(dataset, mask)
         check(read_epoch(dataset, workers), mask, truth)
     assert workers or max(seen) > 500_000  # it was of use
-    usage = dataset.cache_usage - (cache / "index.json").stat().st_size
-    assert usage == disk_usage(cache)
+    check_accounted(dataset, cache)
     while dataset.cache_usage > (cache / "index.json").stat().st_size:
         dataset.evict_coldest_shard()
     assert [path.name for path in cache.iterdir()] == ["index.json"]
@@ -609,6 +623,49 @@ def test_hashes_are_checked_where_whole_shards_come(tmp_path: Path, truth: list[
     dataset = dataset_of(remote, tmp_path / "c", validate_hash="md5")
     with pytest.raises((ValueError, RuntimeError), match=r"validate_hash is 'md5', but the index has \['sha1'\]"):
         read_epoch(dataset)
+
+
+@pytest.mark.parametrize("writer", [MDSWriter, JSONWriter])
+def test_local_shards_are_what_their_index_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: type[MDSWriter | JSONWriter]
+) -> None:
+    """Of the size always, at every use; of the hash where that is asked for, once."""
+    with writer(out=str(tmp_path), columns={"id": "int"}, size_limit=400, hashes=["sha1"]) as out:
+        for index in range(NUM_SAMPLES):
+            out.write({"id": index})
+    hashed: list[int] = []
+    monkeypatch.setattr(fetching, "get_hash", lambda algorithm, data: hashed.append(1) or get_hash(algorithm, data))
+    dataset = PrunedStreamingDataset(local=str(tmp_path), batch_size=4, validate_hash="sha1")
+    for _ in range(2):
+        assert [sample["id"] for sample in dataset] == list(range(NUM_SAMPLES))
+    assert len(hashed) == sum(len(shard.file_pairs) for shard in dataset.shards)
+    first = int(dataset.sample_offset_per_shard[1])
+    path = tmp_path / dataset.shards[1].file_pairs[0][0].basename
+    whole = path.read_bytes()
+    damaged = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+
+    def read(how: str, validate_hash: str | None) -> list[int]:
+        dataset = PrunedStreamingDataset(local=str(tmp_path), batch_size=4, validate_hash=validate_hash)
+        seen: list[int] = []
+        try:
+            if how == "at random":
+                seen.append(dataset[first]["id"])
+            else:
+                seen.extend(sample["id"] for sample in dataset)
+        finally:
+            assert validate_hash is None or max(seen, default=0) < first  # nothing of the shard
+        return seen
+
+    for how in ("an epoch", "at random"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"Checksum failure: {path.name} .*Restore it in '{tmp_path}'"):
+            read(how, "sha1")
+        assert read(how, None)  # as stock streaming does
+        for other in (whole[:-1], whole + b"x"):
+            path.write_bytes(other)
+            with pytest.raises(ValueError, match=rf"{path} has {len(other)} bytes, its index says {len(whole)}"):
+                read(how, None)
+        path.write_bytes(whole)
 
 
 def test_what_a_crash_left_is_repaired(remote: Path, truth: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -88,11 +88,33 @@ def test_no_work_goes_on_when_preparing_has_failed(
 
     dataset.predownload = NUM_SAMPLES
     monkeypatch.setattr(dataset, "prepare_shard", prepare)
-    with pytest.raises(OSError, match="the first one fails"):
-        dataset._ahead.prepare(dataset, _Iterator(np.arange(NUM_SAMPLES)))
+    dataset._ahead.prepare(dataset, _Iterator(np.arange(NUM_SAMPLES)))
     assert sorted(begun) == [0, *sorted(ended)]
-    with pytest.raises(RuntimeError, match="OSError: the first one fails"):
-        dataset._ahead.raise_failure()
+    with pytest.raises(OSError, match="the first one fails"):
+        dataset._ahead.check()
+
+
+def test_what_fails_ahead_is_the_one_error(
+    dataset: PrunedStreamingDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of its own kind, and in the place of the next sample; streaming's own log has no other."""
+    prepare = dataset.prepare_shard
+
+    def failing(shard_id: int, blocking: bool = True) -> None:
+        if shard_id == 5:
+            raise OSError("the sixth one fails")
+        prepare(shard_id, blocking)
+
+    dataset.predownload = NUM_SAMPLES
+    monkeypatch.setattr(dataset, "prepare_shard", failing)
+    samples = iter(dataset)
+    assert next(samples)["id"] == 0
+    while dataset._ahead.failure is None:
+        time.sleep(0.01)
+    for again in (samples, iter(dataset)):
+        with pytest.raises(OSError, match="the sixth one fails"):
+            next(again)
+    assert not caplog.records
 
 
 def test_room_is_waited_for_while_somebody_else_is_at_work(

@@ -161,6 +161,27 @@ def test_a_run_does_not_end_before_it_goes_on(
 
 
 @pytest.mark.long
+def test_a_last_epoch_is_not_shorter_than_what_is_done_of_it(
+    folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    saving = {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "1ba", "run_name": "run"}
+    trainer = make_trainer(folder, [make_ted(0.6, annealing=0, folder=str(tmp_path))], max_duration="4ep", **saving)
+    trainer.fit()
+    full = -(-NUM_SAMPLES // BATCH_SIZE)
+    saved = (tmp_path / "checkpoints").glob("ep3-*-rank0.pt")
+    load = max(saved, key=lambda path: int(path.name.split("-")[1].removeprefix("ba")))
+    again = make_trainer(
+        folder,
+        [make_ted(0.6, annealing=0, folder=str(tmp_path))],
+        max_duration=f"{3 * full + 1}ba",
+        run_name="run",
+        load_path=str(load),
+    )
+    with pytest.raises(ValueError, match=r"after 3 epochs and \d+ batches, but of its last epoch .* on 1, by max_"):
+        again.fit()
+
+
+@pytest.mark.long
 def test_a_partial_duration_is_the_same_after_an_interruption(
     folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

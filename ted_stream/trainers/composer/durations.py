@@ -30,6 +30,23 @@ class Plan:
         """T, the last one by its share."""
         return self.epochs - 1 + self.last_share
 
+    def refuse_to_end_before(self, done: int, length: int) -> None:
+        """Refuse a last epoch of fewer batches than a checkpoint has of it.
+
+        Args:
+            done: batches of the epoch that the run goes on in.
+            length: of that epoch, as planned.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if done > length:
+            raise ValueError(
+                f"The checkpoint was made after {self.epochs - 1} epochs and {done} batches, but of its last epoch the "
+                f"run is to train on {length}, by max_duration={self.asked}: what it has learnt since cannot be taken "
+                "back. Let it last as long as it was begun with, or longer, or load an earlier checkpoint."
+            )
+
     def shown(self, full_length: int, full_samples: int) -> Time[int]:
         """The duration of the full run, in the unit that it was asked for in; what schedules are to see."""
         unit = Time.from_timestring(self.asked).unit

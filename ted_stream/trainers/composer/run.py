@@ -108,7 +108,7 @@ class ComposerRun:
         shown = plan.shown(full_length, full_samples)
         self._stretcher = ScheduleStretcher(full_length, position, shown, full_samples / full_length)
         if batches_done:  # no EPOCH_START comes before the rest of this epoch
-            self._set_length(state)
+            plan.refuse_to_end_before(batches_done, self._set_length(state))
         self._stretcher.wrap(state)
         engine.step.suspects = [type(other).__name__ for other in state.algorithms if other is not self.settings]
         logger.log_hyperparameters(hyperparameters(self.settings, engine))
@@ -135,12 +135,17 @@ class ComposerRun:
             self._generators, self._iterator_is_late = get_generators(self._ranks), False
         logger.log_metrics(boundary_metrics(self.engine, record))
 
-    def _set_length(self, state: State) -> None:
+    def _set_length(self, state: State) -> int:
         assert self._plan is not None
         length = len(_loader(state))
         length = min(length, self._subset_length or length)
+<<<<<<< HEAD
         state.dataloader_len = max(1, round(length * self._plan.share(state.timestamp.epoch.value)))
+=======
+        state.dataloader_len = length = max(1, round(length * self._plan.share(state.timestamp.epoch.value)))
+>>>>>>> h3
         self._ids.start_epoch()
+        return length
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Fold the epoch's measurements."""
