@@ -14,8 +14,11 @@ from ted_stream.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 FLOOR = {
+    "digests": 1,
     "extras": 1,
     "files": 1,
+    "folders": 1,
+    "processes": 1,
     "seeding": 1,
     "skip_list": 1,
     "stores": 1,
