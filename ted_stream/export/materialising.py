@@ -263,6 +263,8 @@ def _begun(place: str, plan: Mapping[str, Any], overwrite: bool) -> Iterator[tup
         overwrite=overwrite,
     ) as work:
         yield str(work / DATASET), str(work / _RECORDS)
+        for path in (work / DATASET).rglob(".*.tmp"):  # which a killed process did not get to the end of
+            path.unlink()
 
 
 def _begin_remotely(place: str, plan: Mapping[str, Any], overwrite: bool) -> None:

@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ import torch
 from PIL import Image
 from quick import quick_of
 from run_folders import random_masks, write_run
-from streaming import MDSWriter, StreamingDataset
+from streaming import MDSWriter, Stream, StreamingDataset
 from tars import NUM_SAMPLES, write_shards
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -37,7 +41,7 @@ from ted_stream import (
     RandomPruning,
 )
 from ted_stream.cli.commands import app
-from ted_stream.export import Copied, Materialised, Selection, ShardCopy, copy_shard, materialise, write_origins
+from ted_stream.export import COPIES, Copied, Materialised, Selection, ShardCopy, materialise, write_origins
 from ted_stream.export.materialising import METADATA
 from ted_stream.export.stream_index import layout_of_index, read_index
 from ted_stream.methods import Method
@@ -394,6 +398,19 @@ def test_streams_stay_streams(tmp_path: Path) -> None:
         materialise(tmp_path / "run", tmp_path / "half")
 
 
+def test_the_order_of_streams_is_that_of_the_skip_list(tmp_path: Path) -> None:
+    parts = {"a": range(60), "b": range(60, N)}
+    folders = [write_samples(tmp_path / name, part) for name, part in parts.items()]
+    write_run(tmp_path / "run", layout_of(*folders), MASKS)
+    done = materialise(tmp_path / "run", tmp_path / "kept", dataset=folders)
+    options: dict[str, Any] = {"batch_size": 4, "shuffle": True, "num_canonical_nodes": 2}
+    streams = [Stream(local=folder) for folder in folders]
+    pruned = PrunedStreamingDataset(streams=streams, skip_list=kept_of(tmp_path / "run", 2), **options)
+    copied = StreamingDataset(streams=[Stream(local=f"{done.path}/stream-{at}") for at in (0, 1)], **options)
+    for _ in range(2):
+        assert [one["y"] for one in copied] == [one["y"] for one in pruned]
+
+
 def upload(s3: Any, folder: str, prefix: str) -> str:
     for name, content in files_of(folder).items():
         s3.put_object(Bucket="training", Key=f"{prefix}/{name}", Body=content)
@@ -468,6 +485,7 @@ def test_an_interrupted_export_goes_on(run: Path, data: str, tmp_path: Path) -> 
     shards[0].write_bytes(shards[0].read_bytes()[:-1] + b"?")  # of the same size
     shards[1].write_bytes(shards[1].read_bytes()[:-1])
     shards[2].unlink()
+    (work / "dataset/.shard.00009.mds.0123456789abcdef.tmp").write_bytes(b"a killed process' last words")
     records[3].write_bytes(records[3].read_bytes()[:-9])
     left = {path: path.stat().st_ino for path in shards[4:]}
     with pytest.raises(FileExistsError, match="differs in: epoch, kept, kept_samples, selection, skip_list"):
@@ -477,6 +495,35 @@ def test_an_interrupted_export_goes_on(run: Path, data: str, tmp_path: Path) -> 
     materialise(run, out, dataset=data)
     assert files_of(out) == files_of(whole.path)
     assert {path: (out / path.name).stat().st_ino for path in left} == left, "what was written is not written again"
+    assert not work.exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("to", COPIES)
+def test_a_killed_export_goes_on(to: str, tmp_path: Path) -> None:
+    """Killed several times, with its workers, it is file by file what one is that was left alone."""
+    count = 20_000
+    data = write_samples(tmp_path / "data", range(count), size_limit=60_000)
+    write_run(tmp_path / "run", layout_of(data), random_masks(count, 2))
+    whole = materialise(tmp_path / "run", tmp_path / "whole", to=to, dataset=data)
+    assert whole.shards > 30
+    script, out, work = (
+        Path(__file__).with_name("killed_materialising.py"),
+        tmp_path / "out",
+        tmp_path / ".out.unfinished",
+    )
+    written: list[set[Path]] = [set()]
+    for after in (0.1, 0.5, 0.9):
+        command = [sys.executable, str(script), str(tmp_path / "run"), str(out), data, to, str(after)]
+        killed = subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=300)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not out.exists()
+        written.append({path for path in (work / "dataset").rglob("*.*") if not path.name.endswith(".tmp")})
+        assert written[-2] < written[-1]
+    assert len(written[-1]) >= 0.9 * whole.shards
+    done = materialise(tmp_path / "run", out, to=to, dataset=data, workers=2)
+    assert files_of(out) == files_of(whole.path)
+    assert replace(done, path="") == replace(whole, path="")
     assert not work.exists()
 
 
@@ -588,8 +635,14 @@ def test_results_that_are_lost_are_missed(run: Path, data: str, tmp_path: Path) 
         materialise(run, tmp_path / "out", dataset=data, to="arrow")
 
 
+def elsewhere(function: Callable[[ShardCopy], Copied], copies: Iterable[ShardCopy]) -> Iterator[Copied]:
+    """In another order, by what another process would be sent."""
+    for copy in reversed([*copies]):
+        of, sent = pickle.loads(pickle.dumps((function, copy)))
+        yield of(sent)
+
+
 def test_results_come_in_any_order(run: Path, data: str, tmp_path: Path) -> None:
-    backwards = partial(materialise, run, dataset=data, map_shards=lambda of, copies: map(of, reversed([*copies])))
+    backwards = partial(materialise, run, dataset=data, map_shards=elsewhere)
     done: Materialised = backwards(tmp_path / "out")
     assert files_of(done.path) == files_of(materialise(run, tmp_path / "whole", dataset=data).path)
-    assert copy_shard.__module__ == "ted_stream.export.shard_copying"  # picklable by its name
