@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pyroaring import FrozenBitMap
 
 from ted_stream.export.origins import Origin, Origins, find_origins, write_origins_of
+from ted_stream.export.run_files import check_outside
 from ted_stream.export.selected import Progress, Selected, select
 from ted_stream.export.selection import Selection
 from ted_stream.export.shard_copying import Copied, ShardCopy, copy_shard
@@ -118,7 +119,7 @@ def materialise(
     map_shards: MapShards | None = None,
     progress: Progress = lambda *_: None,
 ) -> Materialised:
-    """Write what a run kept as a new dataset, shard by shard; memory is that of a few shards and 2 bytes a sample.
+    """Write what a run kept as a new dataset, shard by shard; memory is that of `select`, and of a few shards a worker.
 
     Interrupted, the same call goes on with the shards that are there, once their bytes are what they should be; the
     result is the one of a call that was not. A local place is there only when all of it is, and what is unfinished is
@@ -141,11 +142,12 @@ def materialise(
         FileExistsError: if there is something else already, or it was begun with something else.
         FileNotFoundError: if the folder is none of a run, the dataset none of streaming's, or a shard is missing.
         ValueError: if there is no such format or selection, the dataset is another than the run's, not all of it is
-            given, or cannot be copied so, or a shard is damaged.
+            given, or cannot be copied so, a shard is damaged, or the place is one of the run's own files.
         OSError: if the place cannot be written to.
     """
     if to not in TARGETS:
         raise ValueError(f"there is no format {to!r} of datasets; there is {', '.join(TARGETS)}.")
+    check_outside(run, out)
     place = os.fspath(out)
     source = _source(select(run, selection, count=False, progress=progress), dataset, to)
     weighed = weights and source.selected.weights is not None
