@@ -60,6 +60,7 @@ LAZILY = {
 DEFAULT = {
     *("filelock", "numpy", "pyarrow", "pyroaring", "streaming", "torch"),
     *("azure", "boto3", "botocore", "google", "huggingface_hub", "requests", "s3transfer", "typing_extensions"),
+    "xxhash",
 }
 
 MOST_LINES = 250

@@ -503,7 +503,7 @@ def test_an_interrupted_export_goes_on(run: Path, data: str, tmp_path: Path) -> 
 def test_a_killed_export_goes_on(to: str, tmp_path: Path) -> None:
     """Killed several times, with its workers, it is file by file what one is that was left alone."""
     count = 20_000
-    data = write_samples(tmp_path / "data", range(count), size_limit=40_000)
+    data = write_samples(tmp_path / "data", range(count), size_limit=40_000, hashes=["sha1"])
     write_run(tmp_path / "run", layout_of(data), random_masks(count, 2))
     whole = materialise(tmp_path / "run", tmp_path / "whole", to=to, dataset=data)
     assert whole.shards > 30
