@@ -13,8 +13,11 @@ from ted_stream.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 FLOOR = {
+    "digests": 1,
     "extras": 1,
     "files": 1,
+    "folders": 1,
+    "processes": 1,
     "seeding": 1,
     "showing": 1,
     "skip_list": 1,
@@ -57,7 +60,7 @@ LAZILY = {
 DEFAULT = {
     *("filelock", "numpy", "pyarrow", "pyroaring", "streaming", "torch"),
     *("azure", "boto3", "botocore", "google", "huggingface_hub", "requests", "s3transfer", "tqdm"),
-    "typing_extensions",
+    *("typing_extensions", "xxhash"),
 }
 
 MOST_LINES = 250

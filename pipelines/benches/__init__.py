@@ -2,5 +2,6 @@
 
 - ``selection``, ``step``, ``boundary``: what pruning takes;
 - ``streaming``, ``local``, ``planning``: reading, beside stock streaming;
+- ``materialising``: copying what a run kept, beside a plain copy;
 - ``small_gpt``, ``object_server``, ``random_lists``, ``fresh``: what they share.
 """

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from ted_stream.export.origins import KeyKind
+from ted_stream.processes import in_order
 
 from .images import Place, write_images
 from .prepared import Description, new_dataset
-from .processes import in_order
 from .tars import check_is_file, safe_path
 
 __all__ = ["prepare_cifar"]

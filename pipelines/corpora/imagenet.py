@@ -29,9 +29,9 @@ from PIL import Image
 from ted_stream.export import write_origins
 from ted_stream.export.origins import KeyKind
 from ted_stream.files import write_bytes
+from ted_stream.processes import in_order
 
 from .prepared import DATASET, DESCRIPTION_FILE, HASHES, Description, check_free, resumable_dataset
-from .processes import in_order
 from .tars import check_is_file, safe_path
 
 __all__ = ["LAYOUTS", "prepare_imagenet"]

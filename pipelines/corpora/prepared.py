@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ted_stream.files import is_remote, join, read_bytes, write_bytes
+from ted_stream import folders
+from ted_stream.files import is_remote, join, read_bytes
+from ted_stream.folders import DATASET
 
 __all__ = [
     "DATASET",
@@ -27,9 +26,9 @@ __all__ = [
 ]
 
 DESCRIPTION_FILE = "dataset.json"
-DATASET = "dataset"  # what becomes the dataset, in the folder of `resumable_dataset`
 HASHES = ["sha1"]  # of every shard, by which skip-lists know its content
 FORMAT_VERSION = 1
+_KIND = "prepared dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,110 +115,43 @@ def read_description(path: str | os.PathLike[str]) -> Description:
 
 
 def check_free(out: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse a place that a dataset cannot be put at.
-
-    Raises:
-        ValueError: ``out`` is the working folder, as an empty path is.
-        FileExistsError: ``out`` holds a dataset and ``overwrite`` is off, or holds anything else.
-    """
-    out = Path(out)
-    if out.resolve() == Path.cwd():
-        raise ValueError("--out is empty, or the working folder; name the folder that the dataset is to become.")
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; name a folder that does not exist yet.")
-    occupied = out.exists() and any(out.iterdir())
-    finished = (out / DESCRIPTION_FILE).exists() or any(out.glob("*/index.json"))
-    if occupied and not finished:
-        raise FileExistsError(f"{out} holds files that are no prepared dataset; name another folder.")
-    if occupied and not overwrite:
-        raise FileExistsError(
-            f"{out} holds a finished dataset; pass --overwrite to replace it, or name another folder."
-        )
+    """Refuse a place that a dataset cannot be put at; see :func:`ted_stream.folders.check_free`."""
+    folders.check_free(out, overwrite=overwrite, kind=_KIND, is_finished=_is_finished)
 
 
-@contextmanager
-def new_dataset(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_dataset(out: str | Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
     """A folder to write a dataset into, which becomes ``out`` only when the block ends well.
 
-    The folder is a hidden sibling of ``out``, so that an interrupted run never leaves anything that looks
-    finished; it is renamed at the end and removed on failure.
+    See :func:`ted_stream.folders.new_folder`.
 
     Args:
         out: where the dataset goes.
         overwrite: replace a finished dataset.
 
-    Yields:
-        The folder to write into.
-
     Raises:
         FileExistsError: ``out`` is taken (see `check_free`).
     """
-    out = Path(out).resolve()
-    check_free(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
-        partial.chmod(0o755)
-        yield partial
-        _put(partial, out, overwrite)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    return folders.new_folder(out, overwrite=overwrite, kind=_KIND, is_finished=_is_finished)
 
 
-@contextmanager
-def resumable_dataset(out: str | Path, plan: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Path]:
+def resumable_dataset(
+    out: str | Path, plan: Mapping[str, Any], *, overwrite: bool = False
+) -> AbstractContextManager[Path]:
     """A working folder that outlives an interruption; its folder `DATASET` becomes ``out`` when the block ends well.
 
-    It is a hidden sibling of ``out`` and holds the plan that it was begun with: the same plan goes on with what is
-    there, another is refused.
+    See :func:`ted_stream.folders.resumable_folder`.
 
     Args:
         out: where the dataset goes.
         plan: all that decides the dataset's bytes, as JSON values.
         overwrite: replace a finished dataset, and discard an unfinished one of another plan.
 
-    Yields:
-        The working folder, with `DATASET` in it.
-
     Raises:
         FileExistsError: ``out`` is taken (see `check_free`), is being prepared by another process at this moment, or
             was begun with another plan.
     """
-    out = Path(out).resolve()
-    check_free(out, overwrite=overwrite)
-    work = out.parent / f".{out.name}.unfinished"
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FileExistsError(f"another process is preparing {out} at this moment; wait for it.") from error
-        file = work / "plan.json"
-        earlier = json.loads(file.read_text()) if file.exists() else None
-        if earlier is not None and earlier != plan and not overwrite:
-            odd = ", ".join(name for name in sorted({*plan, *earlier}) if plan.get(name) != earlier.get(name))
-            raise FileExistsError(
-                f"{work} holds an unfinished preparation that differs in: {odd}. Prepare with what it was begun with "
-                "to go on, or pass --overwrite to begin anew."
-            )
-        if earlier != plan:
-            for path in work.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-            write_bytes(file, json.dumps(plan).encode())
-        (work / DATASET).mkdir(exist_ok=True)
-        yield work
-        _put(work / DATASET, out, overwrite)
-        shutil.rmtree(work)
+    return folders.resumable_folder(out, plan, overwrite=overwrite, kind=_KIND, is_finished=_is_finished)
 
 
-def _put(folder: Path, out: Path, overwrite: bool) -> None:
-    """Rename a folder to ``out``, which is free, empty, or a dataset to replace."""
-    check_free(out, overwrite=overwrite)  # it may have been taken since
-    if not out.exists() or not any(out.iterdir()):
-        folder.rename(out)  # replaces an empty folder
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
-    out.rename(old / out.name)
-    folder.rename(out)
-    shutil.rmtree(old)
+def _is_finished(out: Path) -> bool:
+    return (out / DESCRIPTION_FILE).exists() or any(out.glob("*/index.json"))

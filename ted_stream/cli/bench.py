@@ -48,8 +48,16 @@ class Kind(str, Enum):
     jpeg = "jpeg"
 
 
+class Copy(str, Enum):
+    """What a copied dataset is."""
+
+    mds = "mds"
+    webdataset = "webdataset"
+    hf = "hf"
+
+
 MODELS = [Model.resnet18, Model.gpt]
-HOSTS, KINDS = list(Host), list(Kind)
+HOSTS, KINDS, COPIED, WORKERS = list(Host), list(Kind), [Copy.mds], [1, 2]
 
 Json = Annotated[Path | None, typer.Option("--json", help="File for every measurement.", show_default="none")]
 
@@ -445,6 +453,49 @@ def planning(
     table.add_row("MB to make it and plan", *planned)
     console.print(table)
     _write_json(json_file, _versions(), [times, stock, ours])
+
+
+@app.command()
+def materialising(
+    samples: Annotated[int, typer.Option(min=10, help="Of the dataset, 100 to 200 bytes each.")] = 1_280_000,
+    keep_ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share that a random list keeps.")] = 0.5,
+    to: Annotated[list[Copy], typer.Option(help="May be given several times.")] = COPIED,
+    workers: Annotated[list[int], typer.Option(min=1, help="Processes; may be given several times.")] = WORKERS,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 3,
+    json_file: Json = None,
+) -> None:
+    """Copying the kept samples into a dataset of their own, in turns with a plain copy of the files that it writes."""
+    from rich.table import Table
+
+    from ted_stream.cli.show import console, quiet
+    from ted_stream.pipelines.benches.materialising import bench_materialising
+
+    quiet()
+    table = Table(
+        title=f"{samples:,} samples, {keep_ratio:g} kept; {_versions()}",
+        caption="Seconds: median (least – most). Memory: of the calling process, above its imports.",
+    )
+    table.add_column("to", no_wrap=True)
+    for column in ("workers", "files", "MB", "seconds", "plain copy, s", "ratio", "kept samples/s", "memory, MB"):
+        table.add_column(column, justify="right")
+    rows = []
+    for each in to:
+        of = bench_materialising(samples, keep_ratio=keep_ratio, to=each.value, workers=workers, repeats=repeats)
+        rows += of
+        for row in of:
+            table.add_row(
+                row.to,
+                str(row.workers),
+                f"{row.shards:,}",
+                f"{row.written / 1e6:.1f}",
+                _seconds(row.seconds),
+                _seconds(row.plain),
+                f"{row.ratio:.2f}",
+                _rate([row.kept / seconds for seconds in row.seconds]),
+                f"{row.memory / 1e6:.0f}",
+            )
+    console.print(table)
+    _write_json(json_file, _versions(), rows)
 
 
 def _versions() -> str:

@@ -3,15 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ted_stream.cli.prepare import CORES
+
+if TYPE_CHECKING:
+    from ted_stream.export import Exported, Materialised
 
 __all__ = ["export"]
 
 
 class To(str, Enum):
-    """The formats, see `ted_stream.export.FORMATS`."""
+    """The formats of lists (`ted_stream.export.FORMATS`), and of datasets (`ted_stream.export.COPIES`)."""
 
     parquet = "parquet"
     jsonl = "jsonl"
@@ -21,13 +26,18 @@ class To(str, Enum):
     hf_indices = "hf-indices"
     streaming_index = "streaming-index"
     files = "files"
+    mds = "mds"
+    webdataset = "webdataset"
+    hf = "hf"
 
 
 def export(
     run: Annotated[str, typer.Argument(help="The folder of a pruned run: a path or URI.", show_default=False)],
-    to: Annotated[To, typer.Option(help="What to write; ted_stream/export/README.md describes each.")] = To.parquet,
+    to: Annotated[
+        To, typer.Option(help="What to write: a list, or with mds, webdataset or hf a dataset of the kept samples.")
+    ] = To.parquet,
     out: Annotated[
-        str | None, typer.Option(help="Path or URI of the file.", show_default="manifest.parquet in RUN")
+        str | None, typer.Option(help="Path or URI of the file or dataset.", show_default="manifest.parquet in RUN")
     ] = None,
     epoch: Annotated[
         int | None, typer.Option(min=0, help="The samples that it kept.", show_default="the last that was pruned")
@@ -52,33 +62,64 @@ def export(
     all_samples: Annotated[
         bool, typer.Option("--all", help="List the samples that are not kept, too; parquet, csv and jsonl.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    weights: Annotated[
+        bool, typer.Option(help="Of mds: beside it, if its samples weigh unlike each other in the loss.")
+    ] = True,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that write a dataset.", show_default="all cores")
+    ] = CORES,
+    overwrite: Annotated[bool, typer.Option(help="Replace what an export wrote there before.")] = False,
 ) -> None:
-    """Write which samples a run kept, from any run folder: finished, killed, or still at work.
+    """Write which samples a run kept, or these samples, from any run folder: finished, killed, or still at work.
 
     For example: ted-stream export ted_stream_runs/my-run --epoch 12 --to csv --out kept.csv
     """
     from ted_stream.cli.show import console
-    from ted_stream.export import Selection, export_run
+    from ted_stream.export import COPIES, Selection, export_run, materialise
 
     selection = Selection(epoch=epoch, min_epochs=min_epochs, threshold=threshold, ratio=ratio, lowest=lowest)
-    with _progress() as progress:
-        done = export_run(
-            run,
-            out,
-            to=to.value,
-            selection=selection,
-            dataset=_dataset_of(run) if dataset is None else dataset,
-            all_samples=all_samples,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    state = "" if done.finished else ", of a run that has not finished"
-    which = f"which epoch {done.epoch} kept" if done.epoch is not None else str(done.selection)
-    scores = "without scores" if done.scored_after is None else f"with the scores after epoch {done.scored_after}"
-    lines = [f"{done.path}: {done.kept:,} of {done.samples:,} samples, {which}, {scores}{state}", *done.notes]
+    folders = _dataset_of(run) if dataset is None else dataset
+    if to.value in COPIES:
+        if out is None:
+            raise ValueError(f"{to.value} needs the folder or URI of a dataset to write: --out.")
+        if all_samples:
+            raise ValueError(f"{to.value} holds the samples that are kept; leave --all out.")
+        with _progress() as progress:
+            copied = materialise(
+                run,
+                out,
+                to=to.value,
+                selection=selection,
+                dataset=folders,
+                weights=weights,
+                workers=workers,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        lines = [_told(copied, f"in {copied.shards:,} shards, {copied.bytes / 2**20:.1f} MiB"), *copied.notes]
+    else:
+        with _progress() as progress:
+            done = export_run(
+                run,
+                out,
+                to=to.value,
+                selection=selection,
+                dataset=folders,
+                all_samples=all_samples,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        scored = done.scored_after
+        scores = "without scores" if scored is None else f"with the scores after epoch {scored}"
+        lines = [_told(done, scores), *done.notes]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _told(done: "Exported | Materialised", how: str) -> str:
+    state = "" if done.finished else ", of a run that has not finished"
+    which = f"which epoch {done.epoch} kept" if done.epoch is not None else str(done.selection)
+    return f"{done.path}: {done.kept:,} of {done.samples:,} samples, {which}, {how}{state}"
 
 
 def _dataset_of(run: str) -> list[str]:
@@ -97,5 +138,5 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     from ted_stream.cli.show import progress_bar
 
     with progress_bar() as bar:
-        tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("lists", "rows")}
+        tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("lists", "rows", "copy")}
         yield lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total, visible=True)

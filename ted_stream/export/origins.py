@@ -113,17 +113,19 @@ class Origins:
         layout: of the dataset.
         paths: of each stream's file, ``None`` where there is none.
         kinds: what the keys in it are, ``None`` where there is none.
+        sources: where its files are, for people; empty where that is not known.
     """
 
     layout: DatasetLayout
     paths: tuple[str | None, ...]
     kinds: tuple[KeyKind | None, ...]
+    sources: tuple[str, ...]
 
     @staticmethod
     def unknown(layout: DatasetLayout) -> "Origins":
         """Of a dataset of which none are known."""
         nothing = (None,) * len(layout.streams)
-        return Origins(layout=layout, paths=nothing, kinds=nothing)
+        return Origins(layout=layout, paths=nothing, kinds=nothing, sources=("",) * len(layout.streams))
 
     @property
     def known(self) -> int:
@@ -172,7 +174,7 @@ def find_origins(
     """
     given = [datasets] if isinstance(datasets, (str, os.PathLike)) else list(datasets)
     folders: list[str | None] = [None] * len(layout.streams)
-    paths, kinds = list(folders), list[KeyKind | None]([None] * len(folders))
+    paths, kinds, sources = list(folders), list[KeyKind | None]([None] * len(folders)), [""] * len(folders)
     if given:
         found = [stream_folder(dataset) for dataset in given]
         named = DatasetLayout(streams=tuple(layout_of_index(read_index(folder)) for folder in found))
@@ -185,14 +187,14 @@ def find_origins(
                     "that it was trained on."
                 )
             folders[at] = folder
-            kind = _kind_of(join(folder, ORIGINS), stream.fingerprint)
-            if kind is not None:
-                paths[at], kinds[at] = join(folder, ORIGINS), kind
-    return Origins(layout=layout, paths=tuple(paths), kinds=tuple(kinds)), folders
+            known = _kind_and_source_of(join(folder, ORIGINS), stream.fingerprint)
+            if known is not None:
+                paths[at], (kinds[at], sources[at]) = join(folder, ORIGINS), known
+    return Origins(layout=layout, paths=tuple(paths), kinds=tuple(kinds), sources=tuple(sources)), folders
 
 
-def _kind_of(path: str, fingerprint: str) -> KeyKind | None:
-    """What the keys of a file are; ``None`` if there is no such file."""
+def _kind_and_source_of(path: str, fingerprint: str) -> tuple[KeyKind, str] | None:
+    """What the keys of a file are, and where its files; ``None`` if there is no such file."""
     try:
         with _opened(path) as file:
             raw = file.metadata.metadata or {}
@@ -209,7 +211,7 @@ def _kind_of(path: str, fingerprint: str) -> KeyKind | None:
             f"{path} is of shards with fingerprint {ours['fingerprint']}, the index beside it of {fingerprint}: the "
             "dataset was made anew since. Remove that file, or write it again."
         )
-    return _KINDS[ours["key"]]
+    return _KINDS[ours["key"]], ours["source"]
 
 
 @contextmanager

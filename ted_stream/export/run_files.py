@@ -20,6 +20,7 @@ __all__ = [
     "RUN_FILE",
     "SCORES",
     "UnreadableRunError",
+    "check_outside",
     "check_target",
     "list_name",
     "pruned_epochs",
@@ -53,16 +54,27 @@ def check_target(folder: str | os.PathLike[str], target: str | os.PathLike[str])
         ValueError: if that is one of the run's files, or lies among its skip-lists or checkpoints.
         IsADirectoryError: if it is a folder.
     """
+    check_outside(folder, target)
+    if not is_remote(target) and os.path.isdir(target):
+        raise IsADirectoryError(
+            f"{os.fspath(target)} is a folder; name a file, such as {join(os.fspath(target), MANIFEST)}."
+        )
+
+
+def check_outside(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Refuse a path or URI of what is to be written that is one of the run's own files or folders.
+
+    Arguments as of :func:`check_target`.
+
+    Raises:
+        ValueError: if it is, or lies among its skip-lists or checkpoints.
+    """
     root, path = (os.fspath(text) if is_remote(text) else os.path.realpath(text) for text in (folder, target))
     inside = path.removeprefix(f"{root.rstrip('/')}/")
     if inside != path and inside.split("/")[0] in _OWN:
         raise ValueError(
             f"{os.fspath(target)} is a file of the run itself, which cannot be read without it; name another, such as "
             f"{join(folder, MANIFEST)}."
-        )
-    if not is_remote(target) and os.path.isdir(path):
-        raise IsADirectoryError(
-            f"{os.fspath(target)} is a folder; name a file, such as {join(os.fspath(target), MANIFEST)}."
         )
 
 

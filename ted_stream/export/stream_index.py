@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ted_stream.files import exists, join, read_bytes
+from ted_stream.files import exists, is_remote, join, read_bytes
 from ted_stream.skip_list import ShardLayout, StreamLayout
 
-__all__ = ["INDEX", "layout_of_index", "read_index", "stream_folder"]
+__all__ = ["INDEX", "file_of", "layout_of_index", "may_be_there", "read_index", "stream_folder"]
 
 INDEX = "index.json"
 _SPLIT = "train"  # of what `ted-stream prepare` makes
@@ -67,3 +68,23 @@ def layout_of_index(index: Mapping[str, Any]) -> StreamLayout:
             )
         )
     return StreamLayout(shards=tuple(shards))
+
+
+def file_of(folder: str, shard: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The file of a shard: a local one that is there; else, and in a remote, the one that is compressed if one is.
+
+    Args:
+        folder: of the index, a local path or a URI.
+        shard: its entry in the index.
+
+    Returns:
+        What the index says of the file: ``basename``, ``bytes``, ``hashes``.
+    """
+    files = [file for file in (shard["raw_data"], shard.get("zip_data")) if file]
+    there = [] if is_remote(folder) else [file for file in files if may_be_there(folder, file)]
+    return there[0] if there else files[-1]
+
+
+def may_be_there(folder: str, file: Mapping[str, Any]) -> bool:
+    """Whether a file of an index is in its folder; of a remote one that is not looked at."""
+    return is_remote(folder) or Path(folder, file["basename"]).is_file()

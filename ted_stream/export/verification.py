@@ -12,16 +12,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ted_stream.digests import SAMPLED, sampled_digest
 from ted_stream.export.manifest import Manifest, ManifestError, open_manifest
 from ted_stream.export.places import place_columns
-from ted_stream.export.stream_index import layout_of_index, read_index, stream_folder
+from ted_stream.export.stream_index import file_of, layout_of_index, may_be_there, read_index, stream_folder
 from ted_stream.files import is_remote, join, reading
 from ted_stream.skip_list import DatasetLayout, ShardLayout, StreamLayout
 
 __all__ = ["Check", "verify"]
 
 _BLOCK = 1 << 20
-_SAMPLED = "sampled"  # of `ted_stream.reading.digests`, which imports streaming
 _Raw = Mapping[str, Any]  # an entry of an index
 
 
@@ -98,10 +98,9 @@ def _layout_of(folder: str, index: _Raw) -> StreamLayout:
     layout = layout_of_index(index)
     if is_remote(folder) or all(shard.content for shard in layout.shards):
         return layout
-    from ted_stream.reading.digests import sampled_digest
 
     def known(shard: ShardLayout, entry: _Raw) -> ShardLayout:
-        for name, kind in (("raw_data", _SAMPLED), ("zip_data", f"{_SAMPLED}-zip")):
+        for name, kind in (("raw_data", SAMPLED), ("zip_data", f"{SAMPLED}-zip")):
             file = entry.get(name)
             if shard.content or not file:
                 continue
@@ -184,8 +183,8 @@ def _samples(manifest: Manifest, layout: DatasetLayout) -> tuple[NDArray[np.bool
 def _bytes(entries: Sequence[tuple[str, _Raw]], shards: int, seed: int) -> Check:
     """Whether the files of some shards are there, and have the hashes of their index."""
     check = partial(Check, name="bytes")
-    files = [(folder, _file_of(folder, shard)) for folder, shard in entries]
-    gone = [join(folder, file["basename"]) for folder, file in files if not _may_be_there(folder, file)]
+    files = [(folder, file_of(folder, shard)) for folder, shard in entries]
+    gone = [join(folder, file["basename"]) for folder, file in files if not may_be_there(folder, file)]
     if gone:
         return check(
             ok=False, told=f"{len(gone)} of {len(files)} shards with kept samples are missing, {gone[0]} first"
@@ -212,26 +211,13 @@ def _bytes(entries: Sequence[tuple[str, _Raw]], shards: int, seed: int) -> Check
     return check(ok=True, told=told)
 
 
-def _file_of(folder: str, shard: _Raw) -> _Raw:
-    """The file of a shard: a local one that is there; else, and in a remote, the one that is compressed if one is."""
-    files = [file for file in (shard["raw_data"], shard.get("zip_data")) if file]
-    there = [] if is_remote(folder) else [file for file in files if _may_be_there(folder, file)]
-    return there[0] if there else files[-1]
-
-
-def _may_be_there(folder: str, file: _Raw) -> bool:
-    return is_remote(folder) or Path(folder, file["basename"]).is_file()
-
-
 def _hash_in(file: _Raw) -> str | None:
     """The first hash of a file that can be made anew."""
-    return next((name for name in sorted(file["hashes"]) if name in {*hashlib.algorithms_available, _SAMPLED}), None)
+    return next((name for name in sorted(file["hashes"]) if name in {*hashlib.algorithms_available, SAMPLED}), None)
 
 
 def _digest(file: BinaryIO, size: int, name: str) -> str:
-    if name == _SAMPLED:
-        from ted_stream.reading.digests import sampled_digest
-
+    if name == SAMPLED:
         return sampled_digest(partial(_read, file), size)
     found = hashlib.new(name)
     file.seek(0)

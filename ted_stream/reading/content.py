@@ -22,8 +22,8 @@ from streaming.base.format import get_index_basename
 from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.stream import Stream
 
+from ted_stream.digests import SAMPLED, sampled_digest
 from ted_stream.files import join, read_bytes, write_bytes
-from ted_stream.reading.digests import SAMPLED, sampled_digest
 from ted_stream.reading.fetching import has_cache, read_range, remote_name, serves_ranges
 from ted_stream.reading.shard_files import path_of
 from ted_stream.reading.sources import LocalSource, source_of

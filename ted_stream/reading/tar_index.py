@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ted_stream.digests import SAMPLED, sampled_digest
 from ted_stream.export.origins import Origin, write_origins_of
 from ted_stream.export.stream_index import INDEX, layout_of_index
 from ted_stream.extras import optional_imports
 from ted_stream.files import is_remote, join, read_bytes, write_bytes
-from ted_stream.reading.digests import SAMPLED, sampled_digest
 from ted_stream.reading.tar_members import META, members, sample_member
 from ted_stream.reading.tar_shards import offsets_file
 from ted_stream.stores.downloads import CloudDownloader

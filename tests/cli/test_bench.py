@@ -144,6 +144,18 @@ def test_planning(tmp_path):
         assert 0 <= memory["made"] <= memory["planned"]
 
 
+def test_materialising(tmp_path):
+    sizes = ["--samples", "500", "--to", "mds", "--to", "hf", "--repeats", "2", "--json", str(tmp_path / "rows.json")]
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["bench", "materialising", *sizes])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["to"], row["workers"]) for row in rows] == [(to, number) for to in ("mds", "hf") for number in (1, 2)]
+    for row in rows:
+        assert len(row["seconds"]) == len(row["plain"]) == 2
+        assert 0 < row["kept"] < row["samples"] == 500
+        assert 100 * row["kept"] < row["written"]
+
+
 def test_noise(tmp_path):
     """Every arm with its differences; on digits, too few of them to say anything."""
     prepare_digits(tmp_path / "digits")

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from run_folders import random_masks, write_run
+from streaming import StreamingDataset
 from typer.testing import CliRunner
 
 import ted_stream.export as exports
@@ -58,6 +59,9 @@ def test_commands_and_code(
         names: dict[str, Any] = {}
         exec(code, names)
     assert pq.read_table("best.parquet")["sample_id"].to_pylist() == best
+    kept = [row["label"] for row in StreamingDataset(local="data/kept", batch_size=8)]
+    assert kept == pq.read_table("kept.parquet")["label"].to_pylist()
+    assert pq.read_table("data/best/origins.parquet")["key"].to_pylist() == [row["key"] for row in rows if row["kept"]]
     assert "TED kept" in capsys.readouterr().out
     assert pq.read_table("mine/origins.parquet")["key"].to_pylist()[:2] == [f"{at:032x}" for at in range(2)]
 
@@ -78,7 +82,24 @@ def test_a_dataset_that_has_gone_or_changed_is_not_taken_for_the_runs(
 
 
 def test_tables_name_all_there_is() -> None:
-    for name in (*SCHEMA.names, *exports.FORMATS):
+    for name in (*SCHEMA.names, *exports.FORMATS, *exports.COPIES):
         assert f"`{name}`" in README, name
     rows = [line for line in README.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
+
+
+def test_a_job_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    prepare_digits("data/digits")
+    layout = PrunedStreamingDataset(local="data/digits/train", batch_size=8).layout
+    write_run("runs/ted", layout, random_masks(layout.num_samples, 2))
+    exports.materialise("runs/ted", "data/kept", dataset="data/digits")
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        (code,) = blocks("py")
+        exec(code, {})
+    finally:
+        ray.shutdown()
+    files = [{path.name: path.read_bytes() for path in Path("data", name).iterdir()} for name in ("kept", "by-ray")]
+    assert files[0] == files[1]

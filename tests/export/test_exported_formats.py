@@ -25,7 +25,16 @@ from webdataset.writer import TarWriter
 
 from ted_stream import PrunedStreamingDataset
 from ted_stream.cli.export import To
-from ted_stream.export import FORMATS, ManifestError, Selection, export_run, open_manifest, origins, write_origins
+from ted_stream.export import (
+    COPIES,
+    FORMATS,
+    ManifestError,
+    Selection,
+    export_run,
+    open_manifest,
+    origins,
+    write_origins,
+)
 from ted_stream.export.formats import Format, Task
 from ted_stream.export.stream_index import layout_of_index, read_index
 from ted_stream.reading.tar_index import index_tars
@@ -482,4 +491,4 @@ def test_runs_of_map_style_datasets_go_by_index(tmp_path: Path) -> None:
 
 
 def test_the_command_takes_every_format() -> None:
-    assert [to.value for to in To] == list(FORMATS)
+    assert [to.value for to in To] == [*FORMATS, *COPIES]

@@ -16,8 +16,8 @@ from streaming import MDSWriter, Stream
 from tars import write_tar
 
 from ted_stream import PrunedStreamingDataset, SkipList, SkipListError, write_skip_list
+from ted_stream.digests import sampled_parts
 from ted_stream.reading import content
-from ted_stream.reading.digests import sampled_parts
 from ted_stream.reading.sources import LocalSource
 from ted_stream.reading.tar_index import index_tars
 from ted_stream.skip_list import DatasetLayout, ShardLayout, StreamLayout
