@@ -18,12 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-<<<<<<< HEAD
-from streaming import MDSWriter, Stream, StreamingDataset
-=======
-from quick import quick_of
 from streaming import JSONWriter, MDSWriter, Stream, StreamingDataset
->>>>>>> h3
 from streaming.base.dataset import _ShardState
 from streaming.base.hashing import get_hash
 from streaming.vision.base import StreamingVisionDataset

@@ -139,11 +139,7 @@ class ComposerRun:
         assert self._plan is not None
         length = len(_loader(state))
         length = min(length, self._subset_length or length)
-<<<<<<< HEAD
-        state.dataloader_len = max(1, round(length * self._plan.share(state.timestamp.epoch.value)))
-=======
         state.dataloader_len = length = max(1, round(length * self._plan.share(state.timestamp.epoch.value)))
->>>>>>> h3
         self._ids.start_epoch()
         return length
 
