@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from quick import quick_of
 from run_folders import random_masks, write_run
 from streaming import MDSWriter, Stream, StreamingDataset
 from tars import NUM_SAMPLES, write_shards
@@ -255,7 +254,8 @@ def parameters_of(model: nn.Module) -> list[float]:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).tolist()
 
 
-@pytest.mark.parametrize("name", quick_of(["random"], METHODS))
+@pytest.mark.quick("random")
+@pytest.mark.parametrize("name", METHODS)
 def test_training_on_it_gives_the_weights_of_the_skip_list(name: str, digits: str, tmp_path: Path) -> None:
     pruned_training(loader_of(digits), METHODS[name], tmp_path / "run")
     done = materialise(tmp_path / "run", tmp_path / "kept", dataset=digits)
