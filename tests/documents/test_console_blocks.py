@@ -178,7 +178,7 @@ def _(code: str, given: Given) -> None:
 # Data
 
 
-@of("pipelines/corpora/README.md", "--source photos")
+@of("pipelines/corpora/README.md", "--source photos", long=True)
 def _(code: str, given: Given) -> None:
     del given
     write_folders(Path("photos"), per_class=16, test_per_class=4)
