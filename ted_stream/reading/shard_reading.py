@@ -126,7 +126,7 @@ class ShardReading(StreamingDataset):
             only_mapped(memory)
         return memories
 
-    # Other processes. README.md beside this file lists all that a dataset holds of the process that it is in.
+    # Other processes. processes.md beside this file lists all that a dataset holds of the process that it is in.
 
     def _renew(self) -> None:
         """Leave the parent's threads, open files and connections behind: called in a forked process."""

@@ -128,9 +128,14 @@ def outcome_of(trainer: Any) -> dict[str, Any]:
     return outcome(View, trainer.model) | {"steps": trainer.state.global_step}
 
 
-def tiny_lm() -> LlamaForCausalLM:
+def tiny_lm(vocabulary: int = 11) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 11}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "vocab_size": vocabulary,
+    }
     config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16)
     return LlamaForCausalLM(config).double()
 
