@@ -137,9 +137,8 @@ class ComposerRun:
 
     def _set_length(self, state: State) -> int:
         assert self._plan is not None
-        length = len(_loader(state))
-        length = min(length, self._subset_length or length)
-        state.dataloader_len = length = max(1, round(length * self._plan.share(state.timestamp.epoch.value)))
+        full = min(len(_loader(state)), self._subset_length or len(_loader(state)))
+        state.dataloader_len = length = max(1, round(full * self._plan.share(state.timestamp.epoch.value)))
         self._ids.start_epoch()
         return length
 
