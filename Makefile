@@ -16,17 +16,23 @@ SHOWN := boto3|botocore|filelock|moto|mosaicml|mosaicml-streaming|numpy|pyarrow|
 
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --no-annotate --no-header --quiet
 
-.PHONY: quickstart test test-long test-lean test-latest setup clean-setup pins
+.PHONY: quickstart test test-types test-quick test-long test-lean test-latest setup clean-setup pins
 
 quickstart: $(READY)
 	$(BIN)/ted-stream prepare digits --out data/digits --overwrite
 	$(BIN)/ted-stream compare configs/quickstart.yaml --methods none,shorter,random,importance_sampling,ted --seeds 3
 
-# One thread, since the tests' tensors are small: on few cores torch's threads wait for each other.
+# The types beside the tests, since they are checked by one process.
 test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	@$(MAKE) --no-print-directory -j 2 test-types test-quick
+
+test-types: $(READY)
 	$(BIN)/pyright
+
+# One thread, since the tests' tensors are small: on few cores torch's threads wait for each other.
+test-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_PARALLEL) -m "not long"
 
 test-long: $(READY)
