@@ -9,6 +9,8 @@ from faulty_s3 import FaultyS3
 from s3_servers import s3_server
 from streaming import MDSWriter
 
+pytestmark = pytest.mark.long
+
 SCRIPT = Path(__file__).with_name("used_datasets.py")
 
 
@@ -36,6 +38,5 @@ def test_after_pickling(shards: Path, launch: Callable[..., None], tmp_path: Pat
     launch(SCRIPT, tmp_path, shards, "forkserver", "all_of_it")
 
 
-@pytest.mark.long
 def test_after_pickling_what_was_used_less(shards: Path, launch: Callable[..., None], tmp_path: Path) -> None:
     launch(SCRIPT, tmp_path, shards, "forkserver", "samples", "an_iterator_that_is_kept", "eviction")

@@ -304,6 +304,7 @@ def test_one_rank_goes_on_where_two_stopped(two_ranks: Path) -> None:
     assert sorted(same.epochs()[0]) == sorted(kept - trained)
 
 
+@pytest.mark.long
 def test_samplers_that_do_not_belong_together_are_refused_on_every_rank(two_ranks: Path) -> None:
     first, second = (rank["refusals"] for rank in results(two_ranks))
     assert first[0] == second[0]

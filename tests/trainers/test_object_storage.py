@@ -13,6 +13,7 @@ NUM_SAMPLES = 101
 BUCKET = "training"  # of the fixture
 
 
+@pytest.mark.long
 def test_a_run_whose_data_and_folder_are_on_s3(
     s3: Any, make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ted_stream import read_skip_list
 
-pytestmark = pytest.mark.composer
+pytestmark = [pytest.mark.composer, pytest.mark.long]
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 

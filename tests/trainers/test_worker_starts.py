@@ -16,6 +16,7 @@ before_python_3_12 = pytest.mark.skipif(sys.version_info >= (3, 12), reason="for
 
 
 @before_python_3_12
+@pytest.mark.long
 def test_nothing_of_an_exchange_is_at_work_when_a_worker_is_forked(launch: Callable[..., None], tmp_path: Path) -> None:
     launch(SCRIPT, "settled", tmp_path, ranks=2, launcher="torch")
     for rank in range(2):
@@ -24,6 +25,7 @@ def test_nothing_of_an_exchange_is_at_work_when_a_worker_is_forked(launch: Calla
 
 
 @before_python_3_12
+@pytest.mark.long
 def test_a_worker_that_never_starts_is_named(launch: Callable[..., None], tmp_path: Path) -> None:
     launch(SCRIPT, "stuck", tmp_path, ranks=2, launcher="torch")
     for rank in range(2):
