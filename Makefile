@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LEAN := .venv-lean
 LATEST := .venv-latest
-TESTS ?= # of test-latest; all, unless told
+TESTS ?= -m "not long" # of test-latest
 JOBS ?= 2
 # A file's tests in one process, since they share what takes long to make.
 IN_PARALLEL := -n $(JOBS) --dist loadfile
@@ -49,7 +49,7 @@ test-latest:
 	$(LATEST)/bin/python -m pip install --quiet --upgrade uv
 	$(LATEST)/bin/python -m uv pip install --python $(LATEST)/bin/python --quiet --upgrade --group dev -e ".[all]"
 	@$(LATEST)/bin/python -m uv pip freeze --python $(LATEST)/bin/python --quiet | grep -E "^($(SHOWN))=="
-	$(LATEST)/bin/pytest -m "not long" $(TESTS)
+	$(LATEST)/bin/pytest $(TESTS)
 
 setup: $(READY)
 

@@ -109,6 +109,7 @@ def make_examples(tmp_path_factory: pytest.TempPathFactory, launch: Callable[...
         yield lambda: Examples(tmp_path_factory.mktemp("runs"), shards, launch, variables)
 
 
+@pytest.mark.long
 def test_on_one_rank(make_examples: Callable[[], Examples]) -> None:
     make_examples().run(["empty", "half", "full", "resumed"], start="fork", ranks=1, timeout=240)
 

@@ -464,7 +464,10 @@ def materialising(
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 3,
     json_file: Json = None,
 ) -> None:
-    """Copying the kept samples into a dataset of their own, in turns with a plain copy of the files that it writes."""
+    """Copying the kept samples into a dataset of their own, in turns with a plain copy of the files that it writes.
+
+    For example: ted-stream bench materialising --samples 100000 --repeats 1
+    """
     from rich.table import Table
 
     from ted_stream.cli.show import console, quiet

@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 from streaming.base.shuffle import algos
 
+pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).with_name("sample_order.py")
 NUM_SAMPLES = 331
 
 
-@pytest.fixture(
-    scope="module",
-    params=[1, pytest.param(2, marks=[pytest.mark.composer, pytest.mark.long])],
-    ids=["1 rank", "2 ranks"],
-)
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.composer)], ids=["1 rank", "2 ranks"])
 def by_rank(
     request: pytest.FixtureRequest,
     make_mds: Callable[..., str],

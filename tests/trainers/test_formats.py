@@ -61,6 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_one_run_whatever_the_shards(
     folder: Path, s3: Any, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
