@@ -24,6 +24,7 @@ Made = tuple[bytes, Entry | None]
 """The bytes of a file, and its entry in an index where the format has one."""
 
 _END_OF_TAR = bytes(1024)
+_LONGEST = tarfile.LENGTH_NAME  # characters of a member's name
 _EXTENSIONS = {  # of the members that webdataset makes of columns
     **{"integer": "cls", "float": "json", "array": "npy"},
     **{"bytes": "bin", "str": "txt", "json": "json", "jpeg": "jpg", "png": "png"},
@@ -98,6 +99,13 @@ def _check_webdataset(entry: Entry) -> None:
             f"the column {odd!r} cannot be an extension of webdataset, which takes letters without case, digits, - and "
             "_: write the dataset with other column names, or copy it with --to mds."
         )
+    for column in columns_of(entry):
+        excess = len(_member_name(0, column)) - _LONGEST
+        if excess > 0:
+            raise ValueError(
+                f"the column {column.name!r} has a name of {len(column.name)} characters, and tars have room for "
+                f"{len(column.name) - excess}: write the dataset with a shorter one, or copy it with --to mds."
+            )
 
 
 def _name_webdataset(entry: Entry, number: int, count: int) -> str:
@@ -110,15 +118,18 @@ def _make_webdataset(entry: Entry, samples: Samples, positions: NDArray[np.int64
     if entry["format"] == "tar":
         return b"".join([*samples.runs(positions), _END_OF_TAR]), None
     columns, file = columns_of(entry), io.BytesIO()
-    extensions = [f"{column.name.lower()}.{_EXTENSIONS[column.kind]}" for column in columns]
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for position, values in zip(positions.tolist(), split(samples.each(positions), columns), strict=True):
-            for column, extension, value in zip(columns, extensions, values, strict=True):
-                member = tarfile.TarInfo(f"{first_id + position:012}.{extension}")
+            for column, value in zip(columns, values, strict=True):
+                member = tarfile.TarInfo(_member_name(first_id + position, column))
                 content = _member(column, value)
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return file.getvalue(), None
+
+
+def _member_name(sample: int, column: Column) -> str:
+    return f"{sample:012}.{column.name.lower()}.{_EXTENSIONS[column.kind]}"
 
 
 def _member(column: Column, value: bytes) -> bytes:
