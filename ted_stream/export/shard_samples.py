@@ -33,8 +33,9 @@ class Samples:
 
     def runs(self, positions: NDArray[np.int64]) -> Iterator[memoryview]:
         """The bytes of some samples, given by ascending positions, in as few pieces as they lie in."""
-        view, breaks = memoryview(self.data), np.flatnonzero(np.diff(positions) != 1) + 1
-        firsts, lasts = positions[[0, *breaks]], positions[[*(breaks - 1), len(positions) - 1]]
+        view, ends = memoryview(self.data), np.flatnonzero(np.diff(positions) != 1)
+        firsts = positions[np.concatenate(([0], ends + 1))]
+        lasts = positions[np.concatenate((ends, [len(positions) - 1]))]
         for begin, end in zip(self.offsets[firsts].tolist(), self.offsets[lasts + 1].tolist(), strict=True):
             yield view[begin:end]
 

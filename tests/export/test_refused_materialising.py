@@ -2,6 +2,7 @@
 
 import json
 import signal
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,18 @@ def test_column_names_that_tars_have_no_room_for_are_refused(tmp_path: Path) -> 
     for column in (fits, longer):
         write_samples(tmp_path / column, column)
         run_over(str(tmp_path / column), tmp_path / f"run-{column}")
-    materialise(tmp_path / f"run-{fits}", tmp_path / "out", to="webdataset", dataset=tmp_path / fits)
+    done = materialise(tmp_path / f"run-{fits}", tmp_path / "out", to="webdataset", dataset=tmp_path / fits)
+    members = 0
+    for path in Path(done.path).glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                told = tarfile.TarInfo(member.name)
+                told.size = member.size
+                header = path.read_bytes()[member.offset : member.offset_data]
+                assert header == told.tobuf(tarfile.USTAR_FORMAT)
+                assert len(member.name) == 100
+                members += 1
+    assert members == done.kept
     with pytest.raises(ValueError, match=f"column '{longer}' has a name of 84 characters, and tars have room for 83"):
         materialise(tmp_path / f"run-{longer}", tmp_path / "none", to="webdataset", dataset=tmp_path / longer)
     assert not (tmp_path / ".none.unfinished").exists()
