@@ -13,7 +13,7 @@ from typing import Any
 
 from ted_stream.files import write_bytes
 
-__all__ = ["DATASET", "check_free", "new_folder", "resumable_folder"]
+__all__ = ["DATASET", "check_free", "differing", "new_folder", "resumable_folder"]
 
 DATASET = "dataset"  # what becomes the folder, in the working folder of `resumable_folder`
 IsFinished = Callable[[Path], bool]
@@ -35,7 +35,7 @@ def check_free(out: str | Path, *, kind: str, is_finished: IsFinished, overwrite
     """
     out = Path(out)
     if out.resolve() == Path.cwd():
-        raise ValueError("--out is empty, or the working folder; name the folder that the dataset is to become.")
+        raise ValueError(f"--out is empty, or the working folder; name the folder that the {kind} is to become.")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; name a folder that does not exist yet.")
     occupied = out.exists() and any(out.iterdir())
@@ -91,7 +91,7 @@ def resumable_folder(
         The working folder, with `DATASET` in it.
 
     Raises:
-        FileExistsError: ``out`` is taken (see `check_free`), is being prepared by another process at this moment, or
+        FileExistsError: ``out`` is taken (see `check_free`), is being written by another process at this moment, or
             was begun with another plan.
     """
     out = Path(out).resolve()
@@ -102,14 +102,13 @@ def resumable_folder(
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FileExistsError(f"another process is preparing {out} at this moment; wait for it.") from error
+            raise FileExistsError(f"another process writes the {kind} {out} at this moment; wait for it.") from error
         file = work / "plan.json"
         earlier = json.loads(file.read_text()) if file.exists() else None
         if earlier is not None and earlier != plan and not overwrite:
-            odd = ", ".join(name for name in sorted({*plan, *earlier}) if plan.get(name) != earlier.get(name))
             raise FileExistsError(
-                f"{work} holds an unfinished preparation that differs in: {odd}. Prepare with what it was begun with "
-                "to go on, or pass --overwrite to begin anew."
+                f"{work} holds an unfinished {kind} that differs in: {differing(plan, earlier)}. Give what it was "
+                "begun with to go on, or pass --overwrite to begin anew."
             )
         if earlier != plan:
             for path in work.iterdir():
@@ -121,6 +120,11 @@ def resumable_folder(
         check_free(out, kind=kind, is_finished=is_finished, overwrite=overwrite)  # it may have been taken since
         _put(work / DATASET, out)
         shutil.rmtree(work)
+
+
+def differing(plan: Mapping[str, Any], earlier: Mapping[str, Any]) -> str:
+    """The names by which two plans differ, for a message."""
+    return ", ".join(name for name in sorted({*plan, *earlier}) if plan.get(name) != earlier.get(name))
 
 
 def _put(folder: Path, out: Path) -> None:

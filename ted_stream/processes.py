@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 __all__ = ["in_order"]
@@ -27,6 +28,9 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
 
     Yields:
         Pairs of item and result. What the function raises is raised here.
+
+    Raises:
+        OSError: if a worker was killed.
     """
     if workers <= 1:
         for item in items:
@@ -45,6 +49,11 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
             while pending:
                 done, future = pending.popleft()
                 yield done, future.result()
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a worker process was ended by the system, perhaps for want of memory; use fewer workers, or see what "
+                "the system says of it (dmesg)."
+            ) from error
         finally:
             for _, future in pending:
                 future.cancel()

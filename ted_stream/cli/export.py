@@ -63,11 +63,15 @@ def export(
         bool, typer.Option("--all", help="List the samples that are not kept, too; parquet, csv and jsonl.")
     ] = False,
     weights: Annotated[
-        bool, typer.Option(help="Of mds: beside it, if its samples weigh unlike each other in the loss.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Of mds alone: beside it, if its samples weigh unlike each other in the loss.", show_default="weights"
+        ),
+    ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that write a dataset.", show_default="all cores")
-    ] = CORES,
+        int | None,
+        typer.Option(min=1, help="Processes that write a dataset; not for lists.", show_default="all cores"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what an export wrote there before.")] = False,
 ) -> None:
     """Write which samples a run kept, or these samples, from any run folder: finished, killed, or still at work.
@@ -91,13 +95,17 @@ def export(
                 to=to.value,
                 selection=selection,
                 dataset=folders,
-                weights=weights,
-                workers=workers,
+                weights=weights is not False,
+                workers=CORES if workers is None else workers,
                 overwrite=overwrite,
                 progress=progress,
             )
         lines = [_told(copied, f"in {copied.shards:,} shards, {copied.bytes / 2**20:.1f} MiB"), *copied.notes]
     else:
+        of_datasets = {"--weights": weights is True, "--no-weights": weights is False, "--workers": workers is not None}
+        odd = [option for option, is_given in of_datasets.items() if is_given]
+        if odd:
+            raise ValueError(f"{to.value} is a list, for which {' and '.join(odd)} would do nothing; leave that out.")
         with _progress() as progress:
             done = export_run(
                 run,

@@ -45,7 +45,7 @@ class _Schema:
     def __init__(self, file: str) -> None:
         self.classes: dict[str, ast.ClassDef] = {}
         self.choices: Mapping[str, Mapping[str, frozenset[str]]] = {}
-        for node in ast.parse((_SCHEMAS / file).read_text()).body:
+        for node in ast.parse((_SCHEMAS / file).read_bytes()).body:
             if isinstance(node, ast.ClassDef):
                 self.classes[node.name] = node
             elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "CHOICES":

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from ted_stream.export.shard_copying import Copied, ShardCopy, copy_shard
 from ted_stream.export.shard_targets import TARGETS
 from ted_stream.export.stream_index import INDEX, file_of, layout_of_index, may_be_there, read_index
 from ted_stream.files import exists, is_remote, join, read_bytes, stays_within, write_bytes
-from ted_stream.folders import DATASET, resumable_folder
+from ted_stream.folders import DATASET, differing, resumable_folder
 from ted_stream.processes import in_order
 from ted_stream.skip_list import DatasetLayout, SkipList, write_skip_list
 
@@ -35,6 +36,7 @@ __all__ = ["COPIES", "METADATA", "MapShards", "Materialised", "materialise"]
 COPIES = tuple(TARGETS)
 """The formats of a copied dataset."""
 METADATA = "materialised.json"
+_KIND = "exported dataset"
 _VERSION = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WEIGHTS, _RECORDS, _PLAN = "weights.parquet", "_records", "plan.json"
@@ -96,6 +98,14 @@ class _Source:
         """Where the copy of a stream goes: one lies at the place itself, several in folders of their own."""
         return place if len(self.selected.layout.streams) == 1 else join(place, f"stream-{stream}")
 
+    def files(self, to: str) -> Iterator[tuple[int, int, Mapping[str, Any], str]]:
+        """The same as `shards`, with the name of the file that becomes of each, within the copy of its stream."""
+        streams = [stream for stream, _, _ in self.shards()]
+        counts, done = Counter(streams), Counter[int]()
+        for stream, shard, entry in self.shards():
+            yield stream, shard, entry, TARGETS[to].name(entry, done[stream], counts[stream])
+            done[stream] += 1
+
     def shards(self) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
         """Stream, number in the layout, and entry in the index of each shard of which something is kept."""
         kept, first = self.selected.kept_per_shard, 0
@@ -142,7 +152,8 @@ def materialise(
         FileExistsError: if there is something else already, or it was begun with something else.
         FileNotFoundError: if the folder is none of a run, the dataset none of streaming's, or a shard is missing.
         ValueError: if there is no such format or selection, the dataset is another than the run's, not all of it is
-            given, or cannot be copied so, a shard is damaged, or the place is one of the run's own files.
+            given, or cannot be copied so, a shard is damaged, or the place is one of the run's own files, or is, lies
+            within or holds a folder of the dataset.
         OSError: if the place cannot be written to.
     """
     if to not in TARGETS:
@@ -157,7 +168,8 @@ def materialise(
             "cannot hold: training would count them all alike. Use --to mds, which writes the weights beside them, or "
             "leave them out with --no-weights (weights=False)."
         )
-    plan = _plan(source.selected, to, weighed)
+    _check_apart(place, source)
+    plan = _plan(source, to, weighed)
     with _telling(place), _begun(place, plan, overwrite) as (folder, records):
         copies = partial(_copies, source, to, folder, records, _digest(plan))
         if map_shards is None:
@@ -182,7 +194,9 @@ def materialise(
 def _source(selected: Selected, dataset: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], to: str) -> _Source:
     """What is to be copied, once it is clear that it can be."""
     layout = selected.layout
-    origins, folders = find_origins(dataset, layout)
+    origins, found = find_origins(dataset, layout)
+    # From the root, for what copies may have another working folder.
+    folders = [path if path is None or is_remote(path) else os.path.abspath(path) for path in found]
     first = np.cumsum([0, *(len(stream.shards) for stream in layout.streams[:-1])])
     kept = np.add.reduceat(selected.kept_per_shard, first)
     streams = tuple(np.flatnonzero(kept).tolist())
@@ -213,8 +227,26 @@ def _source(selected: Selected, dataset: str | os.PathLike[str] | Sequence[str |
     return source
 
 
-def _plan(selected: Selected, to: str, weighed: bool) -> dict[str, Any]:
+def _check_apart(place: str, source: _Source) -> None:
+    """Refuse a local place where the copy would replace what is copied, or lie among it."""
+    if is_remote(place):
+        return
+    path = os.path.realpath(place)
+    for folder in source.folders:
+        if folder is None or is_remote(folder):
+            continue
+        other = os.path.realpath(folder)
+        if os.path.commonpath((path, other)) in (path, other):
+            raise ValueError(
+                f"{place} is, holds or lies within {folder}, which is what is copied; name a place apart from it."
+            )
+
+
+def _plan(source: _Source, to: str, weighed: bool) -> dict[str, Any]:
     """All that decides what is written."""
+    selected = source.selected
+    # Which other forms of the same dataset, such as compressed ones, have not.
+    files = [[stream, name] for stream, _, _, name in source.files(to)]
     return {
         "version": _VERSION,
         "to": to,
@@ -228,12 +260,13 @@ def _plan(selected: Selected, to: str, weighed: bool) -> dict[str, Any]:
         "samples": selected.num_samples,
         "kept": selected.num_kept,
         "kept_samples": hashlib.sha256(np.packbits(selected.keep).tobytes()).hexdigest(),
+        "files": _digest(files),
         "weights": _WEIGHTS if weighed else None,
     }
 
 
-def _digest(plan: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -260,7 +293,7 @@ def _begun(place: str, plan: Mapping[str, Any], overwrite: bool) -> Iterator[tup
     with resumable_folder(
         place,
         plan,
-        kind="dataset that `ted-stream export` wrote",
+        kind=_KIND,
         is_finished=lambda folder: (folder / METADATA).exists(),
         overwrite=overwrite,
     ) as work:
@@ -292,20 +325,16 @@ def _begin_remotely(place: str, plan: Mapping[str, Any], overwrite: bool) -> Non
     except ValueError as error:
         raise FileExistsError(f"{file} is damaged ({error}); name another place than {place}.") from error
     if earlier != plan:
-        odd = ", ".join(name for name in sorted({*plan, *earlier}) if plan.get(name) != earlier.get(name))
         raise FileExistsError(
-            f"{place} holds an unfinished export that differs in: {odd}. Export what it was begun with to go on, or "
-            "name another place."
+            f"{place} holds an unfinished {_KIND} that differs in: {differing(plan, earlier)}. Export what it was "
+            "begun with to go on, or name another place."
         )
 
 
 def _copies(source: _Source, to: str, folder: str, records: str, plan: str) -> Iterator[ShardCopy]:
     """What is to be done for each shard, made as it is asked for."""
-    layout, number = source.selected.layout, 0
-    counts = np.bincount([stream for stream, _, _ in source.shards()], minlength=len(layout.streams))
-    done = [0] * len(layout.streams)
-    for stream, shard, entry in source.shards():
-        name = TARGETS[to].name(entry, done[stream], int(counts[stream]))
+    layout = source.selected.layout
+    for number, (stream, shard, entry, name) in enumerate(source.files(to)):
         if not stays_within(name):
             raise ValueError(f"the index of {source.folders[stream]} names {name!r}, which is not within its folder.")
         first = int(layout.shard_offsets[shard])
@@ -322,7 +351,6 @@ def _copies(source: _Source, to: str, folder: str, records: str, plan: str) -> I
             record=join(records, f"{number:06}.json"),
             plan=plan,
         )
-        number, done[stream] = number + 1, done[stream] + 1
 
 
 def _in_processes(

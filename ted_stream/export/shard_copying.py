@@ -73,7 +73,7 @@ def copy_shard(copy: ShardCopy) -> Copied:
 
     Raises:
         FileNotFoundError: if the shard is missing.
-        FileExistsError: if the file is there, and is none of ours.
+        FileExistsError: if the file is there and is none of ours, or another export writes to the same place.
         ValueError: if the shard is damaged, or another than the run read, or does not fit the format.
         OSError: if the file cannot be written.
     """
@@ -94,16 +94,22 @@ def copy_shard(copy: ShardCopy) -> Copied:
 
 
 def _recorded(copy: ShardCopy) -> tuple[bool, Copied | None]:
-    """Whether an earlier call wrote something down, and what, if it can be read and is of the same plan."""
+    """Whether an earlier call wrote something down, and what, if it can be read."""
     try:
         data = read_bytes(copy.record)
     except FileNotFoundError:
         return False, None
     try:
         record = json.loads(data)
-        return True, Copied(number=copy.number, **record) if record.pop("plan") == copy.plan else None
+        plan, done = record.pop("plan"), Copied(number=copy.number, **record)
     except (ValueError, KeyError, TypeError, AttributeError):  # damaged
         return True, None
+    if plan != copy.plan:
+        raise FileExistsError(
+            f"{copy.record} was written by another export to the same place at the same time; the shards of both are "
+            "mixed there: export to another place."
+        )
+    return True, done
 
 
 def _sha256_of(path: str) -> str | None:

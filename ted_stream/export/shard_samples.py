@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ted_stream.digests import SAMPLED, sampled_digest
-from ted_stream.export.stream_index import file_of
+from ted_stream.export.stream_index import file_of, may_be_there
 from ted_stream.files import join, read_bytes
 
 __all__ = ["Samples", "digest_of", "read_samples"]
@@ -33,8 +33,9 @@ class Samples:
 
     def runs(self, positions: NDArray[np.int64]) -> Iterator[memoryview]:
         """The bytes of some samples, given by ascending positions, in as few pieces as they lie in."""
-        view, breaks = memoryview(self.data), np.flatnonzero(np.diff(positions) != 1) + 1
-        firsts, lasts = positions[[0, *breaks]], positions[[*(breaks - 1), len(positions) - 1]]
+        view, ends = memoryview(self.data), np.flatnonzero(np.diff(positions) != 1)
+        firsts = positions[np.concatenate(([0], ends + 1))]
+        lasts = positions[np.concatenate((ends, [len(positions) - 1]))]
         for begin, end in zip(self.offsets[firsts].tolist(), self.offsets[lasts + 1].tolist(), strict=True):
             yield view[begin:end]
 
@@ -50,38 +51,47 @@ def read_samples(folder: str, entry: Mapping[str, Any], content: str) -> Samples
     Args:
         folder: of the index, a local path or a URI.
         entry: of the shard in the index.
-        content: what identifies the bytes that are expected (`ShardLayout.content`); empty where it is not known.
+        content: what identifies the bytes that are expected (`ShardLayout.content`); empty where it is not known. A
+            digest of the compressed file says nothing where only the other one is there.
 
     Raises:
         FileNotFoundError: if the file is missing.
         ValueError: if it is damaged, or another than the index and the run say.
     """
-    data = _read_raw(folder, entry)
     kind, _, expected = content.partition(":")
-    if kind and not kind.endswith("-zip") and (found := digest_of(kind, data)) != expected:
-        raise ValueError(
-            f"{join(folder, entry['raw_data']['basename'])} has {kind} {found}, expected {expected}: it is damaged, or "
-            f"another than the one that the run read. {_MEND}"
-        )
+    raw, zipped, of_zipped = entry["raw_data"], entry.get("zip_data"), kind.endswith("-zip")
+    file = zipped if of_zipped and zipped and may_be_there(folder, zipped) else file_of(folder, entry)
+    data = _read_file(folder, file)
+    if of_zipped and file is not raw:
+        _check_digest(kind.removesuffix("-zip"), data, expected, join(folder, file["basename"]))
+    if file is not raw:
+        data = _decompressed(data, entry, join(folder, file["basename"]))
+    if kind and not of_zipped:
+        _check_digest(kind, data, expected, join(folder, raw["basename"]))
     if entry["format"] == "tar":
         return Samples(data=data, offsets=_tar_offsets(folder, entry), head=b"")
     return _of_mds(data, entry, folder)
 
 
-def _read_raw(folder: str, entry: Mapping[str, Any]) -> bytes:
-    file, raw = file_of(folder, entry), entry["raw_data"]
-    data = _read_file(folder, file)
-    if file is raw:
-        return data
+def _check_digest(kind: str, data: bytes, expected: str, path: str) -> None:
+    found = digest_of(kind, data)
+    if found != expected:
+        raise ValueError(
+            f"{path} has {kind} {found}, expected {expected}: it is damaged, or another than the one that the run "
+            f"read. {_MEND}"
+        )
+
+
+def _decompressed(data: bytes, entry: Mapping[str, Any], path: str) -> bytes:
     from ted_stream.reading.codecs import decompress
 
-    path = join(folder, file["basename"])
+    size = entry["raw_data"]["bytes"]
     try:
         data = decompress(entry["compression"], data)
     except Exception as error:  # every compression has its own
         raise ValueError(f"{path} cannot be decompressed ({error}): it is damaged. {_MEND}") from error
-    if len(data) != raw["bytes"]:
-        raise ValueError(f"{path} holds {len(data)} bytes, its index says {raw['bytes']}: it is damaged. {_MEND}")
+    if len(data) != size:
+        raise ValueError(f"{path} holds {len(data)} bytes, its index says {size}: it is damaged. {_MEND}")
     return data
 
 

@@ -438,7 +438,7 @@ def test_from_and_to_object_storage(run: Path, data: str, s3: Any, tmp_path: Pat
     first = json.loads(expected["index.json"])["shards"][0]["raw_data"]["basename"]
     before = s3.head_object(Bucket="training", Key=f"kept/{first}")
     with pytest.raises(
-        FileExistsError, match="unfinished export that differs in: epoch, kept, kept_samples, selection"
+        FileExistsError, match="unfinished exported dataset that differs in: epoch, kept, kept_samples, selection"
     ):
         materialise(run, place, dataset=data, selection=Selection(epoch=0))
     materialise(run, place, dataset=data)
@@ -491,7 +491,7 @@ def test_an_interrupted_export_goes_on(run: Path, data: str, tmp_path: Path) -> 
     left = {path: path.stat().st_ino for path in shards[4:]}
     with pytest.raises(FileExistsError, match="differs in: epoch, kept, kept_samples, selection, skip_list"):
         materialise(run, out, dataset=data, selection=Selection(epoch=1))
-    with pytest.raises(FileExistsError, match="differs in: to"):
+    with pytest.raises(FileExistsError, match="differs in: files, to"):
         materialise(run, out, dataset=data, to="hf")
     materialise(run, out, dataset=data)
     assert files_of(out) == files_of(whole.path)
@@ -533,9 +533,9 @@ def test_what_is_there_is_not_replaced(run: Path, data: str, tmp_path: Path) -> 
     out.mkdir()
     (out / "mine").write_bytes(b"mine")
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="holds files that are no dataset that `ted-stream export` wrote"):
+        with pytest.raises(FileExistsError, match="holds files that are no exported dataset"):
             materialise(run, out, dataset=data, overwrite=overwrite)
-        with pytest.raises(FileExistsError, match="holds files that are no dataset"):
+        with pytest.raises(ValueError, match="which is what is copied; name a place apart from it"):
             materialise(run, data, dataset=data, overwrite=overwrite)
     (out / "mine").unlink()
     with pytest.raises(ValueError, match="checkpoints is a file of the run itself"):

@@ -127,7 +127,7 @@ def test_a_killed_preparation_goes_on(sources, prepared, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-1])
     inodes = {file.relative_to(work / "dataset"): file.stat().st_ino for file in kept}
 
-    with pytest.raises(FileExistsError, match="unfinished preparation that differs in: seed"):
+    with pytest.raises(FileExistsError, match="unfinished prepared dataset that differs in: seed"):
         prepare_imagenet(out, sources["tars"], shard_size=SHARD_SIZE, seed=1)
     told = []
     prepare_imagenet(out, sources["tars"], shard_size=SHARD_SIZE, progress=lambda *news: told.append(news))
@@ -174,7 +174,7 @@ def test_two_at_once_are_refused(sources, tmp_path):
     work = interrupt(out, sources["folders"])
     with (work / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(FileExistsError, match="another process is preparing"):
+        with pytest.raises(FileExistsError, match="another process writes the prepared dataset"):
             prepare_imagenet(out, sources["folders"], shard_size=SHARD_SIZE)
 
 
