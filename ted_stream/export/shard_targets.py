@@ -24,11 +24,6 @@ Made = tuple[bytes, Entry | None]
 """The bytes of a file, and its entry in an index where the format has one."""
 
 _END_OF_TAR = bytes(1024)
-_BLOCK = tarfile.BLOCKSIZE
-# Of a member's header all but its name, size and checksum, which tarfile takes many times longer to write.
-_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
-_OWNER, _TIME, _TYPE = _HEADER[100:124], _HEADER[135:148], _HEADER[156:]
-_SUM = sum(_OWNER + _TIME + _TYPE) + 8 * ord(" ")  # the checksum counts itself as spaces
 _LONGEST = tarfile.LENGTH_NAME  # characters of a member's name
 _EXTENSIONS = {  # of the members that webdataset makes of columns
     **{"integer": "cls", "float": "json", "array": "npy"},
@@ -122,20 +117,14 @@ def _name_webdataset(entry: Entry, number: int, count: int) -> str:
 def _make_webdataset(entry: Entry, samples: Samples, positions: NDArray[np.int64], first_id: int) -> Made:
     if entry["format"] == "tar":
         return b"".join([*samples.runs(positions), _END_OF_TAR]), None
-    columns, parts = columns_of(entry), list[bytes]()
-    for position, values in zip(positions.tolist(), split(samples.each(positions), columns), strict=True):
-        for column, value in zip(columns, values, strict=True):
-            content = _member(column, value)
-            parts += _header(_member_name(first_id + position, column), len(content)), content
-            parts.append(bytes(-len(content) % _BLOCK))
-    return b"".join([*parts, _END_OF_TAR]), None
-
-
-def _header(name: str, size: int) -> bytes:
-    """In front of a member, as tarfile writes it."""
-    named, sized = name.encode(), b"%011o" % size
-    checksum = b"%06o\0 " % (_SUM + sum(named) + sum(sized))
-    return b"".join((named.ljust(_LONGEST, b"\0"), _OWNER, sized, _TIME, checksum, _TYPE))
+    columns, file = columns_of(entry), io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for position, values in zip(positions.tolist(), split(samples.each(positions), columns), strict=True):
+            for column, value in zip(columns, values, strict=True):
+                member, content = tarfile.TarInfo(_member_name(first_id + position, column)), _member(column, value)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return file.getvalue(), None
 
 
 def _member_name(sample: int, column: Column) -> str:
