@@ -232,6 +232,7 @@ class ShardReading(StreamingDataset):
 
     def _share_work(self, sample_ids: NDArray[np.int64]) -> tuple[SharedMemory, SharedMemory | None]:
         """Called where an epoch is planned, before the node's other processes go on: tell them what is needed."""
+        self._ahead.begin()
         if self._needed.matter:
             self._needed.publish(sample_ids[self._parallel_worker_world.node])
             self._cache.expect_others()
@@ -240,6 +241,7 @@ class ShardReading(StreamingDataset):
 
     def _attach_work(self) -> tuple[NDArray[np.int64], SharedMemory, SharedMemory | None]:
         """Called in the node's other processes, before any of them goes on."""
+        self._ahead.begin()
         if self._needed.matter:
             self._needed.look_up()
         return super()._attach_work()
