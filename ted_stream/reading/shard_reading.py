@@ -30,6 +30,7 @@ from ted_stream.reading.read_ahead import ReadAhead
 from ted_stream.reading.shard_files import ShardFiles
 from ted_stream.reading.shard_preparing import ShardPreparer
 from ted_stream.reading.tar_shards import set_decoders
+from ted_stream.stores.downloads import naming_credentials
 
 __all__ = ["ShardReading"]
 
@@ -79,7 +80,8 @@ class ShardReading(StreamingDataset):
     def _set_up(self, *args: Any, decoders: Sequence[str | Callable[[str, bytes], Any]], **kwargs: Any) -> None:
         destroys = maybe_init_dist()  # once, for streaming's barrier and for ours
         try:
-            super().__init__(*args, **kwargs)
+            with naming_credentials():
+                super().__init__(*args, **kwargs)
             set_decoders(self.shards, decoders)
             self._set_up_reading()
             if self._unique_rank_world.is_local_leader:
