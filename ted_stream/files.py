@@ -111,13 +111,14 @@ def reading(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         return
     from streaming.base.storage.download import DOWNLOADER_MAPPINGS
 
-    from ted_stream.stores.downloads import CloudDownloader
+    from ted_stream.stores.downloads import CloudDownloader, naming_credentials
 
     _check_scheme(text, DOWNLOADER_MAPPINGS, "download from")
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, "file")
         try:
-            CloudDownloader.direct_download(text, local)
+            with naming_credentials():
+                CloudDownloader.direct_download(text, local)
         except Exception as error:
             if _is_missing(error):
                 raise FileNotFoundError(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ted_stream import files
+from ted_stream import PrunedStreamingDataset, files
 from ted_stream.files import exists, is_remote, join, read_bytes, write_bytes
 
 
@@ -37,6 +37,18 @@ def test_files_on_an_object_store(s3: Any) -> None:
     assert read_bytes(path) == b"two"
     with pytest.raises(FileNotFoundError, match=r"no file .s3://training/run/b\.bin.; check the URI"):
         read_bytes("s3://training/run/b.bin")
+
+
+def test_missing_credentials_are_named(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(PermissionError, match=r"no credentials for S3\. Set AWS_ACCESS_KEY_ID"):
+        read_bytes("s3://training/x")
+    with pytest.raises(PermissionError, match=r"no credentials for S3\. Set AWS_ACCESS_KEY_ID"):
+        PrunedStreamingDataset(remote="s3://training/x", local=str(tmp_path / "x"), batch_size=1, download_retry=1)
 
 
 def test_whether_there_is_a_file(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,10 +72,13 @@ class _BesideBars(logging.Handler):
     """Writes lines as tqdm does, in whose bars Composer shows its epochs."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line."""
+        """Write a line; where that fails, the run goes on without."""
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 def shown_metric(name: str, mean: float, deviation: float | None = None) -> str:

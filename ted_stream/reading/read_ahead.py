@@ -24,7 +24,7 @@ class ReadAhead:
     there is a new one of it.
 
     Attributes:
-        failure: what ended the preparing, if something did.
+        failure: what ended the preparing in this epoch, if something did.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,10 @@ class ReadAhead:
 
     def __reduce__(self) -> Any:
         return ReadAhead, ()
+
+    def begin(self) -> None:
+        """Leave behind what ended the preparing in another epoch: it may have been mended."""
+        self.failure = None
 
     def check(self) -> None:
         """Raise in another thread what ended the preparing, if something did."""

@@ -30,6 +30,7 @@ from ted_stream.reading.read_ahead import ReadAhead
 from ted_stream.reading.shard_files import ShardFiles
 from ted_stream.reading.shard_preparing import ShardPreparer
 from ted_stream.reading.tar_shards import set_decoders
+from ted_stream.stores.downloads import naming_credentials
 
 __all__ = ["ShardReading"]
 
@@ -79,7 +80,8 @@ class ShardReading(StreamingDataset):
     def _set_up(self, *args: Any, decoders: Sequence[str | Callable[[str, bytes], Any]], **kwargs: Any) -> None:
         destroys = maybe_init_dist()  # once, for streaming's barrier and for ours
         try:
-            super().__init__(*args, **kwargs)
+            with naming_credentials():
+                super().__init__(*args, **kwargs)
             set_decoders(self.shards, decoders)
             self._set_up_reading()
             if self._unique_rank_world.is_local_leader:
@@ -232,6 +234,7 @@ class ShardReading(StreamingDataset):
 
     def _share_work(self, sample_ids: NDArray[np.int64]) -> tuple[SharedMemory, SharedMemory | None]:
         """Called where an epoch is planned, before the node's other processes go on: tell them what is needed."""
+        self._ahead.begin()
         if self._needed.matter:
             self._needed.publish(sample_ids[self._parallel_worker_world.node])
             self._cache.expect_others()
@@ -240,6 +243,7 @@ class ShardReading(StreamingDataset):
 
     def _attach_work(self) -> tuple[NDArray[np.int64], SharedMemory, SharedMemory | None]:
         """Called in the node's other processes, before any of them goes on."""
+        self._ahead.begin()
         if self._needed.matter:
             self._needed.look_up()
         return super()._attach_work()

@@ -1,16 +1,18 @@
 """Streaming's downloads of whole files, from web servers too, which streaming has no downloader for."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import botocore.retryhandler
 import s3transfer.utils
 import streaming.base.util
+from botocore.exceptions import NoCredentialsError
 from streaming.base.storage.download import DOWNLOADER_MAPPINGS, CloudDownloader
 
 from ted_stream.stores.base import RANDOM
 from ted_stream.stores.http import HTTPStore, WebAccess
 
-__all__ = ["CloudDownloader", "WebDownloader"]
+__all__ = ["CloudDownloader", "WebDownloader", "naming_credentials"]
 
 # Pauses, and the names of boto3's temporary files, are drawn from the global generator otherwise.
 for _module in (streaming.base.util, botocore.retryhandler, s3transfer.utils):
@@ -37,3 +39,19 @@ class WebDownloader(CloudDownloader):
 
 for _scheme in ("http", "https"):
     DOWNLOADER_MAPPINGS.setdefault(_scheme, WebDownloader)  # streaming's own, once it has one
+
+
+@contextmanager
+def naming_credentials() -> Iterator[None]:
+    """Say, where a download by streaming lacks credentials of S3, what to set.
+
+    Raises:
+        PermissionError: in place of boto3's own error, which is no OSError.
+    """
+    try:
+        yield
+    except NoCredentialsError as error:
+        raise PermissionError(
+            "There are no credentials for S3. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE for a "
+            "profile of ~/.aws; for another store than Amazon's, S3_ENDPOINT_URL too."
+        ) from error

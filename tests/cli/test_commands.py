@@ -1,3 +1,5 @@
+import io
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
+from ted_stream.cli.show import show_epochs
 
 runner = CliRunner()
 QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
@@ -136,3 +139,15 @@ def test_a_command_without_its_extra_says_what_to_install(arguments, without, ex
     told = " ".join(done.stderr.split())
     assert told.startswith(f"Error: {without} is not installed")
     assert f'pip install "ted-stream[{extra}]"' in told
+
+
+def test_a_run_goes_on_where_nobody_reads_its_lines_any_more(monkeypatch):
+    """As behind ``2>&1 | head``; the other ranks would wait for the one that writes them."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with show_epochs():
+        logging.getLogger("ted_stream").info("a line")

@@ -113,8 +113,22 @@ def test_what_fails_ahead_is_the_one_error(
         time.sleep(0.01)
     for again in (samples, iter(dataset)):
         with pytest.raises(OSError, match="the sixth one fails"):
-            next(again)
+            list(again)
     assert not caplog.records
+    monkeypatch.undo()
+    assert [sample["id"] for sample in dataset] == list(range(NUM_SAMPLES))  # once that is mended
+
+
+def test_an_epoch_begins_without_the_failure_of_another(dataset: PrunedStreamingDataset) -> None:
+    """In the process that plans it, and in those that are told of it, which live on between epochs."""
+    ids, memories = np.arange(NUM_SAMPLES).reshape(1, 1, 1, -1, 4), list[Any]()
+    dataset._parallel_worker_world = dataset._parallel_rank_world.detect_workers()
+    for begin in (lambda: dataset._share_work(ids), lambda: dataset._attach_work()[1:]):
+        dataset._ahead.failure = OSError("the disk was full")
+        memories += begin()
+        dataset._ahead.check()
+    for memory in memories:
+        memory.cleanup()
 
 
 def test_room_is_waited_for_while_somebody_else_is_at_work(
