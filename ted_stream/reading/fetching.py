@@ -14,6 +14,7 @@ from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.hashing import get_hash
 from streaming.base.stream import Stream
 
+from ted_stream.digests import SAMPLED
 from ted_stream.files import is_remote, write_bytes
 from ted_stream.reading.heads import Head
 from ted_stream.reading.ranges import chunks
@@ -178,6 +179,11 @@ def _validate(stream: Stream, file: FileInfo, path: Path) -> None:
     if not algorithm:
         return
     if algorithm not in file.hashes:
+        if SAMPLED in file.hashes:  # a tar's index takes in a few parts of it alone
+            raise ValueError(
+                f"validate_hash is {algorithm!r}, but the index of the tar {file.basename} has no hashes of whole "
+                "files. Leave it out, or give it to the streams of other shards alone: Stream(…, validate_hash=…)."
+            )
         raise ValueError(
             f"validate_hash is {algorithm!r}, but the index has {sorted(file.hashes) or 'no hashes'} for "
             f"{file.basename}. Name one of those, or write the shards with hashes=[{algorithm!r}]."

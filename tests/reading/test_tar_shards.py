@@ -243,6 +243,12 @@ def test_damaged_offsets_are_named(
         damage(".offsets", lambda meta: meta.__delitem__(slice(-1, None)))[19]
 
 
+def test_a_hash_of_whole_tars_is_refused(folder: Path) -> None:
+    dataset = PrunedStreamingDataset(local=str(folder), batch_size=4, validate_hash="sha1")
+    with pytest.raises(ValueError, match=r"the index of the tar .* has no hashes of whole files\. Leave it out"):
+        dataset[0]
+
+
 def test_an_index_of_another_kind_is_refused(folder: Path) -> None:
     shard = json.loads((folder / "index.json").read_text())["shards"][0]
     for change in ({"format": "tgz"}, {"version": 3}):
