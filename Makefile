@@ -11,7 +11,7 @@ JOBS ?= 2
 # A file's tests in one process, since they share what takes long to make.
 IN_PARALLEL := -n $(JOBS) --dist loadfile
 # All that --lean leaves, but what takes long and hangs on no version.
-LEAN_TESTS ?= tests $(foreach name,fetching faults faulty_s3 forks sample_order,--ignore=tests/reading/test_$(name).py)
+LEAN_TESTS ?= tests $(foreach name,fetching faults faulty_s3,--ignore=tests/reading/test_$(name).py)
 SHOWN := boto3|botocore|filelock|moto|mosaicml|mosaicml-streaming|numpy|pyarrow|torch|torchvision|transformers|webdataset
 
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --no-annotate --no-header --quiet

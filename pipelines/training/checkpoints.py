@@ -117,9 +117,8 @@ def _fault(file: IO[bytes]) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-    except (
-        Exception
-    ) as error:  # a flipped bit may ask for a password or another compression: each has errors of its own
+    # A flipped bit may ask for a password or another compression: each has errors of its own.
+    except Exception as error:
         return f"is cut off or damaged ({error})"
     return None if damaged is None else f"is damaged: the checksum of {damaged} in it is another"
 

@@ -10,7 +10,7 @@ import typer
 from ted_stream.cli.prepare import CORES
 
 if TYPE_CHECKING:
-    from ted_stream.export import Exported, Materialised
+    from ted_stream.export.selected import Written
 
 __all__ = ["export"]
 
@@ -124,7 +124,7 @@ def export(
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _told(done: "Exported | Materialised", how: str) -> str:
+def _told(done: "Written", how: str) -> str:
     state = "" if done.finished else ", of a run that has not finished"
     which = f"which epoch {done.epoch} kept" if done.epoch is not None else str(done.selection)
     return f"{done.path}: {done.kept:,} of {done.samples:,} samples, {which}, {how}{state}"

@@ -21,7 +21,7 @@ from pyroaring import FrozenBitMap
 
 from ted_stream.export.origins import Origin, Origins, find_origins, write_origins_of
 from ted_stream.export.run_files import check_outside
-from ted_stream.export.selected import Progress, Selected, select
+from ted_stream.export.selected import Progress, Selected, Written, select
 from ted_stream.export.selection import Selection
 from ted_stream.export.shard_copying import Copied, ShardCopy, copy_shard
 from ted_stream.export.shard_targets import TARGETS
@@ -46,34 +46,18 @@ MapShards = Callable[[Callable[[ShardCopy], Copied], Iterable[ShardCopy]], Itera
 
 
 @dataclass(frozen=True, kw_only=True)
-class Materialised:
+class Materialised(Written):
     """What :func:`materialise` wrote.
 
     Attributes:
-        path: of the dataset.
-        to: its format.
-        selection: what was asked for.
-        epoch: 0-based, whose skip-list decided; ``None`` where several, or scores, did.
-        kept: its samples.
-        samples: of the dataset that they come from.
         shards: files of samples.
         bytes: of these files.
         weights: path or URI of the skip-list of their weights; ``None`` where all weigh alike.
-        finished: whether the run has ended.
-        notes: what is to be known of it, a sentence each.
     """
 
-    path: str
-    to: str
-    selection: Selection
-    epoch: int | None
-    kept: int
-    samples: int
     shards: int
     bytes: int
     weights: str | None
-    finished: bool
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +87,10 @@ class _Source:
         streams = [stream for stream, _, _ in self.shards()]
         counts, done = Counter(streams), Counter[int]()
         for stream, shard, entry in self.shards():
-            yield stream, shard, entry, TARGETS[to].name(entry, done[stream], counts[stream])
+            name = TARGETS[to].name(entry, done[stream], counts[stream])
+            if not stays_within(name):
+                raise ValueError(f"the index of {self.folders[stream]} names {name!r}, which is not within its folder.")
+            yield stream, shard, entry, name
             done[stream] += 1
 
     def shards(self) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
@@ -171,10 +158,10 @@ def materialise(
     _check_apart(place, source)
     plan = _plan(source, to, weighed)
     with _telling(place), _begun(place, plan, overwrite) as (folder, records):
-        copies = partial(_copies, source, to, folder, records, _digest(plan))
+        copies = _copies(source, to, folder, records, _digest(plan))
         if map_shards is None:
             map_shards = partial(_in_processes, workers=workers)
-        done = _copy(map_shards, copies, source.selected.num_kept, progress)
+        done = _copy(map_shards, copies, source.selected.kept_per_shard, progress)
         notes = _finish(source, to, folder, place, done, plan, weighed)
     return Materialised(
         path=place,
@@ -335,8 +322,6 @@ def _copies(source: _Source, to: str, folder: str, records: str, plan: str) -> I
     """What is to be done for each shard, made as it is asked for."""
     layout = source.selected.layout
     for number, (stream, shard, entry, name) in enumerate(source.files(to)):
-        if not stays_within(name):
-            raise ValueError(f"the index of {source.folders[stream]} names {name!r}, which is not within its folder.")
         first = int(layout.shard_offsets[shard])
         known = layout.shards[shard].content
         yield ShardCopy(
@@ -361,14 +346,15 @@ def _in_processes(
 
 
 def _copy(
-    map_shards: MapShards, copies: Callable[[], Iterator[ShardCopy]], kept: int, progress: Progress
+    map_shards: MapShards, copies: Iterable[ShardCopy], kept_per_shard: NDArray[np.int64], progress: Progress
 ) -> list[Copied]:
-    """Copy all shards, and say how many samples are done."""
-    sizes = [copy.kept for copy in copies()]
+    """Copy all shards of which something is kept, and say how many samples are done."""
+    sizes = kept_per_shard[kept_per_shard > 0].tolist()
+    kept = sum(sizes)
     found: dict[int, Copied] = {}
     so_far = 0
     progress("copy", 0, kept)
-    for done in map_shards(copy_shard, copies()):
+    for done in map_shards(copy_shard, copies):
         found[done.number] = done
         so_far += sizes[done.number]
         progress("copy", so_far, kept)

@@ -8,7 +8,7 @@ from typing import Any
 from ted_stream.export.formats import FORMATS, Task
 from ted_stream.export.origins import ORIGINS, find_origins
 from ted_stream.export.run_files import MANIFEST, RUN_FILE, check_target, pruned_epochs, read_run, run_to_bytes
-from ted_stream.export.selected import Progress, select
+from ted_stream.export.selected import Progress, Written, select
 from ted_stream.export.selection import Selection
 from ted_stream.files import exists, join, write_bytes, writing
 
@@ -16,30 +16,14 @@ __all__ = ["Exported", "export_run", "finish_run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
+class Exported(Written):
     """What :func:`export_run` wrote.
 
     Attributes:
-        path: of the file.
-        to: its format.
-        selection: what was asked for.
-        epoch: 0-based, whose skip-list decided; ``None`` where several, or scores, did.
-        kept: samples in it.
-        samples: of the dataset.
         scored_after: the epoch after which the scores were; ``None`` where there are none.
-        finished: whether the run has ended.
-        notes: what is to be known of it, a sentence each.
     """
 
-    path: str
-    to: str
-    selection: Selection
-    epoch: int | None
-    kept: int
-    samples: int
     scored_after: int | None
-    finished: bool
-    notes: tuple[str, ...]
 
 
 def export_run(

@@ -13,10 +13,35 @@ from ted_stream.export.selection import Selection
 from ted_stream.files import join
 from ted_stream.skip_list import DatasetLayout, SkipList, read_skip_list
 
-__all__ = ["Progress", "Selected", "select"]
+__all__ = ["Progress", "Selected", "Written", "select"]
 
 Progress = Callable[[str, int, int], None]
 """Is told the stage, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was written of a selection.
+
+    Attributes:
+        path: of the file or dataset.
+        to: its format.
+        selection: what was asked for.
+        epoch: 0-based, whose skip-list decided; ``None`` where several, or scores, did.
+        kept: samples in it.
+        samples: of the dataset that they come from.
+        finished: whether the run has ended.
+        notes: what is to be known of it, a sentence each.
+    """
+
+    path: str
+    to: str
+    selection: Selection
+    epoch: int | None
+    kept: int
+    samples: int
+    finished: bool
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

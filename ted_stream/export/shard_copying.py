@@ -43,11 +43,6 @@ class ShardCopy:
     record: str
     plan: str
 
-    @property
-    def kept(self) -> int:
-        """Samples that are kept."""
-        return int(np.unpackbits(np.frombuffer(self.keep, np.uint8)).sum())
-
 
 @dataclass(frozen=True, kw_only=True)
 class Copied:
