@@ -18,6 +18,7 @@ BOUNDS: Mapping[str, tuple[str, str]] = {
     "data.num_workers": ("[0, inf)", "0 reads in the training process."),
     "data.num_canonical_nodes": ("[1, inf)", "null leaves it to streaming."),
     "data.image_size": ("[1, inf)", "it is the side of the square that an image becomes."),
+    "data.color_jitter": ("[0, 1]", "it is the largest share of the change; 0 changes nothing."),
     "model.channels": ("[1, inf)", "they are the channels of each stage."),
     "model.label_smoothing": ("[0, 1)", "it is the share of the target that all classes get."),
     "model.dropout": ("[0, 1)", "it is the share that is dropped."),

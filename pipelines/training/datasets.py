@@ -129,7 +129,9 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
     train_decodes, test_decodes = {}, {}
     if description.kind == "jpeg":
         assert data.image_size is not None, "checked before"
-        train_decodes["decode"] = DecodeJpeg(data.image_size, augment=data.augment == "random_resized_crop")
+        train_decodes["decode"] = DecodeJpeg(
+            data.image_size, augment=data.augment == "random_resized_crop", color_jitter=data.color_jitter
+        )
         test_decodes["decode"] = DecodeJpeg(data.image_size, augment=False)
     train_set = train_class(
         remote=remote and join(remote, "train"),

@@ -28,16 +28,19 @@ class DecodeJpeg:
     Randomness comes from torch's global generator of the process that decodes, which is seeded for every sample.
     """
 
-    def __init__(self, size: int, *, augment: bool) -> None:
+    def __init__(self, size: int, *, augment: bool, color_jitter: float = 0) -> None:
         """Choose the part of an image that is kept.
 
         Args:
             size: side of the square result.
             augment: a random part of the image, random flip (He et al. 2016); else the centre of the image, of
                 which the short side was scaled to 256/224 of ``size``.
+            color_jitter: largest share of the change of brightness, contrast and saturation of an augmented image.
         """
         if augment:
             parts = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+            if color_jitter:
+                parts.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
         else:
             parts = [v2.Resize(round(SHORT_SIDE * size)), v2.CenterCrop(size)]
         self.transform = v2.Compose(parts)

@@ -85,6 +85,8 @@ class Data:
     """`none`; of decoded images `crop_flip`: random crop from the image padded by an eighth of its side in black (4
     pixels of 32), and random flip; of JPEGs `random_resized_crop`: a random part of 8 to 100 % of the area, and
     random flip."""
+    color_jitter: float = 0
+    """Largest share by which brightness, contrast and saturation change after `random_resized_crop`; 0.4 is usual."""
     skip_list: str | None = None
     """Train on the fixed subset that this skip-list keeps."""
 
@@ -475,6 +477,11 @@ def _check_values(settings: Settings) -> None:
         check_bounds(settings)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if settings.data.color_jitter and settings.data.augment != "random_resized_crop":
+        raise ConfigError(
+            f"data.color_jitter is {settings.data.color_jitter}, but data.augment is {settings.data.augment}; "
+            "set data.augment=random_resized_crop, or data.color_jitter=0."
+        )
     if not stays_within(settings.run_name):
         raise ConfigError(
             f"run_name is {settings.run_name!r}, which is no folder within runs/; give a name such as cifar10-1, and "

@@ -24,10 +24,11 @@ from ted_stream.pipelines.training.train import train
 
 CONFIG = Path(__file__).parents[2] / "configs" / "imagenet_resnet50.yaml"
 SMALL = [
-    *("data.image_size=16", "data.batch_size=16", "data.eval_batch_size=20", "pruning.method=ted"),
+    *("data.image_size=16", "data.batch_size=16", "data.eval_batch_size=20", "data.color_jitter=0.4"),
     *("model.name=convnet", "model.channels=[8, 16]", "model.channels_last=false", "optimizer.lr=0.1"),
     *("max_duration=4ep", "scheduler.milestones=[2ep]", "scheduler.warmup=5ba", "pruning.annealing=0"),
-    *("pruning.prune_ratio=0.5", "progress_bar=false", "save_interval=4ba", "autoresume=true"),
+    *("pruning.method=ted", "pruning.prune_ratio=0.5", "progress_bar=false"),
+    *("save_interval=2ba", "autoresume=true"),
 ]
 
 
@@ -70,9 +71,9 @@ def kill_and_go_on(folder: Path, last: str, rng: random.Random, *overrides: str)
         checkpoints = folder / "checkpoints"
         return {*checkpoints.glob("ep*"), *checkpoints.glob(".ep*.tmp")}
 
-    # At a checkpoint's write, between two, at another's, behind the last.
+    # At a checkpoint's write, between two, …, behind the last.
     kills = 0
-    for more, longest in ((1, 0.001), (rng.randrange(1, 4), 1.0), (1, 0.004), (None, 0.1)):
+    for more, longest in ((1, 0.001), (2, 0.1), (1, 0.004), (2, 0.1), (1, 0.002), (None, 0.1)):
         before = written()
 
         def has_come(more: int | None = more, before: set[Path] = before) -> bool:

@@ -88,6 +88,8 @@ def test_overrides_win_and_the_last_most():
         ("scheduler.name=multistep", "multistep needs at least one"),
         ("data.image_size=0", r"data.image_size is 0, but it must lie in \[1, inf\)"),
         ("data.shuffle_algo=foo", "data.shuffle_algo: no 'foo'; there is naive, py1br, py1e, py1s, py2s"),
+        ("data.color_jitter=2", r"data.color_jitter is 2.0, but it must lie in \[0, 1\]"),
+        ("data.color_jitter=0.4", "data.color_jitter is 0.4, but data.augment is none; set data.augment=random"),
         ("data.augment=crop_flop", "data.augment: no 'crop_flop'; did you mean crop_flip"),
         ("trainer=composr", "trainer: no 'composr'; did you mean composer"),
         ("precision=bf16", "precision: no 'bf16'; did you mean amp_bf16"),

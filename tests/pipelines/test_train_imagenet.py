@@ -168,6 +168,18 @@ def test_a_training_image_is_a_random_part_of_which_half_are_mirrored():
     assert torch.equal(decode(content), images[0])
 
 
+def test_colours_are_jittered_where_they_are_asked_to_be():
+    content = encoded(Image.new("RGB", (30, 30), (200, 100, 50)), "PNG")
+    plain, jittered = (DecodeJpeg(8, augment=True, color_jitter=jitter) for jitter in (0, 0.4))
+    assert {tuple(plain(content)[0, 0].tolist()) for _ in range(20)} == {(200, 100, 50)}
+    torch.manual_seed(0)
+    colours = torch.stack([jittered(content)[0, 0] for _ in range(200)]).float()
+    assert colours.unique(dim=0).shape[0] > 100
+    assert (colours.mean(1) / (350 / 3)).amin() > 0.55, "brightness and contrast change by 40 % each at most"
+    torch.manual_seed(0)
+    assert torch.equal(jittered(content)[0, 0].float(), colours[0])
+
+
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")])
 def test_images_of_every_mode_have_three_channels(mode, kind, augment):
