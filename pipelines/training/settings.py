@@ -590,12 +590,12 @@ def counts_batches(settings: Settings) -> bool:
 
 
 def check_choice(name: str, value: str, valid: Sequence[str]) -> None:
-    """Refuse a word that is none of these, naming the nearest.
+    """Refuse a word that is none of these, naming them and the nearest.
 
     Raises:
         ConfigError: it is none of them.
     """
     if value not in valid:
         nearest = difflib.get_close_matches(value, valid, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there is {', '.join(valid)}."
-        raise ConfigError(f"{name}: no {value!r}; {hint}")
+        hint = f"did you mean {nearest[0]}? There" if nearest else "there"
+        raise ConfigError(f"{name}: no {value!r}; {hint} is {', '.join(valid)}.")

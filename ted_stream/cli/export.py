@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 
 from ted_stream.cli.prepare import CORES
 
@@ -100,7 +101,7 @@ def export(
                 overwrite=overwrite,
                 progress=progress,
             )
-        lines = [_told(copied, f"in {copied.shards:,} shards, {copied.bytes / 2**20:.1f} MiB"), *copied.notes]
+        lines = [_told(copied, f"in {copied.shards:,} shards, {decimal(copied.bytes)}"), *copied.notes]
     else:
         of_datasets = {"--weights": weights is True, "--no-weights": weights is False, "--workers": workers is not None}
         odd = [option for option, is_given in of_datasets.items() if is_given]

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from ted_stream.cli.prepare import CORES
 
@@ -41,7 +42,7 @@ def index(
             progress=lambda count, total: bar.update(task, completed=count, total=total),
         )
     console.print(
-        f"{done.samples:,} samples in {done.shards:,} shards, {done.bytes / 2**20:.1f} MiB; index in {done.folder}",
+        f"{done.samples:,} samples in {done.shards:,} shards, {decimal(done.bytes)}; index in {done.folder}",
         soft_wrap=True,
         highlight=False,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 
 if TYPE_CHECKING:
     from ted_stream.pipelines.corpora.prepared import Description
@@ -209,4 +210,4 @@ def _show(description: "Description", out: Path) -> None:
 
     counts = ", ".join(f"{count:,} {split}" for split, count in description.samples.items())
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    console.print(f"{description.name}: {counts} samples, {size / 2**20:.1f} MiB in {out}", highlight=False)
+    console.print(f"{description.name}: {counts} samples, {decimal(size)} in {out}", highlight=False)

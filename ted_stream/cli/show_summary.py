@@ -5,6 +5,7 @@ from math import inf
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -144,7 +145,7 @@ def _show_dataset(found: Mapping[str, Any], number: int) -> None:
             "split": split["name"],
             "samples": f"{split['samples']:,}",
             "shards": f"{split['shards']:,}",
-            "MiB": f"{split['bytes'] / 2**20:,.1f}",
+            "size": decimal(split["bytes"]),
             "format": split["format"] or "",
             "compression": split["compression"] or "none",
             "content known": "by hashes" if split["hashed"] else "no",
