@@ -31,7 +31,7 @@ class StepRecorder:
             the epoch's steps so far and what they measured, (B,) each.
 
     Attributes:
-        loss_factor: what the host must multiply the loss by, beside the weights of single samples.
+        loss_factor: what the gradient of every loss is multiplied by, beside the weights of single samples.
         ids: (B,) int64, of the batch that was begun last.
         rows_done: how many rows of it were forwarded.
         suspects: what may change the number of a batch's rows, to name in errors.
@@ -111,12 +111,12 @@ class StepRecorder:
         return self._probe.before_forward(batch, weights)
 
     def before_backward(self, batch: Any, outputs: Any, loss: Tensor, counted: Counted | None = None) -> None:
-        """See the microbatch's outputs and its loss, before the host scales it.
+        """See the microbatch's outputs and its loss, whose value stays that of the samples: its gradient is scaled.
 
         Args:
             batch: the microbatch.
             outputs: of the model.
-            loss: the tensor that holds all of the loss.
+            loss: the tensor that holds all of the loss, as the model gave it.
             counted: what the host would have the loss be, where it counts targets over more than the microbatch.
 
         Raises:
@@ -124,6 +124,8 @@ class StepRecorder:
         """
         if self._notes_classes:
             self._note_classes(batch)
+        if loss.requires_grad and (factor := self.loss_factor) != 1:
+            loss.register_hook(lambda gradient: gradient * factor)  # before those that are to see it
         self._probe.before_backward(batch, outputs, loss, counted)
 
     def _note_classes(self, batch: Any) -> None:

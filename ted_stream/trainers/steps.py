@@ -181,8 +181,6 @@ class LoopSteps:
                 "be taken for them. Let the others go through the model under torch.no_grad(), or together with the "
                 "batch through a model that splits them."
             )
-        if loss.requires_grad and (factor := self._recorder.loss_factor) != 1:
-            loss.register_hook(lambda gradient: gradient * factor)  # before those that are to see it
         self._recorder.before_backward(self._where_outputs_are(), self._outputs, loss, counted)
         self.has_loss = True
         if loss.ndim:

@@ -13,7 +13,7 @@ import torch
 from composer import Callback, Event, State, Trainer
 from composer.algorithms import SelectiveBackprop, SeqLengthWarmup
 from composer.loggers import InMemoryLogger, ProgressBarLogger
-from composer.models import ComposerModel
+from composer.models import ComposerClassifier, ComposerModel
 from composer.utils import reproducibility
 from small_run import BATCH_SIZE, ReadPerEpoch, TupleDataset, make_model, make_random, make_ted
 from streaming import StreamingDataset
@@ -294,6 +294,26 @@ def test_metrics_are_logged_and_shown(
     assert quantiles == sorted(quantiles)
     kept = [data["kept"] for data in shown if "kept" in data]
     assert kept == [record.kept for record in ted.records]
+
+
+def test_the_logged_loss_is_that_of_the_samples(
+    folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[float] = []
+    plain_loss = ComposerClassifier.loss
+
+    def loss(self: ComposerClassifier, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        found = plain_loss(self, outputs, batch, *args, **kwargs)
+        losses.append(found.item())
+        return found
+
+    memory = InMemoryLogger()
+    ted = make_ted(0.6, folder=str(tmp_path))
+    trainer = make_trainer(folder, [ted], loggers=[memory])
+    monkeypatch.setattr(ComposerClassifier, "loss", loss)
+    trainer.fit()
+    assert {value for _, value in memory.data["loss/train/total"]} <= set(losses)
+    assert ted.records[-1].loss_factor > 1, "or there would be nothing to see"
 
 
 def test_evaluation_within_an_epoch_is_no_training(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ted_stream.pruning.batches import total_loss
 
-__all__ = ["loss_of", "scaled", "with_total"]
+__all__ = ["loss_of", "with_total"]
 
 
 def loss_of(state: State) -> Callable[[Any, Any], Any] | None:
@@ -28,8 +28,3 @@ def with_total(loss: Any) -> Tensor | dict[str, Tensor]:
     if "total" not in parts:
         parts["total"] = total_loss(parts)
     return parts
-
-
-def scaled(loss: Tensor | dict[str, Tensor], factor: float) -> Tensor | dict[str, Tensor]:
-    """The loss times a factor."""
-    return loss * factor if isinstance(loss, Tensor) else {name: part * factor for name, part in loss.items()}

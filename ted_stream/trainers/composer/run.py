@@ -18,7 +18,7 @@ from ted_stream.engine.metrics import boundary_metrics, epoch_metrics
 from ted_stream.pruning.batches import batch_size, tensors_of, total_loss
 from ted_stream.trainers import requirements
 from ted_stream.trainers.composer.durations import Plan, plan_epochs
-from ted_stream.trainers.composer.losses import loss_of, scaled, with_total
+from ted_stream.trainers.composer.losses import loss_of, with_total
 from ted_stream.trainers.composer.microbatches import check_microbatch
 from ted_stream.trainers.composer.reporting import hyperparameters, show_progress
 from ted_stream.trainers.composer.requirements import refuse_shared_evaluation
@@ -190,12 +190,10 @@ class ComposerRun:
         state.batch = step.before_forward(state.batch)
 
     def before_backward(self, state: State, logger: Logger) -> None:
-        """See the loss, and scale it."""
+        """See the loss."""
         step = self.engine.step
         state.loss = with_total(state.loss)
         step.before_backward(state.batch, state.outputs, total_loss(state.loss))
-        if step.loss_factor != 1:
-            state.loss = scaled(state.loss, step.loss_factor)
 
     def after_backward(self, state: State, logger: Logger) -> None:
         """Read the measurements."""
