@@ -207,7 +207,7 @@ def _groups(found: RunFindings, number: int) -> tuple[list[dict[str, Any]], list
                 except ValueError as error:
                     notes.append(f"Samples are named, not shown: {error}.")
                     reader = None  # what fails once would fail, or wait, for each
-            samples.append(preview | _sample(sample, found.class_names))
+            samples.append(preview | _sample(sample))
         if samples:
             groups.append(
                 {
@@ -221,15 +221,16 @@ def _groups(found: RunFindings, number: int) -> tuple[list[dict[str, Any]], list
     return groups, notes
 
 
-def _sample(sample: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     label = sample["label"]
+    named = [sample[name] for name in ("file", "key") if sample[name] is not None]
     return {
         "id": sample["sample_id"],
-        "class_name": "" if label is None else names[label] if 0 <= label < len(names) else f"class {label}",
+        "class_name": sample["class"] or ("" if label is None else f"class {label}"),
         "score": "" if sample["score"] is None else f"{sample['score']:.4g}",
         "times_kept": sample["times_kept"],
         "switches": sample["switches"],
-        "place": f"{sample['shard']}, {sample['position']}",
+        "place": ", ".join(named or [sample["shard"], str(sample["position"])]),
     }
 
 

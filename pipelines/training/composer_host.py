@@ -173,6 +173,7 @@ class Host:
             if state.max_duration < done or (is_over and is_within):
                 raise ConfigError(beyond_the_end(done.to_timestring(), state.max_duration.to_timestring()))
             if is_over:  # killed after its last checkpoint: Composer would refuse to go on
+                tests.tests.go_on(state.timestamp.batch.value)
                 trainer.eval()
             else:
                 trainer.fit()

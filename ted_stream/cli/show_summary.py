@@ -14,7 +14,7 @@ from ted_stream.cli.show import console
 __all__ = ["show_comparison", "show_summary"]
 
 _LABELS = {"sample_id": "sample", "times_kept": "times kept", "label": "class"}
-_LEFT = {"name", "stream", "shard", "key", "column", "encoding", "split", "format"}
+_LEFT = {"name", "stream", "file", "class", "shard", "key", "column", "encoding", "split", "format"}
 
 
 def show_summary(found: Mapping[str, Any], number: int) -> None:
@@ -209,10 +209,11 @@ def show_comparison(found: Mapping[str, Any], number: int) -> None:
 
 
 def _facts(title: str, facts: Mapping[str, Any]) -> None:
-    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table = Table(show_header=False)
     for name, value in facts.items():
         if value != "":
             table.add_row(escape(name), escape(str(value)))
+    _title(title)
     console.print(table)
 
 
@@ -220,12 +221,19 @@ def _rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table of rows of the same names; none of no rows."""
     if not rows:
         return
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for name in rows[0]:
         table.add_column(escape(name), justify="left" if name in _LEFT else "right", overflow="fold")
     for row in rows:
         table.add_row(*("" if value is None else escape(_word(value)) for value in row.values()))
+    _title(title)
     console.print(table)
+    console.print()
+
+
+def _title(text: str) -> None:
+    """On a line of its own, since a table's own title is folded to the table's width."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False, style="italic")
 
 
 def _note(text: str) -> None:
@@ -258,11 +266,15 @@ def _extremes(found: Mapping[str, Any], *, is_reference: bool = False) -> None:
 def _samples(title: str, samples: Sequence[Mapping[str, Any]]) -> None:
     """What is known of samples; a column that is empty for all of them is left out."""
     names = [name for name in (samples[0] if samples else {}) if any(row[name] is not None for row in samples)]
+    # What the owner calls a sample says more than its place; the name of its class more than the number.
+    without = {"stream"} | ({"shard", "position"} if {"file", "key"} & {*names} else set())
+    without |= {"label"} if "class" in names else set()
+    names = [name for name in names if name not in without]
     rows = [
         {_LABELS.get(name, name): _number(row[name]) if name == "score" else row[name] for name in names}
         for row in samples
     ]
-    _rows(title, [_plain(row, {"stream"}) for row in rows])
+    _rows(title, [_plain(row, set()) for row in rows])
 
 
 def _plain(row: Mapping[str, Any], without: set[str]) -> dict[str, Any]:

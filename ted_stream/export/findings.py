@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ted_stream.export.classes import class_rows
 from ted_stream.export.dataset_files import DatasetFolder, open_dataset
 from ted_stream.export.history import Decisions, EpochChange, epoch_changes, read_decisions
+from ted_stream.export.origins import Origins, find_origins
 from ted_stream.export.places import place_columns
 from ted_stream.export.run_files import pruned_epochs, read_run, read_running_scores
 from ted_stream.showing import html_table
@@ -32,6 +33,7 @@ class RunFindings:
         scores: (N,) float32 running scores, NaN where never measured; ``None`` where there are none.
         scored_after: the epoch after which they were.
         data: what was trained on; ``None`` where it is not known, or another dataset.
+        origins: of its samples; ``None`` where they are not known.
         notes: what could not be told, and why.
     """
 
@@ -42,6 +44,7 @@ class RunFindings:
     scores: NDArray[np.float32] | None = field(repr=False)
     scored_after: int | None
     data: DatasetFolder | None
+    origins: Origins | None = field(repr=False)
     notes: tuple[str, ...]
 
     def _repr_html_(self) -> str:
@@ -106,8 +109,12 @@ class RunFindings:
         """What is known of samples, in their order.
 
         Returns:
-            Of each ``sample_id``, ``stream``, ``shard``, ``position``, ``label``, ``score``, ``kept`` (in the last
-            pruned epoch), ``times_kept`` and ``switches``; ``None`` where it is not known.
+            Of each ``sample_id``, ``stream``, ``shard``, ``position``, ``file`` and ``key`` (where it came from, see
+            `write_origins`), ``label`` and ``class`` (its name), ``score``, ``kept`` (in the last pruned epoch),
+            ``times_kept`` and ``switches``; ``None`` where it is not known.
+
+        Raises:
+            ValueError: the file of the origins is damaged.
         """
         found = self.decisions
         if found is None:
@@ -117,11 +124,18 @@ class RunFindings:
         labels = [None] * len(ids) if found.labels is None else found.labels[ids].tolist()
         scores = [None] * len(ids) if self.scores is None else _or_none(self.scores[ids])
         rows = zip(*(column.to_pylist() for column in columns.values()), strict=True)
+        origins = (Origins.unknown(found.last.layout) if self.origins is None else self.origins).of(ids)
         return [
-            {**dict(zip(columns, row, strict=True)), "label": label, "score": score, "kept": bool(kept)}
+            {**dict(zip(columns, row, strict=True)), "file": origin["file"], "key": origin["key"]}
+            | {"label": label, "class": self._class_name(label), "score": score, "kept": bool(kept)}
             | {"times_kept": int(found.times_kept[sample]), "switches": int(found.switches[sample])}
-            for row, label, score, kept, sample in zip(rows, labels, scores, keep, ids.tolist(), strict=True)
+            for row, origin, label, score, kept, sample in zip(
+                rows, origins, labels, scores, keep, ids.tolist(), strict=True
+            )
         ]
+
+    def _class_name(self, label: int | None) -> str | None:
+        return self.class_names[label] if label is not None and 0 <= label < len(self.class_names) else None
 
 
 def read_findings(folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None) -> RunFindings:
@@ -129,7 +143,7 @@ def read_findings(folder: str | os.PathLike[str], *, data: str | os.PathLike[str
 
     Args:
         folder: local path or URI.
-        data: of the dataset that it trained on, for classes; without it there are none.
+        data: of the dataset that it trained on, for classes and names; without it there are none.
 
     Raises:
         FileNotFoundError: the folder is none of a run.
@@ -150,6 +164,12 @@ def read_findings(folder: str | os.PathLike[str], *, data: str | os.PathLike[str
             return None
 
     decisions = read_decisions(folder, run, labels_of)
+    origins: Origins | None = None
+    if opened and decisions is not None:
+        try:
+            origins, _ = find_origins(opened[0].path, decisions.last.layout)
+        except (OSError, ValueError) as error:
+            notes.append(f"Where its samples came from could not be read: {error}")
     scores: NDArray[np.float32] | None = None
     scored_after: int | None = None
     if decisions is not None:
@@ -169,6 +189,7 @@ def read_findings(folder: str | os.PathLike[str], *, data: str | os.PathLike[str
         scores=scores,
         scored_after=scored_after,
         data=opened[0] if opened else None,
+        origins=origins,
         notes=tuple(notes),
     )
 

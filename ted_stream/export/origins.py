@@ -5,10 +5,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ted_stream.export.stream_index import layout_of_index, read_index, stream_folder
 from ted_stream.files import join, reading, writing
@@ -153,6 +155,23 @@ class Origins:
                 raise ValueError(
                     f"{path} has {stream.num_samples - left} rows for {stream.num_samples} samples; write it again."
                 )
+
+    def of(self, ids: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """``file``, ``key`` and ``label`` of a few samples.
+
+        Args:
+            ids: (n,) sample ids, in any order.
+
+        Raises:
+            ValueError: as :meth:`batches`.
+        """
+        order = np.argsort(ids, kind="stable")
+        places, found, begin = ids[order], list[dict[str, Any]](), 0
+        for batch in self.batches():
+            within = places[(places >= begin) & (places < begin + len(batch))] - begin
+            found += batch.take(pa.array(within)).to_pylist()
+            begin += len(batch)
+        return [found[at] for at in np.argsort(order)]
 
 
 def find_origins(

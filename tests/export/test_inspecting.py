@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from made_runs import layout_of, make_run
 from streaming import MDSWriter
 
-from ted_stream.export import comparison_of, summary_of, write_scores
+from ted_stream.export import comparison_of, summary_of, write_origins, write_scores
 from ted_stream.export.dataset_files import open_dataset
 from ted_stream.export.run_files import read_running_scores
 from ted_stream.skip_list import DatasetLayout, SkipList, write_skip_list
@@ -88,6 +89,25 @@ def test_classes_are_read_from_the_shards(labelled: tuple[Path, np.ndarray], tmp
     splits = summary_of(folder)["splits"]
     assert [(split["name"], split["samples"]) for split in splits] == [("train", SIZE)]
     assert [row["samples"] for row in splits[0]["classes"]] == np.bincount(labels).tolist()
+
+
+def test_samples_are_called_what_their_owner_calls_them(labelled: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    folder, labels = Path(shutil.copytree(labelled[0], tmp_path / "data")), labelled[1]
+    run = tmp_path / "run"
+    make_run(run, open_dataset(folder).layout)
+    assert {row["file"] for row in summary_of(run, data=folder)["highest"]} == {None}
+    write_origins(folder / "train", ((f"{at}.jpg", None if at % 2 else f"key {at}", None) for at in range(SIZE)))
+    for name in ("highest", "lowest", "contested"):
+        rows = summary_of(run, data=folder)[name]
+        assert len(rows) == 10
+        for row in rows:
+            at = row["sample_id"]
+            assert (row["file"], row["key"]) == (f"{at}.jpg", None if at % 2 else f"key {at}")
+            assert row["class"] == {0: "a", 1: "b", 2: None}[labels[at]]
+    (folder / "train" / "origins.parquet").write_bytes(b"no")
+    found = summary_of(run, data=folder)
+    assert "came from could not be read: " in found["notes"][0]
+    assert {row["file"] for row in found["highest"]} == {None}
 
 
 def test_another_dataset_is_not_taken_for_the_runs_own(labelled: tuple[Path, np.ndarray], tmp_path: Path) -> None:
