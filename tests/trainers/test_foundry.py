@@ -184,7 +184,12 @@ def test_json_lines_are_pruned_by_a_sampler(here: Path) -> None:
     """A model and a dataset of Hugging Face."""
     from transformers import LlamaConfig
 
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     LlamaConfig(vocab_size=320, **sizes).save_pretrained("llama")
     data = {"hf_name": "json", "hf_kwargs": {"data_dir": str(here / "sums")}, "split": "train", "shuffle": True}
     write_config(
