@@ -61,6 +61,7 @@ NEEDING = {
     "from ted_stream import PruningMixin": "transformers",
     "from ted_stream.trainers.composer.durations import num_epochs": "composer",
     "import ted_stream.testing.composer_contract": "composer",
+    "import ted_stream.trainers.foundry.dataloaders": "foundry",
     "from ted_stream import drop_pruned; drop_pruned('list.parquet')": "webdataset",
     "import ted_stream.reading.tar_index": "webdataset",
     READ.format("tars", ""): "webdataset",  # before anything of them is read

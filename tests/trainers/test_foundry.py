@@ -180,6 +180,13 @@ def test_killed_in_an_epoch_it_goes_on_to_the_same_end(here: Path, readme_run: P
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_a_checkpoint_of_another_method_is_refused(here: Path, readme_run: Path) -> None:
+    (path,) = readme_run.glob("checkpoints/ep2-*.pt")
+    write_config(algorithms={"random_pruning": {"prune_ratio": 0.3}}, load_path=str(path))
+    with pytest.raises(ValueError, match=r"TED.*RandomPruning"):
+        llmfoundry("train", "own.yaml")
+
+
 def test_json_lines_are_pruned_by_a_sampler(here: Path) -> None:
     """A model and a dataset of Hugging Face."""
     from transformers import LlamaConfig

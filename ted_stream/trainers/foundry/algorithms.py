@@ -19,8 +19,8 @@ _NAMES = {"composed": "composed_pruning", "random": "random_pruning"}
 class FromSettings(DataPruning):
     """What the registry takes, a class of algorithms, of the settings that stand below its name.
 
-    It makes a plain DataPruning, whose state is found in a checkpoint whatever the method: so another method than the
-    checkpoint's is refused, and Composer's own Trainer goes on from a checkpoint of llm-foundry.
+    It makes a plain DataPruning, whose state Composer finds in a checkpoint by the name of the class, whatever the
+    method: so another method than the checkpoint's is refused, where its scores would else be lost.
     """
 
     name: ClassVar[str]

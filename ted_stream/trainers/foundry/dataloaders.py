@@ -1,21 +1,28 @@
 """llm-foundry's dataloaders of training data, over datasets or with a sampler that can be pruned."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from composer.core import DataSpec
-from llmfoundry.data import text_data
-from llmfoundry.data.finetuning import dataloader as finetuning
-from llmfoundry.data.finetuning.tasks import DatasetConstructor, StreamingFinetuningDataset
-from llmfoundry.data.text_data import StreamingTextDataset
 from torch.utils.data import DataLoader
 
+from ted_stream.extras import optional_imports
 from ted_stream.pruning.sample_ids import SAMPLE_ID
 from ted_stream.reading import Prunable
 from ted_stream.sampler import PrunedSampler
+
+with optional_imports():
+    from llmfoundry.data import text_data
+    from llmfoundry.data.finetuning import dataloader as finetuning
+    from llmfoundry.data.finetuning.tasks import DatasetConstructor, StreamingFinetuningDataset
+    from llmfoundry.data.text_data import StreamingTextDataset
+
+if TYPE_CHECKING:
+    from composer.core import DataSpec
 
 __all__ = ["PrunedFinetuningDataset", "PrunedTextDataset", "pruned_finetuning", "pruned_text"]
 
