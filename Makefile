@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LEAN := .venv-lean
 LATEST := .venv-latest
+FOUNDRY := .venv-foundry
 TESTS ?= -m "not long" # of test-latest
 JOBS ?= 2
 # A file's tests in one process, since they share what takes long to make.
@@ -16,7 +17,7 @@ SHOWN := boto3|botocore|filelock|moto|mosaicml|mosaicml-streaming|numpy|pyarrow|
 
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --no-annotate --no-header --quiet
 
-.PHONY: quickstart test test-types test-quick test-long test-lean test-latest setup clean-setup pins
+.PHONY: quickstart test test-types test-quick test-long test-lean test-foundry test-latest setup clean-setup pins
 
 quickstart: $(READY)
 	$(BIN)/ted-stream prepare digits --out data/digits --overwrite
@@ -43,6 +44,12 @@ test-lean:
 	$(MAKE) setup VENV=$(LEAN) PINS=requirements-lean.txt
 	OMP_NUM_THREADS=1 $(LEAN)/bin/pytest $(IN_PARALLEL) --lean -m "not long" $(LEAN_TESTS)
 
+# With llm-foundry, which pins an older streaming, too; nothing is taken from a hub.
+test-foundry:
+	$(MAKE) setup VENV=$(FOUNDRY) PINS=requirements-foundry.txt
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(FOUNDRY)/bin/pytest tests/trainers/test_foundry.py
+	OMP_NUM_THREADS=1 $(FOUNDRY)/bin/pytest -m "not long" tests/reading tests/test_sampler.py
+
 # With the newest versions that pyproject.toml allows, instead of those of requirements.txt.
 test-latest:
 	$(MAKE) $(LATEST)/bin/python VENV=$(LATEST)
@@ -57,6 +64,7 @@ setup: $(READY)
 pins: $(READY)
 	$(COMPILE) $(COMPILE_FLAGS) --extra all --group dev --output-file requirements.txt
 	$(COMPILE) $(COMPILE_FLAGS) --extra transformers --group test --output-file requirements-lean.txt
+	$(COMPILE) $(COMPILE_FLAGS) --extra foundry --extra webdataset --group test-foundry --output-file requirements-foundry.txt
 
 # Forces the next target to install again.
 clean-setup:

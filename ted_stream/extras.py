@@ -8,6 +8,7 @@ __all__ = ["EXTRAS", "MissingExtraError", "optional_imports"]
 EXTRAS = {
     "cli": ("rich", "typer"),
     "composer": ("composer",),
+    "foundry": ("llmfoundry",),
     "pipelines": (
         *("PIL", "jinja2", "matplotlib", "omegaconf", "scipy", "sklearn", "tokenizers", "torchmetrics", "torchvision"),
     ),

@@ -81,6 +81,7 @@ def is_in(module: str, packages: tuple[str, ...]) -> bool:
 OF_EXTRAS = (
     "braceexpand",
     "composer",
+    "llmfoundry",
     "omegaconf",
     "sklearn",
     "ted_stream.cli",
@@ -89,6 +90,7 @@ OF_EXTRAS = (
     "ted_stream.reading.tar_members",
     "ted_stream.testing.composer_contract",
     "ted_stream.trainers.composer",
+    "ted_stream.trainers.foundry",
     "typer",
     "webdataset",
 )

@@ -16,6 +16,7 @@ from ted_stream.extras import EXTRAS, MissingExtraError, optional_imports
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "composer": "mosaicml",
+    "llmfoundry": "llm-foundry",
     "sklearn": "scikit-learn",
 }  # others: as the module
 # Streaming brings the rest of what extras name.
@@ -39,6 +40,7 @@ def test_the_table_is_that_of_the_package() -> None:
         if extra is not None and not requirement.startswith("ted-stream["):
             found.setdefault(extra[1], set()).add(re.split(r"[^\w.-]", requirement)[0])
     found["pipelines"].remove("transformers")  # in an extra of its own too
+    found["foundry"].remove("setuptools")  # which llm-foundry needs, and nothing of ours
     assert found == {extra: {DISTRIBUTIONS.get(m, m) for m in modules} for extra, modules in EXTRAS.items()}
 
 
@@ -59,6 +61,7 @@ NEEDING = {
     "from ted_stream import PruningMixin": "transformers",
     "from ted_stream.trainers.composer.durations import num_epochs": "composer",
     "import ted_stream.testing.composer_contract": "composer",
+    "import ted_stream.trainers.foundry.dataloaders": "foundry",
     "from ted_stream import drop_pruned; drop_pruned('list.parquet')": "webdataset",
     "import ted_stream.reading.tar_index": "webdataset",
     READ.format("tars", ""): "webdataset",  # before anything of them is read

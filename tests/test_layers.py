@@ -36,7 +36,13 @@ FLOOR = {
 YET_TO_COME: set[str] = set()
 # The modules below which a host may be imported; pipelines compose all of them.
 KNOWN_TO = {
-    "composer": ("ted_stream.trainers.composer", "ted_stream.testing.composer_contract", "ted_stream.pipelines"),
+    "composer": (
+        "ted_stream.trainers.composer",
+        "ted_stream.trainers.foundry",
+        "ted_stream.testing.composer_contract",
+        "ted_stream.pipelines",
+    ),
+    "llmfoundry": ("ted_stream.trainers.foundry",),
     "streaming": ("ted_stream.reading", "ted_stream.files", "ted_stream.stores", "ted_stream.pipelines"),
     "webdataset": ("ted_stream.reading", "ted_stream.export"),
     "transformers": (

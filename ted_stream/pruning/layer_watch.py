@@ -13,6 +13,7 @@ from ted_stream.pruning.output_layer import (
     is_compiled,
     layer_name,
     likely_output_layer,
+    looks_up,
     named_layer,
 )
 from ted_stream.pruning.weights import weighted
@@ -118,14 +119,12 @@ class LayerWatch:
 
     # Within the forward pass, and again within the backward pass where activations are recomputed
 
-    def _watches(self, candidate: Candidate) -> bool:
-        # A compiled model has no graph to tell by which layer counts. Without gradients it is another use of the model.
-        compiling = torch.compiler.is_compiling()
-        return (
-            self._active
-            and torch.is_grad_enabled()
-            and (candidate.chosen or not compiling or (candidate.likely and candidate.acts))
-        )
+    def _watches(self, candidate: Candidate, args: Any) -> bool:
+        # Without gradients it is another use of the model.
+        if not self._active or not torch.is_grad_enabled() or looks_up(candidate.module, args):
+            return False
+        # A compiled model has no graph to tell by which layer counts.
+        return candidate.chosen or not torch.compiler.is_compiling() or (candidate.likely and candidate.acts)
 
     def _fits(self, candidate: Candidate, tensor: Any, place: str) -> bool:
         refusal = rows_refusal(tensor, self._size, f"The tensor at {place} ({type(candidate.module).__name__})")
@@ -141,7 +140,7 @@ class LayerWatch:
         return None if candidate.chosen or torch.compiler.is_compiling() else candidate.calls[-1]
 
     def _before_layer(self, candidate: Candidate, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self._watches(candidate):
+        if not self._watches(candidate, args):
             return None
         if candidate.times and not torch.compiler.is_compiling():
             candidate.calls.append(Call(candidate.chosen))
@@ -172,8 +171,8 @@ class LayerWatch:
         return masked(first, self._mask, self._norm, copy=False, candidate=self._gate(candidate)), *args[1:]
 
     def _after_layer(self, candidate: Candidate, module: nn.Module, args: Any, output: Any) -> Any:
-        del module, args
-        if not self._watches(candidate):
+        del module
+        if not self._watches(candidate, args):
             return None
         call = candidate.calls[-1]
         trains = isinstance(output, Tensor) and output.requires_grad

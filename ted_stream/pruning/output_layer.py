@@ -18,6 +18,7 @@ __all__ = [
     "is_made_of",
     "layer_name",
     "likely_output_layer",
+    "looks_up",
     "named_layer",
     "shifts_labels",
     "trace_back",
@@ -117,6 +118,16 @@ def candidate_layers(model: nn.Module) -> dict[str, nn.Module]:
 def _has_weight_matrix(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.ndim > 1 and not isinstance(module, nn.LayerNorm)
+
+
+def looks_up(layer: nn.Module, args: Sequence[Any]) -> bool:
+    """Whether a call looks rows up in an embedding with a forward pass of its own, which may make the logits as well.
+
+    MPT's does: a call with whole numbers is the embedding of tokens, one with features makes the logits.
+    """
+    if not isinstance(layer, nn.Embedding) or type(layer).forward is nn.Embedding.forward:
+        return False
+    return bool(args) and isinstance(args[0], Tensor) and not args[0].is_floating_point()
 
 
 @dataclass(frozen=True)

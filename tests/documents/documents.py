@@ -18,6 +18,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 ELSEWHERE = {
     "ted_stream/export/README.md": "tests/export/test_export_readme.py::test_commands_and_code",
     "ted_stream/methods/README.md": "tests/methods/test_own_method.py::test_it_keeps_all_of_it",
+    "ted_stream/trainers/foundry/README.md": "tests/trainers/test_foundry.py::test_the_readme",
 }
 
 

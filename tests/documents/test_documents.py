@@ -88,7 +88,8 @@ def test_blocks_are_of_languages_that_are_run() -> None:
     """
     (ray,) = [block for block in ALL_BLOCKS if block.language == "py"]
     assert ray.document == "ted_stream/export/README.md"
-    assert {block.language for block in ALL_BLOCKS} == {"python", "console", "py", ""}
+    assert {block.language for block in ALL_BLOCKS} == {"python", "console", "py", "yaml", ""}
+    assert {block.document for block in ALL_BLOCKS if block.language == "yaml"} <= ELSEWHERE.keys()
     for block in ALL_BLOCKS:
         if not block.language:
             assert not re.search(r"^(ted-stream|make|pip|from|import) ", block.code, flags=re.MULTILINE), block

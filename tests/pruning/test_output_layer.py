@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,19 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torchvision.models import resnet18, squeezenet1_1
-from trainer import CLASSES, FAMILIES, CausalLM, Family, convnet, images, mean_loss, probe_step, tokens, transformer
+from trainer import (
+    CLASSES,
+    FAMILIES,
+    VOCABULARY,
+    CausalLM,
+    Family,
+    convnet,
+    images,
+    mean_loss,
+    probe_step,
+    tokens,
+    transformer,
+)
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -234,6 +247,50 @@ def test_a_tied_output_embedding(inside):
     loss = (lambda outputs, batch: outputs.loss) if inside else mean_loss
     assert (_step(model, probe, tokens(B), loss) > 0).all()
     assert probe.layer == "lm.lm_head"
+
+
+class Shared(nn.Embedding):
+    """As MPT has it: what looks tokens up makes the logits too."""
+
+    def forward(self, input: Tensor, unembed: bool = False) -> Tensor:
+        return F.linear(input, self.weight) if unembed else super().forward(input)
+
+
+class SharedLM(nn.Module):
+    shift_labels = True
+
+    def __init__(self, *, shared: bool) -> None:
+        super().__init__()
+        self.wte = Shared(VOCABULARY, 16)
+        self.body = nn.Linear(16, 16)
+        self.head = None if shared else nn.Linear(16, VOCABULARY, bias=False)
+
+    def forward(self, batch: dict[str, Tensor]) -> Any:
+        x = self.body(self.wte(batch["input_ids"])).tanh()
+        return SimpleNamespace(logits=self.wte(x, True) if self.head is None else self.head(x))
+
+
+@pytest.mark.parametrize("measure", [MaskGradient("features"), MaskGradient("output"), LastLayerGradient()])
+@pytest.mark.parametrize("named", [False, True])
+def test_an_embedding_that_makes_the_logits_too(measure, named):
+    """It measures, and weighs, as a head of its own with the same numbers does."""
+    torch.manual_seed(0)
+    shared, apart = SharedLM(shared=True).double(), SharedLM(shared=False).double()
+    apart.load_state_dict({**shared.state_dict(), "head.weight": shared.wte.weight})
+    weights = torch.linspace(0.5, 2, B, dtype=torch.float64)
+    found = []
+    for model, name in ((shared, "wte"), (apart, "head")):
+        probe = _attached(model, measure, weighted=True, output_layer=name if named else None)
+        values = [probe_step(model, tokens(B), probe, weights=weights) for _ in range(2)]
+        assert probe.layer == name
+        assert torch.equal(*values)
+        found.append(values[0])
+    assert torch.equal(*found)
+    assert (found[0] > 0).all()
+    assert apart.head is not None
+    gradients: list[Any] = [module.weight.grad for module in (shared.wte, apart.wte, apart.head)]
+    torch.testing.assert_close(gradients[0], gradients[1] + gradients[2])
+    torch.testing.assert_close(shared.body.weight.grad, apart.body.weight.grad)
 
 
 def test_a_frozen_body_stays_without_a_graph():

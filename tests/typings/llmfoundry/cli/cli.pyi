@@ -1,0 +1,3 @@
+from typer import Typer
+
+app: Typer
