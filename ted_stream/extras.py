@@ -9,7 +9,8 @@ EXTRAS = {
     "cli": ("rich", "typer"),
     "composer": ("composer",),
     "pipelines": (
-        *("PIL", "jinja2", "matplotlib", "omegaconf", "scipy", "sklearn", "tokenizers", "torchmetrics", "torchvision"),
+        *("PIL", "datasets", "jinja2", "matplotlib", "omegaconf", "scipy", "sklearn", "tokenizers", "torchmetrics"),
+        "torchvision",
     ),
     "transformers": ("accelerate", "transformers"),
     "webdataset": ("braceexpand", "webdataset"),
