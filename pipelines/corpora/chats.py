@@ -145,21 +145,28 @@ def _by_prefixes(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, st
                     f"answer's tokens are not known. {FIX}",
                 )
         if start == _rendered(tokenizer, messages[:at], asked=False):
-            _check_heading(end[len(start) :], messages[at]["content"])
+            _check_unasked(tokenizer, messages, at, whole, end[len(start) :])
         texts += [start, end]
     # The last answer ends with the whole.
     return _Rendered(texts)
 
 
-def _check_heading(turn: str, content: str) -> None:
-    """Refuse what a template without generation prompt writes before an answer: it would be taken for the answer."""
-    heading, found, _ = turn.partition(content.strip())
+def _check_unasked(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], at: int, whole: str, turn: str
+) -> None:
+    """Refuse what a template without generation prompt writes around an answer: it would be taken for the answer."""
+    heading, found, _ = turn.partition(messages[at]["content"].strip())
+    following = _rendered(tokenizer, [*messages, {"role": "user", "content": "x"}], asked=False)
     if not found or heading.strip():
-        raise BadRecordError(
-            "no generation prompt",
-            f"the chat template has no generation prompt, and begins an answer with {heading[:40]!r}, which would be "
-            f"trained on. {FIX}",
-        )
+        what = f"begins an answer with {heading[:40]!r}"
+    elif not following.startswith(whole):
+        what = "ends the chat with what is not there once it goes on"
+    else:
+        return
+    raise BadRecordError(
+        "no generation prompt",
+        f"the chat template has no generation prompt, and {what}, which would be trained on. {FIX}",
+    )
 
 
 def _marked(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> _Rendered:

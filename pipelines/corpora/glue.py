@@ -206,7 +206,7 @@ def prepare_glue(
         noise: share in [0, 1) of the training labels that are replaced by another class, by ``seed``. What each was
             stands in ``origins.parquet`` beside the shards.
         skip_bad: leave records out that cannot be used, count and list them; else the first is refused.
-        workers: processes that tokenize; the dataset is the same for any number.
+        workers: processes that tokenize, at most; the dataset is the same for any number.
         seed: of the stored order and of the replaced labels.
         size_limit: bytes per shard.
         overwrite: replace a finished dataset.

@@ -166,7 +166,7 @@ def prepare_instructions(
         chat_template: a file with a Jinja template, which takes the place of the tokenizer's.
         max_length: longest sample in tokens; longer ones are cut at the end, and counted.
         skip_bad: leave bad records out.
-        workers: processes that tokenize; the dataset is the same for any number.
+        workers: processes that tokenize, at most; the dataset is the same for any number.
         seed: of the test split and of the stored order.
         size_limit: bytes per shard.
         overwrite: replace a finished dataset.
@@ -235,7 +235,7 @@ def prepare_instructions(
         files = _paths(train)
         description = Description(
             kind="instructions",
-            name=Path(files[0]).stem if files else str(hub).rpartition("/")[2],
+            name=Path(files[0]).stem if files else Path(str(hub)).name,
             samples={of: count["written"] for of, count in counts.items()},
             vocab_size=len(chosen),
             max_length=max_length,
@@ -287,5 +287,6 @@ def _prepare_tokenizer(
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     if has_chats:
         check_template(tokenizer, name)
+    pad_id(tokenizer)
     if forms - {"messages", "conversations"} and tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos token, so a response could not end; name another tokenizer.")

@@ -317,7 +317,7 @@ class Refusals:
                     entry = {**self._sources[source].place(at), "kind": error.kind, "why": error.why}
                     file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-            report(f"{counts.total()} records were left out ({kinds}); {SKIPPED} in the dataset's folder lists them.")
+            report(f"Records left out: {counts.total()} ({kinds}); {SKIPPED} in the dataset's folder lists them.")
         return dict(counts.most_common())
 
 

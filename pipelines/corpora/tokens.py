@@ -37,6 +37,7 @@ __all__ = [
 
 TOKENIZER_FOLDER = "tokenizer"
 CHUNK = 512  # records handed to a worker at a time
+WORTH = 16  # chunks of which a worker is worth its start
 
 
 class Encoded(NamedTuple):
@@ -91,7 +92,7 @@ def write_tokens(
         columns: names and MDS encodings.
         refusals: told of items that cannot be used.
         max_length: of a sample, for messages.
-        workers: processes that tokenize; no more than there are chunks are started.
+        workers: processes that tokenize, at most; few records are tokenized in this one.
         size_limit: bytes per shard.
         report: told, in a sentence, how many samples lost their end.
         progress: told of items done, and how many there are.
@@ -107,7 +108,7 @@ def write_tokens(
     total = sum(split.count for split in splits.values())
     chunks = ((name, chunk) for name, split in splits.items() for chunk in _chunks(split.items))
     most = sum(-(-split.count // CHUNK) for split in splits.values())
-    encoded = in_order(partial(_of_split, encode), chunks, min(workers, most))
+    encoded = in_order(partial(_of_split, encode), chunks, min(workers, most // WORTH))
     counts = {}
     for name, of_split in groupby(encoded, key=lambda done: done[0][0]):
         split, written = splits[name], array("q")

@@ -166,7 +166,7 @@ SkipBad = Annotated[
         "refused.",
     ),
 ]
-TextWorkers = Annotated[int, typer.Option(min=1, help="Processes that tokenize.", show_default="all cores")]
+TextWorkers = Annotated[int, typer.Option(min=1, help="Processes that tokenize, at most.", show_default="all cores")]
 
 
 @app.command()

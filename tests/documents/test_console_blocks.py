@@ -219,7 +219,7 @@ def _(code: str, given: Given) -> None:
     Path("alpaca/train.jsonl").write_text('{"instruction": "Add.", "input": "2 2", "output": "4"}\n' * 40)
     output = run(swapped(code, {"path/or/hub-name": "first/tokenizer", "tatsu-lab/alpaca": "alpaca"}))
     assert "40 train, 40 test samples" in output
-    assert "1 records were left out (1 empty)" in output
+    assert "Records left out: 1 (1 empty)" in output
     assert output.count("38 train, 2 test samples") == 2
 
 

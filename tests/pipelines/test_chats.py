@@ -129,6 +129,12 @@ def test_templates_without_a_generation_prompt() -> None:
     """What such a one writes before an answer would be trained on; Mistral's has nothing there."""
     named = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
     assert refusals(tokenizer_with(named), CHATS) == ["no generation prompt"] * 3
+    # One that always asks for another answer.
+    always = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% endif %}{{ m.content }}\n{% endfor %}"
+        "<|assistant|>"
+    )
+    assert refusals(tokenizer_with(always), CHATS[:1]) == ["no generation prompt"]
     mistral = (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
         "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
@@ -139,7 +145,9 @@ def test_templates_without_a_generation_prompt() -> None:
 
 def test_marks_of_some_answers_are_refused() -> None:
     last = COLON_MARKED.replace("m.role == 'assistant'", "loop.last")
-    assert refusals(tokenizer_with(last), CHATS) == [None, "unmarked answer", "unmarked answer"]
+    found = encode_chats([Chat(messages) for messages in CHATS], tokenizer_with(last))
+    assert not isinstance(found[0], BadRecordError)
+    assert [str(one) for one in found[1:]] == ["the chat template marks 1 of 3 answers."] * 2
     wrong = COLON_MARKED.replace("'assistant'", "'user'")
     assert refusals(tokenizer_with(wrong), CHATS[:1]) == ["unmarked answer"]
 

@@ -85,7 +85,7 @@ def test_long_samples_are_cut_and_told_and_long_prompts_refused(tmp_path):
     assert description.notes["skipped"] == {"too long": 1}
     assert told[-2:] == [
         "train: 1 of 3 samples were longer than 20 tokens and lost their end.",
-        "1 records were left out (1 too long); skipped.jsonl in the dataset's folder lists them.",
+        "Records left out: 1 (1 too long); skipped.jsonl in the dataset's folder lists them.",
     ]
     assert max(len(s["input_ids"]) for s in read_split(tmp_path / "out" / "train")) == 20
 
@@ -190,7 +190,7 @@ def test_bad_records_are_left_out_counted_and_listed_when_asked(tmp_path):
     assert [entry["kind"] for entry in listed] == kinds
     assert description.notes["skipped"] == {**dict.fromkeys(kinds, 1), "wrong type": 2}
     assert sum(description.samples.values()) + len(listed) == 17
-    assert told[-1].startswith("9 records were left out (2 wrong type, ")
+    assert told[-1].startswith("Records left out: 9 (2 wrong type, ")
 
 
 def test_nothing_is_listed_where_nothing_is_left_out(corpus, tmp_path):
@@ -233,6 +233,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.long
 def test_the_bytes_are_those_of_any_number_of_workers(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "CHUNK", 5)
+    monkeypatch.setattr(tokens, "WORTH", 1)
     lines = [*corpus.read_text().splitlines(), '{"question": "' + "why " * 60 + '", "answer": "so"}', "{"]
     corpus.write_text("\n".join(lines))
     given: dict[str, Any] = {"train_tokenizer_size": 300, "max_length": 60, "skip_bad": True, **FIELDS}

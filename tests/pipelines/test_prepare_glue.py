@@ -161,6 +161,7 @@ def test_the_hubs_columns_as_json_lines(task: str, tokenizer: str, tmp_path: Pat
         assert shards[0] == shards[1]
 
 
+@pytest.mark.long
 def test_a_dataset_of_the_hub(tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with the configurations of the hub's, whose classes may lie in another order."""
     import datasets
@@ -247,6 +248,7 @@ def test_the_bytes_are_those_of_any_number_of_workers(
     tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "CHUNK", 5)
+    monkeypatch.setattr(tokens, "WORTH", 1)
     source = write_task(tmp_path / "mnli", "mnli")
     for workers in (1, 2):
         prepare_glue("mnli", tmp_path / str(workers), source=source, tokenizer=tokenizer, workers=workers, noise=0.25)
