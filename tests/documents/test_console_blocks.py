@@ -204,7 +204,7 @@ def _(code: str, given: Given) -> None:
 
 @of("pipelines/corpora/README.md", "ted-stream prepare instructions")
 def _(code: str, given: Given) -> None:
-    del given
+    given.fixture("monkeypatch").setattr("datasets.config.HF_DATASETS_CACHE", given.folder / "cache")
     small_pairs("train.jsonl")
     small_pairs("test.jsonl")
     prepare_instructions(

@@ -254,9 +254,7 @@ def test_progress_is_told(corpus, tmp_path):
 
 def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     """As its files lie there: a folder, here a local one, which load_dataset reads alike."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "data").mkdir()
     write_lines(tmp_path / "data" / "train.jsonl", [*ALPACA, {"instruction": "x", "output": ""}])
     write_lines(tmp_path / "data" / "validation.jsonl", ALPACA[:1])

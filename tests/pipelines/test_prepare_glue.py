@@ -166,7 +166,7 @@ def test_a_dataset_of_the_hub(tokenizer: str, tmp_path: Path, monkeypatch: pytes
     """A folder with the configurations of the hub's, whose classes may lie in another order."""
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "hub"
     rows = {
         "sentence1": [texts(at)[0] for at in range(ROWS)],
