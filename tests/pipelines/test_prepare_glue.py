@@ -16,7 +16,9 @@ from ted_stream.pipelines.corpora import tokens
 from ted_stream.pipelines.corpora.glue import TASKS, prepare_glue
 from ted_stream.pipelines.corpora.prepared import read_description
 from ted_stream.pipelines.corpora.tokens import train_tokenizer
+from ted_stream.pipelines.training.settings import ConfigError, load_settings
 from ted_stream.pipelines.training.text_batches import PaddingCollator
+from ted_stream.pipelines.training.train import check_data
 
 MNLI = (
     "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse"
@@ -310,3 +312,10 @@ def test_sources_and_settings_that_do_not_fit(tokenizer: str, tmp_path: Path) ->
         with pytest.raises(FileNotFoundError, match=words):
             prepare_glue("rte", tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_recipes_refuse_texts(tokenizer: str, tmp_path: Path) -> None:
+    description = prepare_glue("rte", tmp_path / "out", source=write_task(tmp_path / "rte", "rte"), tokenizer=tokenizer)
+    quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    with pytest.raises(ConfigError, match="out holds texts with labels, which no recipe trains on"):
+        check_data(load_settings(quickstart, [f"data.path={tmp_path / 'out'}"]), description, 1)
