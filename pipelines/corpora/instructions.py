@@ -1,326 +1,292 @@
-"""Prompt/response pairs to tokens, with the prompt masked from the loss."""
+"""Instructions and chats to tokens, with all but the answers masked from the loss."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ted_stream.export import write_origins
-
-from .prepared import DESCRIPTION_FILE, HASHES, Description, new_dataset
+from .chats import ChatTokens, check_template, encode_chats
+from .forms import Chat, Forms, Pair
+from .prepared import DESCRIPTION_FILE, Description, new_dataset
+from .records import BadRecordError, Records, Refusals, good_records, hub_name, hub_records, json_records
+from .tokens import (
+    TOKENIZER_FOLDER,
+    Encoded,
+    Item,
+    Split,
+    chosen_tokenizer,
+    load_tokenizer,
+    pad_id,
+    token_encoding,
+    write_tokens,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["IGNORED", "TOKENIZER_FOLDER", "Pair", "encode", "prepare_instructions", "read_pairs", "train_tokenizer"]
+__all__ = ["IGNORED", "prepare_instructions"]
 
 IGNORED = -100  # the label that cross entropy leaves out
-TOKENIZER_FOLDER = "tokenizer"
 
-# The prompts of Stanford Alpaca (Taori et al. 2023), with and without an input.
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-ALPACA = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
+Files = str | Path | Sequence[str | Path]
+Progress = Callable[[str, int, int | None], None]  # stage, samples just done, total if known
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a sample was read: a line of JSON lines or an item of an array, from 1."""
+class _Source:
+    """Records of one form; of the good ones the numbers, ascending."""
 
-    path: Path
-    unit: Literal["line", "item"]
-    number: int
+    records: Records
+    form: str
+    good: np.ndarray
 
-    def __str__(self) -> str:
-        return f"{self.path}, {self.unit} {self.number}"
+    def texts(self, forms: Forms, order: np.ndarray) -> Iterator[str]:
+        """All text of these records, to train a tokenizer on."""
+        for _, record in self.records.read(order.tolist()):
+            text = forms.text(record)
+            yield from (text.prompt, text.response) if isinstance(text, Pair) else _contents(text)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One sample as text: what the model is given, what it should answer, and where it was read."""
-
-    prompt: str
-    response: str
-    where: Place
+def _contents(chat: Chat) -> list[str]:
+    return [message["content"] for message in chat.messages]
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One sample as tokens: ``input_ids`` and ``labels`` (n,), labels `IGNORED` on the prompt."""
+class _Encoder:
+    """Records of one form to tokens, in any process.
 
-    input_ids: np.ndarray
-    labels: np.ndarray
-    truncated: bool
-    where: Place
-
-
-def read_pairs(path: str | Path, *, prompt_field: str = "prompt", response_field: str = "response") -> list[Pair]:
-    """Read prompt/response pairs from JSON lines or a JSON array.
-
-    Records with ``instruction`` and ``output`` (Alpaca; ``input`` may be absent or empty) are recognised and put
-    into Alpaca's prompt. Other prompts are followed by one newline.
-
-    Args:
-        path: the file.
-        prompt_field: the field of the prompt.
-        response_field: the field of the response.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a record is no JSON object, lacks a field, or has an empty response; the message names the
-            line (of JSON lines) or the item (of an array) and the fields that are there.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}.")
-    text = path.read_text(encoding="utf-8")
-    if text.lstrip().startswith("["):
-        try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
-        named = [(Place(path, "item", number), record) for number, record in enumerate(records, 1)]
-    else:
-        named = []
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            where = Place(path, "line", number)
-            try:
-                named.append((where, json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON ({error.msg}).") from error
-    if not named:
-        raise ValueError(f"{path} holds no records.")
-    return [_pair(where, record, prompt_field, response_field) for where, record in named]
-
-
-def _pair(where: Place, record: object, prompt_field: str, response_field: str) -> Pair:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(record).__name__}.")
-    if {"instruction", "output"} <= record.keys() and prompt_field not in record:
-        response_field = "output"
-        fields = {name: record.get(name) or "" for name in ("instruction", "input")}
-        prompt = (ALPACA_WITH_INPUT if fields["input"] else ALPACA).format(**fields)
-    else:
-        for name in (prompt_field, response_field):
-            if name not in record:
-                raise ValueError(
-                    f"{where}: field {name!r} is missing; present: {', '.join(map(repr, sorted(record)))}. "
-                    "Name the right ones with --prompt-field and --response-field."
-                )
-        prompt = record[prompt_field]
-        if not isinstance(prompt, str):
-            raise ValueError(f"{where}: field {prompt_field!r} is {type(prompt).__name__}, expected text.")
-        prompt += "\n"
-    response = record[response_field]
-    if not isinstance(response, str):
-        raise ValueError(f"{where}: field {response_field!r} is {type(response).__name__}, expected text.")
-    if not response.strip():
-        raise ValueError(
-            f"{where}: field {response_field!r} is empty, so nothing could be learnt; remove it or fill it."
-        )
-    return Pair(prompt, response, where)
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE tokenizer: any text can be encoded, nothing is unknown.
-
-    Args:
-        texts: the corpus.
-        vocab_size: number of tokens, with the 256 bytes and ``<pad>``, ``<bos>``, ``<eos>``.
-
-    Raises:
-        ValueError: ``vocab_size`` leaves no room beside bytes and special tokens.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
-    least = 256 + len(special)
-    if vocab_size < least:
-        raise ValueError(f"a vocabulary of {vocab_size} is too small; bytes and special tokens alone take {least}.")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(special.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
-
-
-def encode(
-    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[Tokens], list[Pair]]:
-    """Tokenize pairs as [bos] prompt response eos; the response and its eos are the targets.
-
-    Prompt and response are tokenized apart, so that no token spans both. Longer samples lose their end.
-
-    Args:
-        pairs: the text.
-        tokenizer: with an eos token; a bos token is put in front where there is one.
+    Attributes:
+        tokenizer: its folder.
+        encoding: of the tokens in MDS.
+        forms: of the records.
         max_length: the longest sample, in tokens.
-
-    Returns:
-        The samples, and the pairs left out because no token of their response fits.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise ValueError("the tokenizer has no eos token, so a response could not end; name another tokenizer.")
+
+    tokenizer: str
+    encoding: str
+    forms: Forms
+    max_length: int
+
+    def __call__(self, chunk: Sequence[Item]) -> list[Encoded | BadRecordError]:
+        """Tokenize records, which have text."""
+        tokenizer = load_tokenizer(self.tokenizer)
+        texts: list[Any] = [self.forms.text(record) for _, record in chunk]
+        encode: Any = encode_chats if isinstance(texts[0], Chat) else _encode_pairs
+        dtype = np.dtype(self.encoding.rpartition(":")[2])
+        return [self._cut(one, dtype) for one in encode(texts, tokenizer)]
+
+    def _cut(self, found: ChatTokens | BadRecordError, dtype: np.dtype) -> Encoded | BadRecordError:
+        if isinstance(found, BadRecordError):
+            return found
+        ids = np.array(found.ids, dtype)
+        labels = np.full(len(ids), IGNORED, dtype)
+        for start, end in found.answers:
+            labels[start:end] = ids[start:end]
+        ids, labels = ids[: self.max_length], labels[: self.max_length]
+        if (labels[1:] == IGNORED).all():  # nothing predicts the first token
+            return BadRecordError(
+                "too long",
+                f"what comes before its first answer fills {self.max_length} tokens, so no token of an answer is "
+                "left; raise --max-length.",
+            )
+        return Encoded({"input_ids": ids, "labels": labels}, len(found.ids) > self.max_length)
+
+
+def _encode_pairs(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> list[ChatTokens]:
+    """Tokenize pairs as [bos] prompt response eos; the response and its eos are the answer.
+
+    Prompt and response are tokenized apart, so that no token spans both.
+    """
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    prompts = tokenizer([pair.prompt for pair in pairs], add_special_tokens=False)["input_ids"]
-    responses = tokenizer([pair.response for pair in pairs], add_special_tokens=False)["input_ids"]
-    kept, dropped = [], []
-    dtype = token_dtype(len(tokenizer))
-    for pair, prompt, response in zip(pairs, prompts, responses, strict=True):  # pyright: ignore
+    whole: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+    prompts: Any = tokenizer([pair.prompt for pair in pairs], **whole)["input_ids"]
+    responses: Any = tokenizer([pair.response for pair in pairs], **whole)["input_ids"]
+    found = []
+    for prompt, response in zip(prompts, responses, strict=True):
         head = [*start, *prompt]
-        if len(head) >= max_length:
-            dropped.append(pair)
-            continue
-        ids = np.array([*head, *response, eos], dtype)
-        labels = ids.copy()
-        labels[: len(head)] = IGNORED
-        kept.append(Tokens(ids[:max_length], labels[:max_length], len(ids) > max_length, pair.where))
-    return kept, dropped
-
-
-def token_dtype(vocab_size: int) -> type[np.signedinteger]:
-    """The smallest signed integer that holds token ids and `IGNORED`."""
-    return np.int16 if vocab_size <= np.iinfo(np.int16).max + 1 else np.int32
+        ids = [*head, *response, tokenizer.eos_token_id]
+        found.append(ChatTokens(ids, [(len(head), len(ids))]))
+    return found
 
 
 def prepare_instructions(
     out: str | Path,
-    train: str | Path,
+    train: Files | None = None,
     *,
-    test: str | Path | None = None,
+    test: Files | None = None,
+    hub: str | None = None,
+    split: str = "train",
+    test_split: str | None = None,
     test_fraction: float = 0.05,
     prompt_field: str = "prompt",
     response_field: str = "response",
     tokenizer: str | None = None,
     train_tokenizer_size: int | None = None,
+    chat_template: str | Path | None = None,
     max_length: int = 512,
+    skip_bad: bool = False,
+    workers: int = 1,
     seed: int = 0,
     size_limit: int = 1 << 22,
     overwrite: bool = False,
     report: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> Description:
-    """Write prompt/response pairs as a prepared dataset of tokens, with the tokenizer beside them.
+    """Write instructions or chats as a prepared dataset of tokens, with the tokenizer beside them.
+
+    Records are JSON objects of one form, which is known by their fields: chats (``messages`` with ``role`` and
+    ``content``, or ShareGPT's ``conversations`` with ``from`` and ``value``), Alpaca's (``instruction``, ``output``,
+    perhaps ``input``), which get Alpaca's prompt, or a prompt, which is followed by one newline, and a response.
+    Chats are put into text by the tokenizer's chat template (see `encode_chats`), the others as [bos] prompt response
+    eos. Of a sample the answers are targets: in chats every turn of the assistant.
+
+    A record that cannot be used is refused, with its file and line: no JSON, another form than those before it, a
+    field missing, of a wrong type or empty, turns in another order, or so long before its first answer that no token
+    of an answer is left. With ``skip_bad`` all of these are left out, counted, and listed in ``skipped.jsonl``.
+
+    Memory holds a few chunks of samples; of JSON lines it holds no text, JSON arrays are held as they are.
 
     Args:
         out: the dataset's folder; the tokenizer is saved in its ``tokenizer/``.
-        train: JSON lines or a JSON array, see `read_pairs`.
+        train: JSON lines or JSON arrays, one file or several; or else:
         test: the same for the test split; None takes ``test_fraction`` of ``train`` by ``seed``.
-        test_fraction: share of ``train`` that becomes the test split when ``test`` is None.
+        hub: a dataset that ``datasets`` can load, ``name`` or ``name:config``, on the hub or a local folder.
+        split: of ``hub``, to train on.
+        test_split: of ``hub``, to test on; None takes ``test_fraction`` of ``split``.
+        test_fraction: share of the records that becomes the test split where there is none.
         prompt_field: the field of the prompt.
         response_field: the field of the response.
         tokenizer: a folder or a name on the hub; else:
         train_tokenizer_size: size of a byte-level BPE tokenizer trained on the training split.
-        max_length: longest sample in tokens; longer ones are cut at the end and counted, and those of which
-            no response token is left are dropped and counted.
+        chat_template: a file with a Jinja template, which takes the place of the tokenizer's.
+        max_length: longest sample in tokens; longer ones are cut at the end, and counted.
+        skip_bad: leave bad records out.
+        workers: processes that tokenize, at most; the dataset is the same for any number.
         seed: of the test split and of the stored order.
         size_limit: bytes per shard.
         overwrite: replace a finished dataset.
-        report: told, in sentences, what was cut and dropped.
+        report: told, in sentences, what was cut and left out.
+        progress: told the stage, how many records were just done, and the total where known.
 
     Raises:
         FileExistsError: ``out`` is taken (see `new_dataset`).
         FileNotFoundError: an input file does not exist.
         ValueError: a record cannot be used, or the settings contradict each other.
     """
-    if (tokenizer is None) == (train_tokenizer_size is None):
-        raise ValueError("name one of --tokenizer and --train-tokenizer.")
+    if (train is None) == (hub is None):
+        raise ValueError("name one of --train and --hub.")
+    if hub is not None and test is not None:
+        raise ValueError("--test goes with --train; name a split of --hub with --test-split.")
+    if hub is None and (test_split is not None or split != "train"):
+        raise ValueError("--split and --test-split are of --hub; name the files of --train with --test.")
     if max_length < 2:
         raise ValueError(f"max_length is {max_length}; a sample needs at least 2 tokens.")
-    if test is None and not 0 < test_fraction < 1:
+    has_test = (test if hub is None else test_split) is not None
+    if not has_test and not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction is {test_fraction}, expected a number between 0 and 1.")
-    with new_dataset(out, overwrite=overwrite) as folder:
-        fields = {"prompt_field": prompt_field, "response_field": response_field}
-        pairs = read_pairs(train, **fields)
-        order = np.random.default_rng(seed).permutation(len(pairs))
-        if test is None:
-            cut = max(1, round(test_fraction * len(pairs)))
-            if cut >= len(pairs):
-                raise ValueError(f"{train} has {len(pairs)} records, too few to set {cut} aside for testing.")
-            splits = {"train": [pairs[i] for i in order[cut:]], "test": [pairs[i] for i in order[:cut]]}
-        else:
-            splits = {"train": [pairs[i] for i in order], "test": read_pairs(test, **fields)}
-        if tokenizer is not None:
-            from transformers import AutoTokenizer
+    forms, refusals = Forms(prompt_field, response_field), Refusals(skip=skip_bad)
 
-            try:
-                chosen = AutoTokenizer.from_pretrained(tokenizer)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"no tokenizer could be loaded from {tokenizer!r}: {error}") from error
+    def read(files: Files | None, of_hub: str | None) -> _Source:
+        if hub is not None and of_hub is not None:
+            records = hub_records(*hub_name(hub), of_hub)
         else:
-            assert train_tokenizer_size is not None
-            corpus = (text for pair in splits["train"] for text in (pair.prompt, pair.response))
-            chosen = train_tokenizer(corpus, train_tokenizer_size)
+            records = json_records(_paths(files))
+        return _checked(records, forms, refusals, lambda count: progress("read", count, None))
+
+    with new_dataset(out, overwrite=overwrite) as folder:
+        first = read(train, split)
+        order = first.good[np.random.default_rng(seed).permutation(len(first.good))]
+        if has_test:
+            second = read(test, test_split)
+            splits = {"train": (first, order), "test": (second, second.good)}
+        else:
+            cut = max(1, round(test_fraction * len(order)))
+            if cut >= len(order):
+                raise ValueError(
+                    f"{first.records.source} has {len(order)} records, too few to set {cut} aside for testing."
+                )
+            splits = {"train": (first, order[cut:]), "test": (first, order[:cut])}
+        chosen = chosen_tokenizer(tokenizer, train_tokenizer_size, lambda: first.texts(forms, splits["train"][1]))
+        name = tokenizer or "trained"
+        _prepare_tokenizer(chosen, name, chat_template, {source.form for source, _ in splits.values()})
         chosen.save_pretrained(str(folder / TOKENIZER_FOLDER))
-        counts = {
-            split: _write_split(folder / split, split, pairs, chosen, max_length, size_limit, report)
-            for split, pairs in splits.items()
-        }
-        pad = chosen.pad_token_id if chosen.pad_token_id is not None else chosen.eos_token_id
-        assert isinstance(pad, int)
+        encoding = token_encoding(chosen)
+        encode = _Encoder(str(folder / TOKENIZER_FOLDER), encoding, forms, max_length)
+        counts = write_tokens(
+            folder,
+            {
+                of: Split(source.records, source.records.read(rows.tolist()), len(rows))
+                for of, (source, rows) in splits.items()
+            },
+            encode,
+            {"input_ids": encoding, "labels": encoding},
+            refusals=refusals,
+            max_length=max_length,
+            workers=workers,
+            size_limit=size_limit,
+            report=report,
+            progress=partial(progress, "tokenize"),
+        )
+        files = _paths(train)
         description = Description(
             kind="instructions",
-            name=Path(train).stem,
-            samples={split: count["written"] for split, count in counts.items()},
+            name=Path(files[0]).stem if files else Path(str(hub)).name,
+            samples={of: count["written"] for of, count in counts.items()},
             vocab_size=len(chosen),
             max_length=max_length,
-            pad_id=pad,
-            notes={"seed": seed, "source": str(train), "tokenizer": tokenizer or "trained", "counts": counts},
+            pad_id=pad_id(chosen),
+            notes={
+                "seed": seed,
+                "source": hub or " ".join(map(str, files)),
+                "form": first.form,
+                "tokenizer": name,
+                "counts": counts,
+                "skipped": refusals.finish(folder, report),
+            },
         )
         (folder / DESCRIPTION_FILE).write_text(description.to_json())
         return description
 
 
-def _write_split(
-    folder: Path,
-    split: str,
-    pairs: Sequence[Pair],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    size_limit: int,
-    report: Callable[[str], None],
-) -> Mapping[str, Any]:
-    from streaming import MDSWriter
+def _paths(files: Files | None) -> Sequence[str | Path]:
+    if files is None:
+        return ()
+    return [files] if isinstance(files, (str, Path)) else files
 
-    samples, dropped = encode(pairs, tokenizer, max_length)
-    cut = sum(sample.truncated for sample in samples)
-    if cut:
-        report(f"{split}: {cut} of {len(pairs)} samples were longer than {max_length} tokens and lost their end.")
-    if dropped:
-        report(
-            f"{split}: {len(dropped)} of {len(pairs)} samples were dropped, since their prompt alone fills "
-            f"{max_length} tokens (the first: {dropped[0].where}); raise --max-length to keep them."
-        )
-    if not samples:
-        raise ValueError(f"no sample of {split} fits {max_length} tokens; raise --max-length.")
-    encoding = f"ndarray:{np.dtype(token_dtype(len(tokenizer))).name}"
-    columns = {"input_ids": encoding, "labels": encoding}
-    with MDSWriter(out=str(folder), columns=columns, size_limit=size_limit, hashes=HASHES) as writer:
-        for sample in samples:
-            writer.write({"input_ids": sample.input_ids, "labels": sample.labels})
-    source = samples[0].where
-    origins = ((sample.where.path.name, str(sample.where.number), None) for sample in samples)
-    write_origins(folder, origins, key=source.unit, source=str(source.path.parent))
-    tokens = sum(len(sample.input_ids) for sample in samples)
-    return {"written": len(samples), "tokens": tokens, "truncated": cut, "dropped": len(dropped)}
+
+def _checked(records: Records, forms: Forms, refusals: Refusals, progress: Callable[[int], None]) -> _Source:
+    """Records of one form, that of the first good one."""
+    first: list[str] = []
+
+    def look(at: int, record: object) -> None:
+        forms.text(record)
+        form = forms.of(record)
+        first[:] = first or [form, records.where(at)]
+        if form != first[0]:
+            raise BadRecordError("other form", f"it has the form {form!r}, but {first[1]}, {first[0]!r}; keep one.")
+
+    good = good_records(records, look, refusals, progress)
+    return _Source(records, first[0], good)
+
+
+def _prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, name: str, chat_template: str | Path | None, forms: set[str]
+) -> None:
+    """Give a tokenizer its chat template, and refuse one that these forms cannot be tokenized with."""
+    has_chats = bool(forms & {"messages", "conversations"})
+    if chat_template is not None:
+        if not has_chats:
+            raise ValueError(
+                f"--chat-template is for chats, but the records have the form {min(forms)!r}; leave it out."
+            )
+        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+    if has_chats:
+        check_template(tokenizer, name)
+    pad_id(tokenizer)
+    if forms - {"messages", "conversations"} and tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos token, so a response could not end; name another tokenizer.")

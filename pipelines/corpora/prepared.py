@@ -37,21 +37,22 @@ class Description:
 
     Attributes:
         kind: ``images`` (columns ``image``, uint8 pixels of one shape, and ``label``), ``jpeg`` (``image``, the
-            bytes of a JPEG or PNG file of any size, and ``label``) or ``instructions`` (token columns
-            ``input_ids`` and ``labels``).
+            bytes of a JPEG or PNG file of any size, and ``label``), ``instructions`` (token columns
+            ``input_ids`` and ``labels``) or ``texts`` (token columns ``input_ids`` and, of some tokenizers,
+            ``token_type_ids``, and ``labels``, a class index or a score).
         name: the corpus, for people.
         samples: number of samples of each split, by split name.
         shape: images only: the array shape of one sample, (H, W) or (H, W, C).
-        classes: images and jpeg: class names; position is the class index.
+        classes: images, jpeg and texts: class names; position is the class index. Texts with scores have none.
         mean: images and jpeg: what is taken off each channel, in raw pixel units; of images, the training split's mean.
         std: images and jpeg: what each channel is then divided by; of images, the training split's standard deviation.
-        vocab_size: instructions only: number of embeddings that a model needs.
-        max_length: instructions only: the longest sample, in tokens.
-        pad_id: instructions only: the token id that fills a batch.
+        vocab_size: instructions and texts: number of embeddings that a model needs.
+        max_length: instructions and texts: the longest sample, in tokens.
+        pad_id: instructions and texts: the token id that fills a batch.
         notes: how the dataset was made: counts, seed, source.
     """
 
-    kind: Literal["images", "jpeg", "instructions"]
+    kind: Literal["images", "jpeg", "instructions", "texts"]
     name: str
     samples: Mapping[str, int]
     shape: tuple[int, ...] = ()

@@ -85,7 +85,7 @@ class Data:
     """`none`; of decoded images `crop_flip`: random crop from the image padded by an eighth of its side in black (4
     pixels of 32), and random flip; of JPEGs `random_resized_crop`: a random part of 8 to 100 % of the area, and
     random flip."""
-    color_jitter: float = 0
+    color_jitter: float = 0.0
     """Largest share by which brightness, contrast and saturation change after `random_resized_crop`; 0.4 is usual."""
     skip_list: str | None = None
     """Train on the fixed subset that this skip-list keeps."""

@@ -20,7 +20,8 @@ class PaddingCollator:
     """Pad dict samples on the right to the longest of the batch.
 
     Attributes:
-        pad_id: the token that fills ``input_ids``; ``labels`` are filled with -100, ``attention_mask`` with 0.
+        pad_id: the token that fills ``input_ids``; ``labels`` of tokens are filled with -100, ``token_type_ids`` and
+            ``attention_mask`` with 0.
     """
 
     pad_id: int
@@ -29,26 +30,26 @@ class PaddingCollator:
         """Make a batch.
 
         Args:
-            samples: each with ``input_ids`` and ``labels`` (n,). Entries that are not known here, such as
-                ``sample_id``, are collated as torch does by default.
+            samples: each with ``input_ids`` (n,) and ``labels``, one per token, (n,), or one of the sample: a class or
+                a score; perhaps with ``token_type_ids`` (n,). Entries that are not known here, such as ``sample_id``,
+                are collated as torch does by default.
 
         Returns:
-            ``input_ids``, ``labels`` and ``attention_mask``, (samples, longest) int64, and the other entries.
+            ``input_ids``, ``attention_mask`` and the others of one value per token, (samples, longest) int64; labels
+            of samples, (samples,) int64 classes or float32 scores; and the other entries.
         """
         lengths = [len(sample["input_ids"]) for sample in samples]
-        shape = len(samples), max(lengths)
-        input_ids = np.full(shape, self.pad_id, np.int64)
-        labels = np.full(shape, IGNORED, np.int64)
-        mask = np.zeros(shape, np.int64)
-        for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-            input_ids[row, :length] = sample["input_ids"]
-            labels[row, :length] = sample["labels"]
-            mask[row, :length] = 1
-        batch: dict[str, Any] = {
-            "input_ids": torch.from_numpy(input_ids),
-            "labels": torch.from_numpy(labels),
-            "attention_mask": torch.from_numpy(mask),
-        }
+        mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+        batch: dict[str, Any] = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        for name, fill in {"input_ids": self.pad_id, "labels": IGNORED, "token_type_ids": 0}.items():
+            if np.ndim(samples[0].get(name, 0)):
+                padded = np.full(mask.shape, fill, np.int64)
+                padded[mask] = np.concatenate([sample[name] for sample in samples])
+                batch[name] = torch.from_numpy(padded)
+        if "labels" not in batch:
+            of_samples = np.array([sample["labels"] for sample in samples])
+            is_score = of_samples.dtype.kind == "f"
+            batch["labels"] = torch.from_numpy(of_samples.astype(np.float32 if is_score else np.int64))
         for name in samples[0].keys() - batch.keys():
             batch[name] = default_collate([sample[name] for sample in samples])
         return batch

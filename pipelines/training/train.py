@@ -181,6 +181,11 @@ def check_data(settings: Settings, description: Description, ranks: int) -> None
     Raises:
         ConfigError: saying which, and what to set.
     """
+    if description.kind == "texts":
+        raise ConfigError(
+            f"data.path: {settings.data.path} holds texts with labels, which no recipe trains on; read it with "
+            "PrunedStreamingDataset in a loop of your own."
+        )
     is_text = settings.model.name == "gpt"
     if is_text != (description.kind == "instructions"):
         raise ConfigError(

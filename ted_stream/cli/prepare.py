@@ -147,51 +147,166 @@ def imagenet(
     _show(description, out)
 
 
+Tokenizer = Annotated[str | None, typer.Option(help="Folder, or name on the hub.", show_default=False)]
+TrainTokenizer = Annotated[
+    int | None,
+    typer.Option(
+        metavar="VOCAB_SIZE",
+        help="Train a byte-level BPE tokenizer of this size on the training split.",
+        show_default=False,
+    ),
+]
+MaxLength = Annotated[
+    int, typer.Option(help="Longest sample in tokens; longer ones lose their end, and are counted and reported.")
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad",
+        help="Leave records out that cannot be used, count them, and list them in skipped.jsonl; else the first is "
+        "refused.",
+    ),
+]
+TextWorkers = Annotated[int, typer.Option(min=1, help="Processes that tokenize, at most.", show_default="all cores")]
+
+
 @app.command()
 def instructions(
-    train: Annotated[Path, typer.Option(help="JSON lines, or an Alpaca JSON array.", show_default=False)],
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON lines or JSON arrays; may be given several times.", show_default=False),
+    ] = None,
     out: Out = Path("data/instructions"),
-    test: Annotated[Path | None, typer.Option(help="The same for testing.", show_default=False)] = None,
-    test_fraction: Annotated[float, typer.Option(help="Share of --train set aside when no --test is given.")] = 0.05,
-    prompt_field: Annotated[str, typer.Option(help="Field of the prompt.")] = "prompt",
-    response_field: Annotated[str, typer.Option(help="Field of the response.")] = "response",
-    tokenizer: Annotated[str | None, typer.Option(help="Folder, or name on the hub.", show_default=False)] = None,
-    train_tokenizer: Annotated[
-        int | None,
+    test: Annotated[list[Path] | None, typer.Option(help="The same for testing.", show_default=False)] = None,
+    hub: Annotated[
+        str | None,
         typer.Option(
-            metavar="VOCAB_SIZE",
-            help="Train a byte-level BPE tokenizer of this size on the training split.",
+            metavar="NAME[:CONFIG]",
+            help="Instead of --train, a dataset that Hugging Face's datasets loads.",
             show_default=False,
         ),
     ] = None,
-    max_length: Annotated[
-        int,
-        typer.Option(help="Longest sample in tokens; longer ones lose their end, and are counted and reported."),
-    ] = 512,
+    split: Annotated[str, typer.Option(help="Split of --hub to train on.")] = "train",
+    test_split: Annotated[str | None, typer.Option(help="Split of --hub to test on.", show_default=False)] = None,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of the training records set aside when there are none to test on.")
+    ] = 0.05,
+    prompt_field: Annotated[str, typer.Option(help="Field of the prompt.")] = "prompt",
+    response_field: Annotated[str, typer.Option(help="Field of the response.")] = "response",
+    tokenizer: Tokenizer = None,
+    train_tokenizer: TrainTokenizer = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(help="File with the Jinja template for chats, instead of the tokenizer's.", show_default=False),
+    ] = None,
+    max_length: MaxLength = 512,
+    skip_bad: SkipBad = False,
+    workers: TextWorkers = CORES,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Prompt/response pairs as tokens, with the prompt masked from the loss.
+    """Chats, Alpaca's records or prompts with responses as tokens, with all but the answers masked from the loss.
 
     For example: ted-stream prepare instructions --train train.jsonl --prompt-field question --tokenizer gpt2
     """
     from ted_stream.cli.show import console
     from ted_stream.pipelines.corpora.instructions import prepare_instructions
 
-    description = prepare_instructions(
-        out,
-        train,
-        test=test,
-        test_fraction=test_fraction,
-        prompt_field=prompt_field,
-        response_field=response_field,
-        tokenizer=tokenizer,
-        train_tokenizer_size=train_tokenizer,
-        max_length=max_length,
-        seed=seed,
-        overwrite=overwrite,
-        report=lambda sentence: console.print(sentence, highlight=False),
-    )
+    with _stages("read", "tokenize") as progress:
+        description = prepare_instructions(
+            out,
+            train or None,
+            test=test or None,
+            hub=hub,
+            split=split,
+            test_split=test_split,
+            test_fraction=test_fraction,
+            prompt_field=prompt_field,
+            response_field=response_field,
+            tokenizer=tokenizer,
+            train_tokenizer_size=train_tokenizer,
+            chat_template=chat_template,
+            max_length=max_length,
+            skip_bad=skip_bad,
+            workers=workers,
+            seed=seed,
+            overwrite=overwrite,
+            report=lambda sentence: console.print(sentence, highlight=False),
+            progress=progress,
+        )
+    _show(description, out)
+
+
+class GlueTask(str, Enum):
+    """The tasks of GLUE, but for the diagnostics, which have no labels."""
+
+    cola = "cola"
+    sst2 = "sst2"
+    mrpc = "mrpc"
+    qqp = "qqp"
+    stsb = "stsb"
+    mnli = "mnli"
+    qnli = "qnli"
+    rte = "rte"
+    wnli = "wnli"
+
+
+@app.command()
+def glue(
+    task: Annotated[GlueTask, typer.Argument(help="Which task.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the dataset.", show_default="data/TASK")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with train and dev (or validation), .tsv as published or .jsonl; else --hub.",
+            show_default=False,
+        ),
+    ] = None,
+    hub: Annotated[
+        str,
+        typer.Option(metavar="NAME[:CONFIG]", help="A dataset that datasets loads; the configuration is TASK."),
+    ] = "nyu-mll/glue",
+    split: Annotated[str, typer.Option(help="Split, or file, to train on.")] = "train",
+    test_split: Annotated[
+        str | None,
+        typer.Option(help="Split, or file, to test on.", show_default="dev or validation, of mnli the matched"),
+    ] = None,
+    tokenizer: Tokenizer = None,
+    train_tokenizer: TrainTokenizer = None,
+    max_length: MaxLength = 128,
+    noise: Annotated[float, typer.Option(help="Share of the training labels that are replaced by another.")] = 0.0,
+    skip_bad: SkipBad = False,
+    workers: TextWorkers = CORES,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """A task of GLUE as tokens and labels: classes, or scores of stsb.
+
+    For example: ted-stream prepare glue sst2 --source glue_data/SST-2 --tokenizer bert-base-uncased
+    """
+    from ted_stream.cli.show import console
+    from ted_stream.pipelines.corpora.glue import prepare_glue
+
+    out = out or Path("data", task.value)
+    with _stages("read", "tokenize") as progress:
+        description = prepare_glue(
+            task.value,
+            out,
+            source=source,
+            hub=hub,
+            split=split,
+            test_split=test_split,
+            tokenizer=tokenizer,
+            train_tokenizer_size=train_tokenizer,
+            max_length=max_length,
+            noise=noise,
+            skip_bad=skip_bad,
+            workers=workers,
+            seed=seed,
+            overwrite=overwrite,
+            report=lambda sentence: console.print(sentence, highlight=False),
+            progress=progress,
+        )
     _show(description, out)
 
 

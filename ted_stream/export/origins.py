@@ -33,7 +33,7 @@ ORIGINS = "origins.parquet"
 CHUNK = 1 << 16
 """Samples whose rows are held at once."""
 KeyKind = Literal["", "webdataset", "member", "line", "item", "index", "uid"]
-"""What the keys are: nothing, since each file is a sample; WebDataset's keys; members of a tar; lines of JSON lines,
+"""What the keys are: nothing, since each file is a sample; WebDataset's keys; members of a tar; lines of a file,
 from 1; items of a JSON array, from 1; indices into a dataset, from 0; the owner's own unique ids."""
 Origin = tuple[str | None, str | None, int | None]
 """File, key and label of a sample; ``None`` where there is none."""

@@ -65,7 +65,7 @@ def test_the_settings_in_the_help_are_those_of_the_schema() -> None:
     for setting in training_settings():
         value = expected[setting.name]
         shown = {None: "null", True: "true", False: "false", "???": ""}
-        is_number = isinstance(value, int) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         assert setting.default == (str(value) if is_number else shown.get(value, str(value))), setting
         assert setting.told.endswith("."), f"{setting.name} is not told of"
     assert {setting.name: setting.default for setting in scoring_settings()} == {

@@ -1,5 +1,6 @@
 """The commands of the documents run as they stand, on small stand-ins for the data that they name."""
 
+import json
 import os
 import re
 import shlex
@@ -203,14 +204,38 @@ def _(code: str, given: Given) -> None:
 
 @of("pipelines/corpora/README.md", "ted-stream prepare instructions")
 def _(code: str, given: Given) -> None:
-    del given
+    given.fixture("monkeypatch").setattr("datasets.config.HF_DATASETS_CACHE", given.folder / "cache")
     small_pairs("train.jsonl")
     small_pairs("test.jsonl")
     prepare_instructions(
         "first", "train.jsonl", prompt_field="question", response_field="answer", train_tokenizer_size=300
     )
-    output = run(swapped(code, {"path/or/hub-name": "first/tokenizer"}))
+    template = "{% for m in messages %}{{ m.content }}{{ '\n\n' }}{% endfor %}"
+    tokenizer = json.loads(Path("first/tokenizer/tokenizer_config.json").read_text())
+    Path("first/tokenizer/tokenizer_config.json").write_text(json.dumps({**tokenizer, "chat_template": template}))
+    turns = [{"role": "user", "content": "2 and 2?"}, {"role": "assistant", "content": "4"}]
+    Path("chats.jsonl").write_text("\n".join([json.dumps({"messages": turns})] * 40 + ['{"messages": []}']))
+    Path("alpaca").mkdir()
+    Path("alpaca/train.jsonl").write_text('{"instruction": "Add.", "input": "2 2", "output": "4"}\n' * 40)
+    output = run(swapped(code, {"path/or/hub-name": "first/tokenizer", "tatsu-lab/alpaca": "alpaca"}))
     assert "40 train, 40 test samples" in output
+    assert "Records left out: 1 (1 empty)" in output
+    assert output.count("38 train, 2 test samples") == 2
+
+
+@of("pipelines/corpora/README.md", "ted-stream prepare glue")
+def _(code: str, given: Given) -> None:
+    del given
+    rows = {"MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" + "1\t7\t8\tone\tanother\n" * 40}
+    rows["SST-2"] = "sentence\tlabel\n" + "good\t1\n" * 40
+    for task, text in rows.items():
+        for split in ("train", "dev"):
+            Path("glue_data", task).mkdir(parents=True, exist_ok=True)
+            Path("glue_data", task, f"{split}.tsv").write_text(text)
+    mrpc, sst2 = code.strip().splitlines()
+    output = run(sst2) + run(swapped(mrpc, {"path/or/hub-name": "data/sst2-noisy/tokenizer"}))
+    assert "sst2: 40 train, 40 test samples" in output
+    assert "mrpc: 40 train, 40 test samples" in output
 
 
 # Reading

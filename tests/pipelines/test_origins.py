@@ -144,8 +144,10 @@ def test_instructions_are_lines_or_items(as_array: bool, tmp_path: Path) -> None
     lines = [json.dumps(record) for record in records]
     lines.insert(3, "")  # a blank line counts as a line
     path.write_text(json.dumps(records) if as_array else "\n".join(lines))
-    # Every fifth prompt alone fills a sample, and is dropped.
-    prepare_instructions(tmp_path / "out", path, test_fraction=0.2, train_tokenizer_size=300, max_length=60)
+    # Every fifth prompt alone fills a sample, and is left out.
+    prepare_instructions(
+        tmp_path / "out", path, test_fraction=0.2, train_tokenizer_size=300, max_length=60, skip_bad=True
+    )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
     seen = 0
     for split in SPLITS:
