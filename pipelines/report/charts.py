@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -50,7 +51,10 @@ def charts_of_runs(runs: Runs) -> list[Chart]:
                 draw=partial(_save_ratio, runs),
             ),
         ]
-    names = list(dict.fromkeys(curve.name for run in runs for curve in run.curves))
+    points = Counter[str]()
+    for curve in (curve for run in runs for curve in run.curves):
+        points[curve.name] += len(curve.values)
+    names = [name for name, count in points.items() if count > 1]  # one number is in the table, and no curve
     for at, name in enumerate(names):
         title = name[0].upper() + name[1:]
         charts.append(Chart(name=f"metric-{at}", title=title, draw=partial(_curve, runs, name, by_epoch=True)))
