@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from packed import PackedLM, pack, packed_lm, samples
 from torch import Tensor, nn
-from trainer import mean_loss, own_losses
+from trainer import VOCABULARY, mean_loss, own_losses
 
 from ted_stream.pruning.measures import SITES, ErrorNorm, LastLayerGradient, Loss, MaskGradient, Measure
 from ted_stream.pruning.packing import segments_of
@@ -223,12 +223,15 @@ def test_a_first_token_that_is_predicted_from_another_sample_is_refused(site):
 
 def test_a_layer_that_takes_no_rows_of_tokens_is_refused():
     class Flattened(PackedLM):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(VOCABULARY, VOCABULARY)
+
         def forward(self, batch: dict[str, Tensor]) -> Any:
             hidden = super().forward(batch).logits  # of which another layer makes logits
             return self.head(hidden.flatten(0, 1)).view(hidden.shape)
 
     model = Flattened()
-    model.head = nn.Linear(61, 61)
     probe, batch = StepProbe(MaskGradient(), output_layer="head"), pack(_rows([[0, 1, 2], [3, 4, 5]]))
     probe.attach(model)
     probe.before_forward(batch, None, segments_of(batch, N))

@@ -43,7 +43,10 @@ class Texts(Dataset):
         return {"input_ids": text, "labels": [-100] * unseen + text[unseen:]}
 
 
-flattened = DataCollatorWithFlattening(return_tensors="pt")  # all of a batch in one row
+def flattened(samples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """All in one row."""
+    batch: Any = DataCollatorWithFlattening(return_tensors="pt")(samples)
+    return batch
 
 
 def padded(samples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -102,7 +105,7 @@ def checkpointed(model: Any) -> Any:
 
 def compiled(model: Any) -> Any:
     """Adapted, with a graph."""
-    return torch.compile(adapted(model), backend="aot_eager")
+    return torch.compile(adapted(model), backend="aot_eager", dynamic=True)
 
 
 def sharded(model: Any) -> Any:
