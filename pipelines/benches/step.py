@@ -1,7 +1,8 @@
 """Time of a training step with each measure and with weights, beside the same step without; no loader, no trainer.
 
-Needs torch (for ``resnet18`` torchvision), numpy and this package's mathematics, so that it runs on machines without
-Composer: ``python -m pipelines.benches.step --device gpu`` in the repository's root.
+Needs torch (for ``resnet18`` torchvision, for ``llama_lora`` transformers), numpy and this package's
+mathematics, so that it runs on machines without Composer: ``python -m pipelines.benches.step --device gpu`` in the
+repository's root.
 """
 
 from __future__ import annotations
@@ -79,6 +80,20 @@ def _gpt(*, vocabulary: int, tokens: int, layers: int, width: int, batch_size: i
     )
 
 
+def _llama_lora(*, vocabulary: int, tokens: int, layers: int, width: int, batch_size: int) -> Workload:
+    def build() -> nn.Module:
+        from .adapted_llama import AdaptedLlama  # needs transformers
+
+        return AdaptedLlama(vocabulary=vocabulary, max_length=tokens, layers=layers, width=width)
+
+    return Workload(
+        build=build,
+        inputs=lambda size: torch.randint(vocabulary, (size, tokens)),
+        classes=vocabulary,
+        batch_size=batch_size,
+    )
+
+
 _convnet = partial(convnet, channels=(16, 32, 64, 128))  # that of configs/cifar10_cpu.yaml
 
 # By device and name. On a GPU the vocabulary is large, so that the logits count.
@@ -86,11 +101,13 @@ MODELS: dict[str, dict[str, Workload]] = {
     "cpu": {
         "resnet18": _images(resnet18_cifar, 8),
         "gpt": _gpt(vocabulary=4096, tokens=128, layers=2, width=128, batch_size=8),
+        "llama_lora": _llama_lora(vocabulary=4096, tokens=128, layers=2, width=128, batch_size=8),
         "convnet": _images(_convnet, 128),
     },
     "gpu": {
         "resnet18": _images(resnet18_cifar, 128),
         "gpt": _gpt(vocabulary=32768, tokens=512, layers=6, width=384, batch_size=32),
+        "llama_lora": _llama_lora(vocabulary=32768, tokens=512, layers=6, width=384, batch_size=32),
         "convnet": _images(_convnet, 128),
     },
 }
@@ -275,7 +292,7 @@ def header(device: str) -> str:
     return (
         f"{name}, {precision}; torch {torch.__version__}\n"
         "Seconds of the step per second of the plain step beside it: median (quartiles) of the rounds.\n"
-        f"{'model':10}{'batch':>6}{'plain, ms':>11}  {'variant':34}ratio"
+        f"{'model':12}{'batch':>6}{'plain, ms':>11}  {'variant':34}ratio"
     )
 
 
@@ -283,7 +300,7 @@ def describe(row: Row) -> str:
     """A row in one line."""
     low, middle, high = row.quartiles
     plain = f"{1000 * median(row.plain):.3g}"
-    return f"{row.model:10}{row.batch_size:6}{plain:>11}  {row.variant:34}{middle:.3f} ({low:.3f} – {high:.3f})"
+    return f"{row.model:12}{row.batch_size:6}{plain:>11}  {row.variant:34}{middle:.3f} ({low:.3f} – {high:.3f})"
 
 
 def _main() -> None:

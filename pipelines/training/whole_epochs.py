@@ -51,7 +51,7 @@ class WholeEpochs(nullcontext):
     def batches(self) -> Iterator[Any]:
         """The batches of this epoch that are left."""
         before = self._reader.epoch * self._length
-        for batch, _ in self._reader.read():
+        for batch, *_ in self._reader.read():
             self._reader.done += 1
             yield batch
             if before + self._reader.done == self.steps:

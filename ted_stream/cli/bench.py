@@ -25,6 +25,7 @@ class Model(str, Enum):
     convnet = "convnet"
     resnet18 = "resnet18"
     gpt = "gpt"
+    llama_lora = "llama_lora"
 
 
 class Device(str, Enum):

@@ -14,10 +14,12 @@ from ted_stream.engine.peek import peek
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.row_order import MOST_PROBED, Batch, batches_to_probe, follows_ids
 from ted_stream.pruning import batch_size
+from ted_stream.pruning.packing import segments_of, unpacked
 from ted_stream.pruning.sample_ids import attach_sample_id, take_sample_ids
+from ted_stream.pruning.segments import Segments
 from ted_stream.sampler import PrunedSampler
 
-__all__ = ["BatchIds", "CarriedIds", "PlannedIds", "order_difference", "read_ids"]
+__all__ = ["BatchIds", "CarriedIds", "PlannedIds", "Taken", "order_difference", "read_ids"]
 
 _ORDER = (
     "scores would go to the wrong samples. Let it keep one row per sample, in the order of the samples that it is "
@@ -27,6 +29,9 @@ _ROWS = (
     "so scores would go to the wrong samples. Let the dataset, the collate_fn and batch transforms give one row per "
     "sample, in order."
 )
+
+# A batch, its ids, and how the samples share its rows, if they do.
+Taken = tuple[Any, Tensor, Segments | None]
 
 
 class BatchIds(Protocol):
@@ -46,8 +51,8 @@ class BatchIds(Protocol):
         """A batch is about to come out of the dataloader, to be trained on or to be passed over."""
         ...
 
-    def take(self, batch: Any) -> tuple[Any, Tensor]:
-        """The batch as the model expects it, and its (B,) int64 sample ids.
+    def take(self, batch: Any) -> Taken:
+        """The batch as the model expects it, its (B,) int64 sample ids, and how they share its rows, if they do.
 
         Raises:
             ValueError: if there is not one id for every sample.
@@ -72,9 +77,10 @@ class CarriedIds:
     def before_batch(self) -> None:
         """Nothing to do: every batch brings its ids."""
 
-    def take(self, batch: Any) -> tuple[Any, Tensor]:
-        """See :func:`take_sample_ids`."""
-        return take_sample_ids(batch, bare=self.bare)
+    def take(self, batch: Any) -> Taken:
+        """See :func:`take_sample_ids` and :func:`segments_of`."""
+        rest, ids = take_sample_ids(batch, bare=self.bare)
+        return rest, ids, segments_of(rest, len(ids))
 
 
 class PlannedIds:
@@ -109,19 +115,20 @@ class PlannedIds:
         """Count a batch."""
         self._batch += 1
 
-    def take(self, batch: Any) -> tuple[Any, Tensor]:
-        """The batch as it is, and its ids, on the CPU.
+    def take(self, batch: Any) -> Taken:
+        """The batch as it is, its ids, on the CPU, and how they share its rows, if they do.
 
         Raises:
-            ValueError: if the batch has more or fewer rows than the sampler planned.
+            ValueError: if the batch has more or fewer rows, or samples packed into them, than the sampler planned.
         """
         ids = torch.from_numpy(self.sampler.ids_of_batch(self._batch, self.batch_size))
-        if len(ids) != batch_size(batch):
+        segments = segments_of(batch, len(ids))
+        if segments is None and len(ids) != batch_size(batch):
             raise ValueError(
                 f"Batch {self._batch} of the epoch has {batch_size(batch)} rows, but the PrunedSampler planned "
                 f"{len(ids)} samples for it, {_ROWS}"
             )
-        return batch, ids
+        return batch, ids, segments
 
 
 def read_ids(loader: DataLoader, ranks: Ranks, batch_transform: Callable[[Any], Any] = lambda batch: batch) -> BatchIds:
@@ -194,7 +201,7 @@ def _probe_carried(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
                 "collate_fn and batch transforms keep every sample, and pass the ids through as an integer tensor of "
                 "one id per sample."
             )
-        return rest, ids.tolist()
+        return _by_sample(rest, len(pairs)), ids.tolist()
 
     for ids in batches_to_probe(len(samples), loader.batch_size):
         if not follows_ids(ids, batch_of):
@@ -219,6 +226,7 @@ def _probe_planned(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
 
     def batch_of(pairs: Sequence[tuple[int, int]]) -> Batch:
         batch = batch_transform(loader.collate_fn([_anew(samples[at]) for at, _ in pairs]))
+        batch = _by_sample(batch, len(pairs))
         if batch_size(batch) != len(pairs):
             raise ValueError(
                 f"The collate function, or a batch transform, makes {batch_size(batch)} rows of {len(pairs)} samples, "
@@ -232,6 +240,12 @@ def _probe_planned(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
                 f"The collate function, or a batch transform, puts rows into another order than that of its samples, "
                 f"so {_ORDER}"
             )
+
+
+def _by_sample(batch: Any, samples: int) -> Any:
+    """The batch with a row for every sample, also of those that are packed into rows."""
+    segments = segments_of(batch, samples)
+    return batch if segments is None else unpacked(batch, segments)
 
 
 def _spread(among: int) -> list[int]:

@@ -13,6 +13,7 @@ from ted_stream.pruning import Measurements, batch_size
 from ted_stream.pruning.batches import class_labels, tensors_of
 from ted_stream.pruning.loss_kinds import Counted
 from ted_stream.pruning.probe import StepProbe
+from ted_stream.pruning.segments import Segments
 
 __all__ = ["StepRecorder"]
 
@@ -33,7 +34,8 @@ class StepRecorder:
     Attributes:
         loss_factor: what the gradient of every loss is multiplied by, beside the weights of single samples.
         ids: (B,) int64, of the batch that was begun last.
-        rows_done: how many rows of it were forwarded.
+        rows: of that batch: B, or fewer or more where samples share rows.
+        rows_done: how many of them were forwarded.
         suspects: what may change the number of a batch's rows, to name in errors.
     """
 
@@ -74,21 +76,24 @@ class StepRecorder:
         self._weights = None if weights is None else torch.from_numpy(weights)
         self.loss_factor = loss_factor
 
-    def begin(self, ids: Tensor) -> None:
+    def begin(self, ids: Tensor, segments: Segments | None = None) -> None:
         """A batch is about to be trained on, perhaps once more: what was measured in it so far does not count.
 
         Args:
             ids: (B,) int64 sample ids, in the order of the batch's rows, on any device.
+            segments: where samples share rows, those of the batch; the ids are in their order.
         """
-        self.ids = ids
+        self.ids, self._segments = ids, segments
+        self.rows = len(ids) if segments is None else segments.rows
         self._pending: list[Tensor] = []
         self._pending_labels: list[Tensor] = []
         self.rows_done = 0
 
     def rewind(self, row: int) -> None:
         """The batch is tried again from this row on, a microbatch's first: what was measured of it does not count."""
+        samples = row if self._segments is None else self._segments.before[row]
         for pending in (self._pending, self._pending_labels):
-            while pending and sum(map(len, pending)) > row:
+            while pending and sum(map(len, pending)) > samples:
                 pending.pop()
         self.rows_done = row
 
@@ -96,19 +101,23 @@ class StepRecorder:
         """The microbatch to forward.
 
         Raises:
-            ValueError: if the microbatches have more rows than the batch has ids.
+            ValueError: if the microbatches have more rows than the batch.
         """
         rows = slice(self.rows_done, self.rows_done + batch_size(batch))
-        if rows.stop > len(self.ids):
+        if rows.stop > self.rows:
             self.check_rows(rows.stop)
         self.rows_done = rows.stop
+        segments, samples = None, rows
+        if self._segments is not None:
+            segments = self._segments.of_rows(rows)
+            samples = slice(*(self._segments.before[row] for row in (rows.start, rows.stop)))
         weights = None
         if self._weights is not None:
             if self._weights.device != self.ids.device:
                 self._weights = self._weights.to(self.ids.device)  # once in an epoch
             device = tensors_of(batch)[0].device
-            weights = self._weights[self.ids[rows]].to(device, non_blocking=True)
-        return self._probe.before_forward(batch, weights)
+            weights = self._weights[self.ids[samples]].to(device, non_blocking=True)
+        return self._probe.before_forward(batch, weights, segments)
 
     def before_backward(self, batch: Any, outputs: Any, loss: Tensor, counted: Counted | None = None) -> None:
         """See the microbatch's outputs and its loss, whose value stays that of the samples: its gradient is scaled.
@@ -156,7 +165,7 @@ class StepRecorder:
             step: its number within the epoch, from 0, the same on every rank.
 
         Raises:
-            ValueError: if its microbatches did not have as many rows as it has ids.
+            ValueError: if its microbatches did not have all of its rows.
         """
         self.check_rows(self.rows_done)
         self._ids.append(self.ids)
@@ -169,15 +178,16 @@ class StepRecorder:
                 self._when_diverged(self._steps, self._values)
 
     def check_rows(self, rows: int) -> None:
-        """Refuse a batch, or what was forwarded of it, of another number of rows than it has ids.
+        """Refuse a batch, or what was forwarded of it, of another number of rows than was read.
 
         Raises:
             ValueError: naming what may have changed it.
         """
-        if rows != len(self.ids):
+        if rows != self.rows:
+            read = f"{len(self.ids)} samples" + (f" in {self.rows} rows" if self._segments is not None else "")
             suspects = ", ".join([*self.suspects, "a batch transform", "split_batch"])
             raise ValueError(
-                f"{rows} rows of a batch go to the model, but {len(self.ids)} samples were read for it, so scores "
+                f"{rows} rows of a batch go to the model, but {read} were read for it, so scores "
                 f"would go to the wrong samples. One of these changes the number of rows: {suspects}. Remove it, or "
                 "let it keep one row per sample."
             )

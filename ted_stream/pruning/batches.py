@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ted_stream.pruning.predictions import IGNORE_INDEX, Predictions
+from ted_stream.pruning.segments import Segments
 
 __all__ = [
     "IGNORE_INDEX",
@@ -180,7 +181,7 @@ def _predicted(targets: Tensor, *, shifted: bool) -> Tensor:
     return targets[:, 1:] if shifted and targets.ndim > 1 else targets
 
 
-def loss_shares(batch: Any, *, shifted: bool) -> tuple[Tensor | int, Tensor | int]:
+def loss_shares(batch: Any, *, shifted: bool, segments: Segments | None = None) -> tuple[Tensor | int, Tensor | int]:
     """Each sample's share in a mean loss: its own weight over the weight of all.
 
     A mean over integer targets, several per sample (tokens, pixels), weighs sample k by its own n_k targets, those that
@@ -190,10 +191,17 @@ def loss_shares(batch: Any, *, shifted: bool) -> tuple[Tensor | int, Tensor | in
     Args:
         batch: a microbatch.
         shifted: whether the model predicts the next token, so that a row's first target does not count.
+        segments: where samples share rows.
 
     Returns:
-        The own weights, (B,) int64 or 1, and that of all, () int64 or an int.
+        The own weights, (B,) int64, (n,) where samples share rows, or 1, and that of all, () int64 or an int.
+
+    Raises:
+        ValueError: if samples share rows, and not every token has a target, or -100 for none.
     """
+    if segments is not None:
+        counted = _counted_tokens(batch, segments, shifted=shifted)
+        return segments.sums(counted).clamp(min=1), counted.sum()
     try:
         targets = targets_of(batch)
     except ValueError:  # a model that brings its own targets: its loss is a mean over samples
@@ -205,6 +213,19 @@ def loss_shares(batch: Any, *, shifted: bool) -> tuple[Tensor | int, Tensor | in
         return 1, counted.sum()
     counts = counted.flatten(1).sum(1)
     return counts.clamp(min=1), counts.sum()
+
+
+def _counted_tokens(batch: Any, segments: Segments, *, shifted: bool) -> Tensor:
+    """(R, S) whether a token is a target, where samples share rows."""
+    targets = targets_of(batch)
+    if targets.shape != segments.owners.shape or targets.is_floating_point():
+        raise ValueError(
+            f"Samples are packed into rows of {tuple(segments.owners.shape)} tokens, but the targets are "
+            f"{tuple(targets.shape)} of {targets.dtype}, so it is not known whose each is. Give a whole "
+            f"number for every token, {IGNORE_INDEX} where none counts, or a row for every sample."
+        )
+    counted = targets.ne(IGNORE_INDEX)
+    return counted & (torch.arange(counted.shape[1], device=counted.device) > 0) if shifted else counted
 
 
 def class_labels(batch: Any) -> Tensor:
@@ -247,16 +268,18 @@ def within_classes(outputs: Any, batch: Any) -> Any:
     return with_targets(batch, targets.clamp(0, classes - 1).where(targets != IGNORE_INDEX, targets))
 
 
-def per_sample_cross_entropy(outputs: Any, batch: Any, *, shifted: bool) -> Tensor:
+def per_sample_cross_entropy(outputs: Any, batch: Any, *, shifted: bool, segments: Segments | None = None) -> Tensor:
     """The cross-entropy ℓ_k of every sample; over several targets, the mean over the sample's own.
 
     Args:
         outputs: logits, (B, C), (B, S, C) or (B, C, H, W), or a model output that holds them as ``logits``.
         batch: with targets (B,), (B, S), (B, H, W) or class probabilities (B, C).
         shifted: whether position i predicts target i + 1.
+        segments: where samples share rows.
 
     Returns:
-        (B,) float32 (float64 for float64 logits), detached. Of the logits no more than 2^24 are widened at a time.
+        (B,) float32 (float64 for float64 logits), (n,) where samples share rows, detached. Of the logits no more than
+        2^24 are widened at a time.
 
     Raises:
         ValueError: if there are no logits, no targets, or they do not fit each other.
@@ -267,5 +290,5 @@ def per_sample_cross_entropy(outputs: Any, batch: Any, *, shifted: bool) -> Tens
             f"Outputs of type {type(outputs).__name__} hold no logits: let the model return them, alone or as the "
             "entry 'logits'."
         )
-    predictions = Predictions(logits, targets_of(batch), shifted=shifted)
+    predictions = Predictions(logits, targets_of(batch), shifted=shifted, segments=segments)
     return predictions.means(lambda z, y: F.cross_entropy(z, y, reduction="none"))

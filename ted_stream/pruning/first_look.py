@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ted_stream.pruning.batches import IGNORE_INDEX, class_targets, logits_of, targets_of, within_classes
-from ted_stream.pruning.loss_kinds import Counted, LossFunction, LossReading, Rows, holds_loss, read_rows, read_value
+from ted_stream.pruning.loss_kinds import Counted, LossReading, Rows, holds_loss, read_rows, read_value
 from ted_stream.pruning.loss_trials import is_uneven, refuse_other_predictions
-from ted_stream.pruning.measures import Measure
+from ted_stream.pruning.measures import Measure, Microbatch
 
 __all__ = ["FirstLook"]
 
@@ -20,12 +20,7 @@ class FirstLook:
 
     Args:
         measure: what is measured.
-        function: the model's loss of (outputs, batch), where it has one.
-        outputs: of the model.
-        batch: the microbatch.
-        loss: what is about to be differentiated.
-        size: B.
-        shifted: whether labels are shifted.
+        microbatch: the first; its loss function is not tried where samples share rows.
         counted: what the trainer would have the loss be, where it counts targets itself.
 
     Attributes:
@@ -34,19 +29,10 @@ class FirstLook:
         batch: the microbatch, with targets that are within the range of the logits' classes.
     """
 
-    def __init__(
-        self,
-        measure: Measure,
-        function: LossFunction | None,
-        outputs: Any,
-        batch: Any,
-        loss: Tensor,
-        size: int,
-        *,
-        shifted: bool,
-        counted: Counted | None = None,
-    ) -> None:
-        logits = logits_of(outputs)
+    def __init__(self, measure: Measure, microbatch: Microbatch, counted: Counted | None = None) -> None:
+        outputs, batch, loss = microbatch.outputs, microbatch.batch, microbatch.loss
+        size, shifted, function = microbatch.size, microbatch.shifted, microbatch.loss_function
+        segments, logits = microbatch.segments, logits_of(microbatch.outputs)
         if holds_loss(outputs) or (logits is not None and len(logits) != size):
             function = None  # it hands out what is there, or cannot be tried on rows
         self._measure = measure
@@ -66,7 +52,7 @@ class FirstLook:
         self._rows = None if function is None else Rows.of(outputs, batch, size, shifted=shifted)
         self.reading: LossReading | None = None
         if function is None and (self._takes_classes or (measure.needs_loss and not self._is_vector)):
-            self.reading = read_value(outputs, batch, loss, shifted=shifted, counted=counted)
+            self.reading = read_value(outputs, batch, loss, shifted=shifted, counted=counted, segments=segments)
         elif function is not None and self._rows is not None and measure.needs_loss and not self._is_vector:
             try:
                 self.reading = read_rows(function, self._rows)

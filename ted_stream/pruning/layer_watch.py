@@ -45,8 +45,7 @@ class LayerWatch:
         self._weighs = weighs
         self._active = False
         self._settled = False
-        self._mask: Tensor | None = None
-        self._weights: Tensor | None = None
+        self._mask = self._weights = self._places = None
         self._model: nn.Module | None = None
         self._candidates: list[Candidate] = []
         self.chosen: Candidate | None = None
@@ -104,15 +103,12 @@ class LayerWatch:
             for handle in candidate.handles:
                 handle.remove()
 
-    def open(self, size: int, mask: Tensor | None, weights: Tensor | None) -> None:
-        """Before the forward pass.
-
-        Args:
-            size: B.
-            mask: (B,) ones that require a gradient, where there is a site.
-            weights: (B,) of the samples, or ``None``.
-        """
-        self._active, self._size, self._mask, self._weights = True, size, mask, weights
+    def open(
+        self, leading: tuple[int, ...], mask: Tensor | None, weights: Tensor | None, places: Tensor | None = None
+    ) -> None:
+        """Before the forward pass: see :func:`rows_refusal` for ``leading``, :func:`masked`, and :func:`weighted`."""
+        self._active, self._leading, self._places = True, leading, places
+        self._mask, self._weights = mask, weights
         for candidate in self._candidates:
             candidate.acts = candidate.chosen or self.chosen is None
             candidate.calls, candidate.times, candidate.compiled = [Call(candidate.chosen)], 0, False
@@ -127,7 +123,7 @@ class LayerWatch:
         return candidate.chosen or not torch.compiler.is_compiling() or (candidate.likely and candidate.acts)
 
     def _fits(self, candidate: Candidate, tensor: Any, place: str) -> bool:
-        refusal = rows_refusal(tensor, self._size, f"The tensor at {place} ({type(candidate.module).__name__})")
+        refusal = rows_refusal(tensor, self._leading, f"The tensor at {place} ({type(candidate.module).__name__})")
         if refusal is None:
             return True
         if candidate.chosen:
@@ -168,7 +164,12 @@ class LayerWatch:
         if not self._fits(candidate, first, "site='features'"):
             return None
         call.masked = True
-        return masked(first, self._mask, self._norm, copy=False, candidate=self._gate(candidate)), *args[1:]
+        return self._masked(candidate, first, copy=False), *args[1:]
+
+    def _masked(self, candidate: Candidate, tensor: Tensor, *, copy: bool) -> Tensor:
+        assert self._mask is not None
+        gate = self._gate(candidate)
+        return masked(tensor, self._mask, self._norm, copy=copy, candidate=gate, places=self._places)
 
     def _after_layer(self, candidate: Candidate, module: nn.Module, args: Any, output: Any) -> Any:
         del module
@@ -181,9 +182,8 @@ class LayerWatch:
             mask = self._mask if self._site == "output" and (trains or candidate.chosen) else None
             if mask is not None and self._fits(candidate, output, "site='output'"):
                 call.masked = True
-                gate = self._gate(candidate)
-                # Models do write to their logits in place; copies of what all layers put out would be too much.
-                output = masked(output, mask, self._norm, copy=gate is None, candidate=gate)
+                # Models write to their logits in place; copies of what all layers put out would be too much.
+                output = self._masked(candidate, output, copy=self._gate(candidate) is None)
             # That weights do not fit is said before any are there: they may come hours later.
             fits = not self._weighs or not trains or self._fits(candidate, output, "the output layer's output")
             if self._weights is not None and trains and fits:
@@ -263,7 +263,7 @@ class LayerWatch:
 
     def close(self) -> None:
         """After the backward pass: what follows is left alone, and the layers that were not chosen are let go."""
-        self._active, self._mask, self._weights = False, None, None
+        self._active, self._mask, self._weights, self._places = False, None, None, None
         if self._settled:
             self._drop([candidate for candidate in self._candidates if not candidate.chosen])
             self._candidates = [candidate for candidate in self._candidates if candidate.chosen]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ted_stream.pruning.batches import (
+    logits_of,
     loss_shares,
     map_tensors,
     per_sample_cross_entropy,
@@ -19,6 +20,7 @@ from ted_stream.pruning.batches import (
     total_loss,
     within_classes,
 )
+from ted_stream.pruning.segments import Segments
 
 __all__ = [
     "FEW",
@@ -73,7 +75,7 @@ class LossReading:
         is_divided: () whether it is that.
         multiplied: () what it would be as a mean that the trainer has multiplied, where it does.
         is_multiplied: () whether it is that.
-        is_comparable: whether there is a mean and a total to compare it with.
+        is_comparable: () whether there is a mean and a total to compare it with.
         is_cross_entropy: () whether the samples' losses are the cross-entropies of the logits.
         refusal: why the samples' own losses cannot be had, in case they are not cross-entropies.
     """
@@ -88,7 +90,7 @@ class LossReading:
     is_divided: Tensor | bool = False
     multiplied: Tensor | None = None
     is_multiplied: Tensor | bool = False
-    is_comparable: bool = True
+    is_comparable: Tensor | bool = True
     refusal: ValueError | None = None
 
     def divisor_of(self, own: Tensor | int, counted: Counted | None) -> Tensor | int:
@@ -121,6 +123,7 @@ class LossReading:
                 their own losses were asked for and cannot be had.
         """
         self.is_sum, self.is_cross_entropy = bool(self.is_sum), bool(self.is_cross_entropy)
+        self.is_comparable = bool(self.is_comparable)
         self.is_divided, self.is_multiplied = bool(self.is_divided), bool(self.is_multiplied)
         if self.refusal is not None and not self.is_cross_entropy:
             raise self.refusal
@@ -276,9 +279,10 @@ class Rows:
         return _cross_entropies(self.outputs, self.batch, shifted=self.shifted)
 
 
-def _cross_entropies(outputs: Any, batch: Any, *, shifted: bool) -> Tensor | None:
+def _cross_entropies(outputs: Any, batch: Any, *, shifted: bool, segments: Segments | None = None) -> Tensor | None:
     try:
-        return per_sample_cross_entropy(outputs, within_classes(outputs, batch), shifted=shifted)
+        batch = within_classes(outputs, batch)
+        return per_sample_cross_entropy(outputs, batch, shifted=shifted, segments=segments)
     except ValueError:  # no class targets
         return None
 
@@ -296,7 +300,15 @@ def read_rows(function: LossFunction, rows: Rows) -> LossReading:
 
 
 @torch.no_grad()
-def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool, counted: Counted | None = None) -> LossReading:
+def read_value(
+    outputs: Any,
+    batch: Any,
+    loss: Tensor,
+    *,
+    shifted: bool,
+    counted: Counted | None = None,
+    segments: Segments | None = None,
+) -> LossReading:
     """Compare a loss with the mean and the sum of the cross-entropies of the logits, where there is no more to go by.
 
     Nothing here looks at values, so nothing waits for the device.
@@ -307,11 +319,12 @@ def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool, counted
         loss: () or (B,), what is about to be differentiated.
         shifted: whether labels are shifted.
         counted: what the trainer would have the loss be, where it counts targets itself.
+        segments: where samples share rows.
     """
-    value, losses = loss.detach(), _cross_entropies(outputs, batch, shifted=shifted)
+    value, losses = loss.detach(), _cross_entropies(outputs, batch, shifted=shifted, segments=segments)
     if losses is None:
-        return LossReading(value, value, value, False, False, False, is_comparable=False)
-    own, all_ = loss_shares(batch, shifted=shifted)
+        return _read_squared_errors(outputs, batch, value)
+    own, all_ = loss_shares(batch, shifted=shifted, segments=segments)
     total = (own * losses).sum()
     if loss.ndim:  # a loss per sample, each a mean or a sum over its targets
         return LossReading(value.sum(), losses.sum(), total, False, False, True)
@@ -329,6 +342,22 @@ def read_value(outputs: Any, batch: Any, loss: Tensor, *, shifted: bool, counted
     is_equal = (kinds[likely] / kinds.index_select(0, kind[None]) - 1).abs() < _SAME
     kind = torch.where(is_equal, likely, kind)[0]
     return LossReading(value, mean, total, False, kind == 3, True, divided, kind == 0, multiplied, kind == 2)
+
+
+def _read_squared_errors(outputs: Any, batch: Any, value: Tensor) -> LossReading:
+    """Compare a loss with the mean and sum of the squared errors of outputs, one per target; others are not known."""
+    logits = logits_of(outputs)
+    try:
+        targets = targets_of(batch)
+    except ValueError:
+        targets = None
+    if logits is None or targets is None or value.ndim or logits.numel() != targets.numel():
+        return LossReading(value, value, value, False, False, False, is_comparable=False)
+    errors = (in_float32(logits.detach()).flatten() - targets.flatten()).square()
+    mean, total = errors.mean(), errors.sum()
+    bound = tolerance(value.dtype)
+    is_mean, is_sum = ((value - kind).abs() <= bound * kind + 1e-6 for kind in (mean, total))
+    return LossReading(value, mean, total, False, is_sum & ~is_mean, False, is_comparable=is_mean | is_sum)
 
 
 def are_cross_entropies(rows: Rows, losses: Tensor) -> Tensor | bool:

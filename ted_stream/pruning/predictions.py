@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ted_stream.pruning.segments import Segments
+
 __all__ = ["IGNORE_INDEX", "Predictions"]
 
 IGNORE_INDEX = -100
@@ -19,12 +21,15 @@ class Predictions:
         targets: int64 classes (B,), (B, S) or (B, H, W), -100 where none counts; class probabilities (B, C); or
             ``None``, for what needs no targets, of (B, C) logits.
         shifted: whether position i predicts target i + 1, so that a row's first target does not count.
+        segments: where samples share rows; the targets are (R, S) then, and logits (R, S, C).
 
     Raises:
         ValueError: if the shapes do not fit each other, or there are fewer than two classes.
     """
 
-    def __init__(self, logits: Tensor, targets: Tensor | None, *, shifted: bool) -> None:
+    def __init__(
+        self, logits: Tensor, targets: Tensor | None, *, shifted: bool, segments: Segments | None = None
+    ) -> None:
         logits = logits.detach()
         if targets is None:
             fits = logits.ndim == 2
@@ -50,6 +55,7 @@ class Predictions:
             targets = torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORE_INDEX)], 1)
         self.logits = logits
         self.targets = targets
+        self.segments = segments
 
     def means(self, function: Callable[[Tensor, Tensor], Tensor], scale: Tensor | None = None) -> Tensor:
         """Mean of a function of one position over each sample's own counted targets; 0 for a sample without any.
@@ -64,7 +70,7 @@ class Predictions:
             scale: factors of the positions, (B,) or (B, S).
 
         Returns:
-            (B,) float32 (float64 for float64 logits).
+            (B,) float32 (float64 for float64 logits), or (n,) where samples share rows.
         """
         size, classes = self.logits.shape[0], self.logits.shape[-1]
         positions = self.logits[0, ..., 0].numel() if size else 1
@@ -82,7 +88,10 @@ class Predictions:
         if self.are_probabilities:
             return value
         counted = self.targets.ne(IGNORE_INDEX).view(size, positions)
-        return value.view(size, positions).where(counted, 0).sum(1) / counted.sum(1).clamp(min=1)
+        value = value.view(size, positions).where(counted, 0)
+        if self.segments is not None:
+            return self.segments.sums(value) / self.segments.sums(counted).clamp(min=1)
+        return value.sum(1) / counted.sum(1).clamp(min=1)
 
 
 def _described(targets: Tensor) -> str:

@@ -1,5 +1,6 @@
 """What a training step does around its forward and backward passes to measure its samples and to weigh them."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ted_stream.pruning.loss_kinds import Counted, LossFunction
 from ted_stream.pruning.masks import InputMask
 from ted_stream.pruning.measures import Measure, Microbatch
 from ted_stream.pruning.output_layer import is_compiled, shifts_labels
+from ted_stream.pruning.segments import Segments
 
 __all__ = ["StepProbe"]
 
@@ -59,7 +61,8 @@ class StepProbe:
         self._forget()
 
     def _forget(self) -> None:
-        self._size: int | None = None
+        self._rows: int | None = None
+        self._segments: Segments | None = None
         self._mask: Tensor | None = None
         self._weights: Tensor | None = None
         self._factor: Tensor | None = None
@@ -106,7 +109,7 @@ class StepProbe:
             self._input.detach()
         self._forget()
 
-    def before_forward(self, batch: Any, weights: Tensor | None = None) -> Any:
+    def before_forward(self, batch: Any, weights: Tensor | None = None, segments: Segments | None = None) -> Any:
         """Open a fresh mask and take the weights.
 
         Args:
@@ -114,15 +117,23 @@ class StepProbe:
             weights: (B,) w_k > 0 of its samples' losses, on the batch's device; ``None``: all are 1. The measure is
                 that of the unweighted loss (not finite for a weight of 0), as far as no layer mixes samples.
 
+            segments: where samples share rows: n samples then, with (n,) weights and measurements.
+
         Returns:
             The batch to forward; another one only with a mask at the input.
 
         Raises:
-            ValueError: if there are weights without ``weighted=True``, or not one per sample.
+            ValueError: if there are weights without ``weighted=True``, or not one per sample; or if a sample's first
+                token is predicted from another sample.
         """
         if self._watch is None and self._input is None and self.measure is None and weights is None:
             return batch
-        size = self._size = batch_size(batch)
+        rows = self._rows = batch_size(batch)
+        device = tensors_of(batch)[0].device
+        segments = self._segments = None if segments is None else segments.to(device)
+        size = rows if segments is None else segments.samples
+        if segments is not None and self._shifted:
+            segments.refuse_joined()
         if weights is not None and (not self.weighted or weights.shape != (size,)):
             raise ValueError(
                 f"Weights of shape {tuple(weights.shape)} came with a microbatch of {size} samples, to a probe made "
@@ -131,13 +142,16 @@ class StepProbe:
         site = None if self.measure is None else self.measure.site
         self._weights, self._mask = weights, None
         if site is not None:
-            device = tensors_of(batch)[0].device
             self._mask = torch.ones(size, dtype=self._dtype, device=device, requires_grad=True)
+        leading, places = (rows,), None
+        if segments is not None:
+            leading, places = tuple(segments.owners.shape), segments.places
+            weights = None if weights is None else segments.spread(weights)
         if self._watch is not None:
-            self._watch.open(size, None if self._input is not None else self._mask, weights)
+            self._watch.open(leading, None if self._input is not None else self._mask, weights, places)
         if self._input is not None:
             assert self._mask is not None
-            return self._input.open(batch, self._mask)
+            return self._input.open(batch, self._mask, leading, places)
         return batch
 
     def before_backward(self, batch: Any, outputs: Any, loss: Tensor, counted: Counted | None = None) -> None:
@@ -154,17 +168,18 @@ class StepProbe:
             ValueError: if the output layer cannot be found, does not fit the samples or did not make the loss; if the
                 number of samples has changed; or if the measure does not exist for such outputs and targets.
         """
-        if self._size is None:
+        if self._rows is None:
             return
+        size = self._rows if self._segments is None else self._segments.samples
         logits = logits_of(outputs)
         # A mask at the input asks nothing of the outputs.
-        _refuse_other_sizes(self._size, batch, logits if self._input is None else None)
+        _refuse_other_sizes(self._rows, batch, logits if self._input is None else None)
         if not loss.requires_grad:
             raise ValueError(
                 "The loss requires no gradient, so it hangs on none of the model's layers: nothing can be measured "
                 "or weighed. Train at least one parameter of the model."
             )
-        _refuse_other_shapes(loss, self._size)
+        _refuse_other_shapes(loss, size)
         if self._watch is not None:
             self._watch.settle(logits, loss)
         if self._input is not None and not self._input.applied:
@@ -173,36 +188,29 @@ class StepProbe:
                 "Choose another site."
             )
         if self.measure is not None:
-            self._measure(self.measure, batch, outputs, loss, self._size, counted)
+            shifted, segments = self._shifted, self._segments
+            function = self._loss_function if segments is None else None  # it takes whole rows
+            rest = {"shifted": shifted, "loss_function": function, "segments": segments}
+            microbatch = Microbatch(batch=batch, outputs=outputs, loss=loss, size=size, **rest)
+            self._measure(self.measure, microbatch, counted)
 
-    def _measure(
-        self, measure: Measure, batch: Any, outputs: Any, loss: Tensor, size: int, counted: Counted | None
-    ) -> None:
+    def _measure(self, measure: Measure, microbatch: Microbatch, counted: Counted | None) -> None:
         if self._first is None:
-            self._first = FirstLook(
-                measure, self._loss_function, outputs, batch, loss, size, shifted=self._shifted, counted=counted
-            )
-            batch = self._first.batch
+            self._first = FirstLook(measure, microbatch, counted)
+            microbatch = replace(microbatch, batch=self._first.batch)
             if self._watch is not None and measure.needs_features:
-                self._first.layer = self._watch.is_affine(logits_of(outputs))
+                self._first.layer = self._watch.is_affine(logits_of(microbatch.outputs))
         if self._mask is not None:
-            self._own, self._all = (1, 1) if loss.shape == (size,) else loss_shares(batch, shifted=self._shifted)
-            self._counted = counted
-            self._factor = None
-            loss.register_hook(self._note_factor)
+            self._own, self._all, self._counted, self._factor = 1, 1, counted, None
+            if microbatch.loss.shape != (microbatch.size,):
+                batch, segments = microbatch.batch, microbatch.segments
+                self._own, self._all = loss_shares(batch, shifted=self._shifted, segments=segments)
+            microbatch.loss.register_hook(self._note_factor)
             return
         chosen = None if self._watch is None else self._watch.chosen
-        microbatch = Microbatch(
-            batch=batch,
-            outputs=outputs,
-            loss=loss,
-            size=size,
-            shifted=self._shifted,
-            loss_function=self._loss_function,
-            reading=self._first.reading,
-            features=None if self._watch is None else self._watch.features,
-            has_bias=chosen is not None and getattr(chosen.module, "bias", None) is not None,
-        )
+        has_bias = chosen is not None and getattr(chosen.module, "bias", None) is not None
+        features = None if self._watch is None else self._watch.features
+        microbatch = replace(microbatch, reading=self._first.reading, features=features, has_bias=has_bias)
         values = measure.values(microbatch)
         self._values = None if values is None else values.to(self._dtype)
 
@@ -230,7 +238,7 @@ class StepProbe:
             self._watch.close()
         if self._input is not None:
             self._input.close()
-        self._size = self._mask = self._weights = self._values = None
+        self._rows = self._segments = self._mask = self._weights = self._values = None
         return values
 
     def _mask_gradient(self) -> Tensor:

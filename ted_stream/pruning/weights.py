@@ -24,7 +24,7 @@ class _Weights(torch.autograd.Function):
         if ctx.candidate is not None and not ctx.candidate.chosen:
             return gradient, None, None
         (weights,) = ctx.saved_tensors
-        return gradient * weights.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1)), None, None
+        return gradient * weights.to(gradient.dtype)[(..., *[None] * (gradient.ndim - weights.ndim))], None, None
 
 
 def weighted(logits: Tensor, weights: Tensor, candidate: Chosen | None = None) -> Tensor:
@@ -36,7 +36,8 @@ def weighted(logits: Tensor, weights: Tensor, candidate: Chosen | None = None) -
 
     Args:
         logits: (B, …), what enters the loss.
-        weights: (B,) w_k, on the logits' device; rounded to the dtype of the gradient.
+        weights: (B,) w_k, or (R, S) for each token that of its sample, on the logits' device; rounded to the dtype of
+            the gradient.
         candidate: where it is to be told before the backward pass only whether the weights count.
     """
     result = _Weights.apply(logits, weights, candidate)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ted_stream.engine import PrunableData, Ranks, prunable_data, read_ids
+from ted_stream.engine.batch_ids import Taken
 from ted_stream.engine.data import start_streaming_at
 from ted_stream.engine.generators import get_generators, set_generators
 from ted_stream.trainers import requirements
@@ -57,8 +57,8 @@ class EpochReader:
             self._dataset.load_state_dict(self._loaded["dataset"])
             self._dataset.next_epoch = self.epoch  # not beyond, where a look at its samples has begun one
 
-    def read(self) -> Iterator[tuple[Any, Tensor]]:
-        """What is left of the epoch: batches as the model expects them, and their ids, (B,) int64.
+    def read(self) -> Iterator[Taken]:
+        """What is left of the epoch: batches as the model expects them, their ids, (B,) int64, how these share rows.
 
         The random generators are where they were when the state was saved: from the first batch on, or, where that was
         the epoch's last, from its end on.

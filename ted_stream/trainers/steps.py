@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from ted_stream.engine.step import StepRecorder
 from ted_stream.pruning.batches import batch_size, map_tensors, split_rows, targets_of, tensors_of, with_targets
 from ted_stream.pruning.loss_kinds import Counted
+from ted_stream.pruning.segments import Segments
 
 __all__ = ["LoopSteps"]
 
@@ -33,7 +34,6 @@ class LoopSteps:
         self._model = model
         self._moves_batches = moves_batches
         self._handles: list[RemovableHandle] = []
-        self._ids = recorder.ids
         self.drop()
 
     def attach(self) -> None:
@@ -52,15 +52,15 @@ class LoopSteps:
         self._handles = []
         self.drop()
 
-    def begin(self, batch: Any, ids: Tensor) -> None:
+    def begin(self, batch: Any, ids: Tensor, segments: Segments | None) -> None:
         """A batch is handed to the loop.
 
         Raises:
-            ValueError: if it has not as many rows as ids.
+            ValueError: if it has other rows than were read.
         """
-        self._ids = ids
-        self._recorder.begin(ids)
-        self._await(batch, slice(0, len(ids)))
+        self._recorder.begin(ids, segments)
+        self._await(batch, slice(0, self._recorder.rows))
+        self._recorder.check_rows(batch_size(batch))
 
     def drop(self) -> None:
         """No batch is being trained on."""
@@ -83,7 +83,7 @@ class LoopSteps:
 
         Raises:
             RuntimeError: if there is no batch, or a part's backward pass did not come.
-            ValueError: if the batch has not as many rows as ids.
+            ValueError: if the batch has other rows than were read.
         """
         if self._batch is None:
             raise RuntimeError("pruner.microbatches() belongs into the loop over batches(), with a batch of it.")
@@ -114,10 +114,10 @@ class LoopSteps:
                 f"Batch {batch} of epoch {epoch} is left, but {self._what_is_missing}, so its samples would go "
                 "unmeasured. Give every batch's loss to pruner.loss(), and call backward() on what that returns."
             )
-        if self._rows.stop < len(self._ids):
+        if self._rows.stop < self._recorder.rows:
             raise RuntimeError(
-                f"Batch {batch} of epoch {epoch} is left after {self._rows.stop} of its {len(self._ids)} rows, so the "
-                "others would go unmeasured. Take all of microbatches()."
+                f"Batch {batch} of epoch {epoch} is left after {self._rows.stop} of its {self._recorder.rows} rows, so "
+                "the others would go unmeasured. Take all of microbatches()."
             )
 
     @property
@@ -185,14 +185,14 @@ class LoopSteps:
         self.has_loss = True
         if loss.ndim:
             loss = loss.mean()
-        if (rows := self._rows.stop - self._rows.start) < len(self._ids):
-            loss = loss * (rows / len(self._ids))
+        if (rows := self._rows.stop - self._rows.start) < self._recorder.rows:
+            loss = loss * (rows / self._recorder.rows)
         loss.register_hook(self._backward_begins)
         return loss
 
     def _where_outputs_are(self) -> Any:
         devices = [tensor.device for tensor in tensors_of(self._outputs)]
-        device = devices[0] if devices else self._ids.device
+        device = devices[0] if devices else self._recorder.ids.device
         if self._moves_batches:
             return map_tensors(self._batch, lambda tensor: tensor.to(device, non_blocking=True))
         try:

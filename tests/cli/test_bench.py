@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ted_stream.cli.commands import app
 from ted_stream.pipelines.benches.paired import paired
 from ted_stream.pipelines.benches.seeding import AUGMENTED
-from ted_stream.pipelines.benches.step import VARIANTS
+from ted_stream.pipelines.benches.step import VARIANTS, bench_step
 from ted_stream.pipelines.corpora.digits import prepare_digits
 from ted_stream.pruning.measures import MEASURES, SITES
 
@@ -42,6 +42,13 @@ def test_step():
         assert float(plain) > 0
         middle, low, high = map(float, re.findall(r"[0-9.]+", ratios))
         assert 0 < low <= middle <= high
+
+
+def test_a_step_that_trains_an_adapter_alone():
+    variant = "mask_gradient, features"
+    (row,) = bench_step("llama_lora", rounds=1, steps=1, batch_size=2, variants=[variant])
+    assert (row.variant, row.batch_size) == (variant, 2)
+    assert row.ratios[0] > 0
 
 
 def test_every_measure_and_weights_are_timed():

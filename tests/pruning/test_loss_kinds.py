@@ -684,3 +684,29 @@ def test_equal_counts_are_the_trainers() -> None:
         counted = Counted(torch.tensor(20.0))
         reading = read_value(logits, {"labels": labels}, loss.requires_grad_(), shifted=False, counted=counted)
         assert bool(reading.is_divided)
+
+
+@pytest.mark.parametrize("size", [1, B])
+def test_a_squared_error_is_known_by_its_value(size):
+    """Of a regression head, as for STS-B: |∂(f − y)²/∂δ| = 2 |f − y| |f| for a head without a bias."""
+    torch.manual_seed(0)
+    model = Classifier(nn.Flatten(), nn.Linear(192, 1, bias=False)).double()
+    batch = (images(size)[0], torch.linspace(0.5, 4.5, size, dtype=torch.float64))
+    f = model(batch).detach().squeeze(1)
+    expected = 2 * (f - batch[1]).abs() * f.abs()
+    kinds = ("mean", "sum") if size > 1 else ("mean",)
+    for reduction in kinds:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = _measured(
+                model,
+                batch,
+                MaskGradient(),
+                lambda outputs, batch, how=reduction: F.mse_loss(outputs.squeeze(1), batch[1], reduction=how),
+                False,
+            )
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    with pytest.warns(UserWarning, match="cannot be told"):
+        _measured(
+            model, batch, MaskGradient(), lambda outputs, batch: (outputs.squeeze(1) - batch[1]).abs().mean(), False
+        )

@@ -10,17 +10,15 @@ import torch
 from datasets import Dataset
 from hf_runs import tiny_lm
 from peft import LoraConfig
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+from trl_runs import settings, tokenizer
 
 from ted_stream import TED, ImportanceSampling, InfoBatch, PruningMixin, RandomPruning
 from ted_stream.methods import Method
 from ted_stream.trainers.huggingface.plain_head import PlainHead
 
-NUM_SAMPLES, EPOCHS = 30, 4
+NUM_SAMPLES = 30
 METHODS: dict[str, Method] = {
     "ted": TED(0.6),
     "random": RandomPruning(0.5),
@@ -34,13 +32,6 @@ class PrunedSFTTrainer(PruningMixin, SFTTrainer):
     pass
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<pad>", "<eos>", "<unk>", *"abcdefgh"]
-    made = Tokenizer(WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
-    made.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-
-
 def instructions() -> Dataset:
     rng = random.Random(0)
 
@@ -49,23 +40,6 @@ def instructions() -> Dataset:
 
     prompts = [text(2, 5) for _ in range(NUM_SAMPLES)]
     return Dataset.from_dict({"prompt": prompts, "completion": [" " + text(1, 6) for _ in prompts]})
-
-
-def settings(folder: str, **arguments: Any) -> dict[str, Any]:
-    return {
-        "output_dir": folder,
-        "num_train_epochs": EPOCHS,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 3,
-        "learning_rate": 0.01,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": [],
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "dataloader_pin_memory": False,
-        "max_length": 16,
-    } | arguments
 
 
 def make_trainer(

@@ -85,7 +85,9 @@ class Loss(Measure):
     @staticmethod
     def _cross_entropies(microbatch: Microbatch) -> Tensor:
         try:
-            return per_sample_cross_entropy(microbatch.outputs, microbatch.batch, shifted=microbatch.shifted)
+            return per_sample_cross_entropy(
+                microbatch.outputs, microbatch.batch, shifted=microbatch.shifted, segments=microbatch.segments
+            )
         except ValueError as error:
             raise ValueError(
                 "The samples' own losses can be had neither from a loss function nor as cross-entropies of class "

@@ -9,6 +9,7 @@ from torch import Tensor
 from ted_stream.pruning.batches import logits_of, targets_of
 from ted_stream.pruning.loss_kinds import LossFunction, LossReading
 from ted_stream.pruning.predictions import Predictions
+from ted_stream.pruning.segments import Segments
 
 __all__ = ["Measure", "Microbatch"]
 
@@ -21,12 +22,13 @@ class Microbatch:
         batch: as the model was given it.
         outputs: of the model.
         loss: () or (B,), the unscaled loss that is about to be differentiated.
-        size: B.
+        size: B, or n where samples share rows; measurements are (B,) or (n,).
         shifted: whether position i predicts target i + 1.
         loss_function: the model's loss of (outputs, batch), where it has one.
         reading: how the loss is made of the samples' losses, where that has been read.
         features: (B, …, D), what entered the output layer, where the measure asks for it.
         has_bias: whether the output layer has one.
+        segments: where samples share rows.
     """
 
     batch: Any
@@ -38,6 +40,7 @@ class Microbatch:
     reading: LossReading | None = None
     features: Tensor | None = None
     has_bias: bool = False
+    segments: Segments | None = None
 
     def predictions(self, *, needs_targets: bool) -> Predictions:
         """The logits and the class targets.
@@ -60,7 +63,7 @@ class Microbatch:
             if needs_targets:
                 raise
             targets = None
-        return Predictions(logits, targets, shifted=self.shifted)
+        return Predictions(logits, targets, shifted=self.shifted, segments=self.segments)
 
 
 class Measure(ABC):

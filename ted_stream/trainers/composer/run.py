@@ -169,8 +169,8 @@ class ComposerRun:
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         """Take the ids off the batch, and copy what an epoch's first holds, which others may change in place."""
-        state.batch, ids = self._ids.take(state.batch)
-        self.engine.step.begin(ids)
+        state.batch, ids, segments = self._ids.take(state.batch)
+        self.engine.step.begin(ids, segments)
         self._given = None if self.engine.is_checked else [tensor.clone() for tensor in tensors_of(state.batch)]
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -180,7 +180,7 @@ class ComposerRun:
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
         """Begin the batch, or begin it again: after running out of memory, or for a second closure evaluation."""
-        self.engine.step.begin(self.engine.step.ids)
+        self.engine.step.rewind(0)
 
     def before_forward(self, state: State, logger: Logger) -> None:
         """Open the microbatch."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from ted_stream.engine.step import StepRecorder
-from ted_stream.pruning import batch_size
 from ted_stream.pruning.loss_kinds import Counted
+from ted_stream.pruning.segments import Segments
 from ted_stream.trainers.huggingface.plain_head import PlainHead
 from ted_stream.trainers.reading import EpochReader
 from ted_stream.trainers.steps import LoopSteps
@@ -31,7 +31,7 @@ class TrainedBatches:
 
     def __init__(self, trainer: Trainer, recorder: StepRecorder, reader: EpochReader, *, needs_logits: bool) -> None:
         self._trainer, self._recorder, self._reader = trainer, recorder, reader
-        self._ids: deque[Tensor] = deque()  # of batches that were read and not yet trained on
+        self._read: deque[tuple[Tensor, Segments | None]] = deque()  # of batches that were read and not yet trained on
         self._steps: LoopSteps | None = None
         self._head = PlainHead() if needs_logits else None
         # A loss of one's own often takes no notice of the count, and smoothed labels never do.
@@ -56,10 +56,10 @@ class TrainedBatches:
 
     def read(self) -> Iterator[Any]:
         """What is left of the epoch, on the device and without ids."""
-        self._ids.clear()
+        self._read.clear()
         args: Any = self._trainer.args
-        for batch, ids in self._reader.read():
-            self._ids.append(ids)
+        for batch, ids, segments in self._reader.read():
+            self._read.append((ids, segments))
             yield send_to_device(batch, args.device, non_blocking=args.accelerator_config.non_blocking)
 
     def begin(self, batch: Any) -> None:
@@ -69,10 +69,9 @@ class TrainedBatches:
             RuntimeError: if none was read.
             ValueError: if it has other rows than were read.
         """
-        if self._steps is None or not self._ids:
+        if self._steps is None or not self._read:
             raise RuntimeError("training_step() was given a batch that does not come from the training dataloader.")
-        self._steps.begin(batch, self._ids.popleft())
-        self._recorder.check_rows(batch_size(batch))
+        self._steps.begin(batch, *self._read.popleft())
 
     def seen(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
         """The Trainer's computation of the loss, seen where it is that of a training batch."""
@@ -130,8 +129,8 @@ class TrainedBatches:
         Raises:
             RuntimeError: if there are any.
         """
-        if self._ids:
+        if self._read:
             raise RuntimeError(
-                f"{len(self._ids)} batches were read for this step and not measured. A training_step() of your own "
+                f"{len(self._read)} batches were read for this step and not measured. A training_step() of your own "
                 "must call that of PruningMixin: super().training_step(…)."
             )

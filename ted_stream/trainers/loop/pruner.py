@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from ted_stream.engine import EpochRecord, PruningEngine, Ranks, RunFolder, checked_folder, filled_in
 from ted_stream.engine.metrics import boundary_metrics, epoch_metrics
 from ted_stream.methods import Method
-from ted_stream.pruning import batch_size
 from ted_stream.pruning.settings import check_whole
 from ted_stream.trainers import requirements
 from ted_stream.trainers.loop.arguments import at_least_one, check_model, new_run_name
@@ -161,9 +160,8 @@ class Pruner:
         if self._state != "open":
             raise RuntimeError("batches() belongs into the loop over the pruner's epochs, once in each.")
         self._state = "reading"
-        for batch, ids in self._reader.read():
-            self._steps.begin(batch, ids)
-            self.engine.step.check_rows(batch_size(batch))
+        for batch, ids, segments in self._reader.read():
+            self._steps.begin(batch, ids, segments)
             yield batch
             self._settle()
         self.metrics = self.metrics | epoch_metrics(self.engine, self.engine.end_epoch())
