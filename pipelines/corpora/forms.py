@@ -117,6 +117,8 @@ class Forms:
             name = "output"
         else:
             prompt = _text(record, self.prompt, record[self.prompt]) + "\n"
+            if not prompt.strip():
+                raise BadRecordError("empty", f"field {self.prompt!r} is empty, so nothing is asked; fill it.")
             name = self.response
         response = _text(record, name, record[name])
         if not response.strip():
@@ -163,7 +165,7 @@ def _message(turn: object, number: int, role_field: str, text_field: str) -> dic
             present = ", ".join(map(repr, sorted(turn)))
             raise BadRecordError("missing field", f"turn {number} has no {name!r}; present: {present}.")
     role = turn[role_field]
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadRecordError("unknown role", f"turn {number} is of {role!r}; known are {', '.join(ROLES)}.")
     for name in UNKNOWN:
         if turn.get(name):

@@ -19,6 +19,7 @@ from .tokens import (
     Item,
     Split,
     chosen_tokenizer,
+    embeddings_of,
     load_tokenizer,
     pad_id,
     token_encoding,
@@ -125,7 +126,7 @@ class _Reader:
     def _score(self, label: object) -> float:
         try:
             score = float(label) if isinstance(label, (str, int, float)) else math.nan
-        except ValueError:
+        except (OverflowError, ValueError):
             score = math.nan
         low, high = SCORES
         if isinstance(label, bool) or not low <= score <= high:
@@ -265,7 +266,7 @@ def prepare_glue(
             name=task,
             samples={of: count["written"] for of, count in counts.items()},
             classes=about.classes,
-            vocab_size=len(chosen),
+            vocab_size=embeddings_of(chosen),
             max_length=max_length,
             pad_id=pad_id(chosen),
             notes={

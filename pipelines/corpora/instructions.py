@@ -20,6 +20,7 @@ from .tokens import (
     Item,
     Split,
     chosen_tokenizer,
+    embeddings_of,
     load_tokenizer,
     pad_id,
     token_encoding,
@@ -237,7 +238,7 @@ def prepare_instructions(
             kind="instructions",
             name=Path(files[0]).stem if files else Path(str(hub)).name,
             samples={of: count["written"] for of, count in counts.items()},
-            vocab_size=len(chosen),
+            vocab_size=embeddings_of(chosen),
             max_length=max_length,
             pad_id=pad_id(chosen),
             notes={

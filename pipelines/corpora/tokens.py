@@ -28,6 +28,7 @@ __all__ = [
     "Encoded",
     "Split",
     "chosen_tokenizer",
+    "embeddings_of",
     "load_tokenizer",
     "pad_id",
     "token_encoding",
@@ -216,9 +217,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
+def embeddings_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many embeddings a model needs: more than there are tokens, where ids are left out."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def token_encoding(tokenizer: PreTrainedTokenizerBase) -> str:
     """The MDS encoding of token ids: the smallest signed integers that hold them and -100."""
-    dtype = np.int16 if len(tokenizer) <= np.iinfo(np.int16).max + 1 else np.int32
+    dtype = np.int16 if embeddings_of(tokenizer) <= np.iinfo(np.int16).max + 1 else np.int32
     return f"ndarray:{np.dtype(dtype).name}"
 
 

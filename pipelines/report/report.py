@@ -223,14 +223,18 @@ def _groups(found: RunFindings, number: int) -> tuple[list[dict[str, Any]], list
 
 def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     label = sample["label"]
-    named = [sample[name] for name in ("file", "key") if sample[name] is not None]
+    place = [sample["shard"], str(sample["position"])]
+    if sample["file"] is not None:
+        place = [sample["file"]] if sample["key"] is None else [sample["file"], sample["key"]]
+    elif sample["key"] is not None:  # which alone may be a mere number
+        place = [sample["key"], *place]
     return {
         "id": sample["sample_id"],
         "class_name": sample["class"] or ("" if label is None else f"class {label}"),
         "score": "" if sample["score"] is None else f"{sample['score']:.4g}",
         "times_kept": sample["times_kept"],
         "switches": sample["switches"],
-        "place": ", ".join(named or [sample["shard"], str(sample["position"])]),
+        "place": ", ".join(place),
     }
 
 

@@ -36,7 +36,12 @@ class DecodeJpeg:
             augment: a random part of the image, random flip (He et al. 2016); else the centre of the image, of
                 which the short side was scaled to 256/224 of ``size``.
             color_jitter: largest share of the change of brightness, contrast and saturation of an augmented image.
+
+        Raises:
+            ValueError: colours are to change without augmentation.
         """
+        if color_jitter and not augment:
+            raise ValueError(f"color_jitter is {color_jitter}, but colours change with augment=True alone.")
         if augment:
             parts = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
             if color_jitter:

@@ -37,6 +37,9 @@ class PaddingCollator:
         Returns:
             ``input_ids``, ``attention_mask`` and the others of one value per token, (samples, longest) int64; labels
             of samples, (samples,) int64 classes or float32 scores; and the other entries.
+
+        Raises:
+            ValueError: a sample has another number of these values than of tokens.
         """
         lengths = [len(sample["input_ids"]) for sample in samples]
         mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
@@ -44,7 +47,13 @@ class PaddingCollator:
         for name, fill in {"input_ids": self.pad_id, "labels": IGNORED, "token_type_ids": 0}.items():
             if np.ndim(samples[0].get(name, 0)):
                 padded = np.full(mask.shape, fill, np.int64)
-                padded[mask] = np.concatenate([sample[name] for sample in samples])
+                for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+                    if len(sample[name]) != length:
+                        raise ValueError(
+                            f"sample {row} of a batch has {len(sample[name])} {name} and {length} input_ids; "
+                            "a dataset of tokens needs one for each."
+                        )
+                    padded[row, :length] = sample[name]
                 batch[name] = torch.from_numpy(padded)
         if "labels" not in batch:
             of_samples = np.array([sample["labels"] for sample in samples])

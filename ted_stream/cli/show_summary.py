@@ -1,6 +1,6 @@
 """Summaries and comparisons as tables."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -158,7 +158,7 @@ def _show_dataset(found: Mapping[str, Any], number: int) -> None:
     _rows("columns", [{"column": name, "encoding": encoding} for name, encoding in columns.items()])
     for split in found["splits"]:
         classes = sorted(split["classes"], key=lambda row: row["samples"])
-        rows = [_plain(row, set()) for row in _ends(classes, number)]
+        rows = [_plain(row) for row in _ends(classes, number)]
         _rows(_some(f"classes of {split['name'] or 'it'}, by their size", classes, number), rows)
         for note in split["notes"]:
             _note(note)
@@ -266,18 +266,22 @@ def _extremes(found: Mapping[str, Any], *, is_reference: bool = False) -> None:
 def _samples(title: str, samples: Sequence[Mapping[str, Any]]) -> None:
     """What is known of samples; a column that is empty for all of them is left out."""
     names = [name for name in (samples[0] if samples else {}) if any(row[name] is not None for row in samples)]
+
     # What the owner calls a sample says more than its place; the name of its class more than the number.
-    without = {"stream"} | ({"shard", "position"} if {"file", "key"} & {*names} else set())
-    without |= {"label"} if "class" in names else set()
+    def all_have(*ways: str) -> bool:
+        return all(any(row.get(name) is not None for name in ways) for row in samples)
+
+    without = {"stream", "shard", "position"} if all_have("file", "key") else {"stream"}
+    without |= {"label"} if all_have("class") else set()
     names = [name for name in names if name not in without]
     rows = [
         {_LABELS.get(name, name): _number(row[name]) if name == "score" else row[name] for name in names}
         for row in samples
     ]
-    _rows(title, [_plain(row, set()) for row in rows])
+    _rows(title, [_plain(row) for row in rows])
 
 
-def _plain(row: Mapping[str, Any], without: set[str]) -> dict[str, Any]:
+def _plain(row: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
     return {
         name: f"{value:,}" if name in ("samples", "kept") and not isinstance(value, bool) else value
         for name, value in row.items()

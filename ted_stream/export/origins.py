@@ -166,12 +166,31 @@ class Origins:
             ValueError: as :meth:`batches`.
         """
         order = np.argsort(ids, kind="stable")
-        places, found, begin = ids[order], list[dict[str, Any]](), 0
-        for batch in self.batches():
-            within = places[(places >= begin) & (places < begin + len(batch))] - begin
-            found += batch.take(pa.array(within)).to_pylist()
-            begin += len(batch)
+        sorted_ids, found, begin = ids[order], list[dict[str, Any]](), 0
+        for stream, path in zip(self.layout.streams, self.paths, strict=True):
+            inside = (sorted_ids >= begin) & (sorted_ids < begin + stream.num_samples)
+            rows, begin = sorted_ids[inside] - begin, begin + stream.num_samples
+            if path is None:
+                found += [dict.fromkeys(NAMES.names)] * len(rows)
+            elif len(rows):
+                found += _rows_of(path, rows, stream.num_samples)
         return [found[at] for at in np.argsort(order)]
+
+
+def _rows_of(path: str, rows: NDArray[np.int64], samples: int) -> list[dict[str, Any]]:
+    """Rows of a file, ascending; of its row groups those that hold some are read."""
+    found, begin = [], 0
+    with _opened(path) as file:
+        if file.metadata.num_rows != samples:
+            raise ValueError(f"{path} has {file.metadata.num_rows} rows for {samples} samples; write it again.")
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            inside = rows[(rows >= begin) & (rows < begin + size)] - begin
+            if len(inside):
+                table = file.read_row_group(group, NAMES.names, use_threads=False)
+                found += table.take(pa.array(inside)).cast(NAMES).to_pylist()
+            begin += size
+    return found
 
 
 def find_origins(

@@ -7,7 +7,7 @@ import pytest
 from made_runs import layout_of, make_run
 from streaming import MDSWriter
 
-from ted_stream.export import comparison_of, summary_of, write_origins, write_scores
+from ted_stream.export import comparison_of, origins, summary_of, write_origins, write_scores
 from ted_stream.export.dataset_files import open_dataset
 from ted_stream.export.run_files import read_running_scores
 from ted_stream.skip_list import DatasetLayout, SkipList, write_skip_list
@@ -91,7 +91,10 @@ def test_classes_are_read_from_the_shards(labelled: tuple[Path, np.ndarray], tmp
     assert [row["samples"] for row in splits[0]["classes"]] == np.bincount(labels).tolist()
 
 
-def test_samples_are_called_what_their_owner_calls_them(labelled: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+def test_samples_are_called_what_their_owner_calls_them(
+    labelled: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(origins, "CHUNK", 7)  # so that they lie in several row groups
     folder, labels = Path(shutil.copytree(labelled[0], tmp_path / "data")), labelled[1]
     run = tmp_path / "run"
     make_run(run, open_dataset(folder).layout)

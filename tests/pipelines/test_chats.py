@@ -185,6 +185,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "system late": ({"messages": [USER, SYSTEM, ASSISTANT]}, "role order", "of user, system, assistant"),
     "system alone": ({"messages": [SYSTEM]}, "role order", "of system; expected"),
     "two systems": ({"messages": [SYSTEM, *SINGLE], "system": "x"}, "several forms", "a field 'system' and a turn"),
+    "no role": ({"messages": [USER, {"role": ["tool"], "content": "x"}]}, "unknown role", "turn 2 is of"),
     "unknown role": ({"messages": [USER, {"role": "tool", "content": "x"}]}, "unknown role", "turn 2 is of 'tool'"),
     "tool call": ({"messages": [USER, ASSISTANT | {"tool_calls": [1]}]}, "tools", "'tool_calls' of turn 2 cannot"),
     "tools": ({"messages": SINGLE, "tools": [1]}, "tools", "field 'tools' cannot"),

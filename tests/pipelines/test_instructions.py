@@ -7,12 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from streaming import StreamingDataset
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ted_stream.pipelines.corpora import tokens
 from ted_stream.pipelines.corpora.instructions import IGNORED, prepare_instructions
 from ted_stream.pipelines.corpora.prepared import read_description
-from ted_stream.pipelines.corpora.tokens import train_tokenizer
+from ted_stream.pipelines.corpora.tokens import embeddings_of, token_encoding, train_tokenizer
 from ted_stream.pipelines.training.text_batches import PaddingCollator
 
 PAIRS = [{"question": f"What is {a} plus {b}?", "answer": f"{a} + {b} = {a + b} ✓"} for a in range(6) for b in range(6)]
@@ -137,6 +139,12 @@ BAD = {
     '{"instruction": "x", "output": "y"}': r"the form 'alpaca', but .*bad\.jsonl, line 1, 'pair'; keep one",
     '{"prompt": "x", "response": "y", "messages": []}': "fields 'messages' and 'prompt' and 'response', .* several",
 }
+
+
+def test_a_prompt_that_asks_nothing_is_named(tmp_path):
+    path = write_lines(tmp_path / "bad.jsonl", [{"prompt": " ", "response": "y"}])
+    with pytest.raises(ValueError, match="line 1: field 'prompt' is empty, so nothing is asked"):
+        prepare_instructions(tmp_path / "out", path, train_tokenizer_size=300)
 
 
 @pytest.mark.parametrize("line", BAD)
@@ -314,3 +322,18 @@ def test_the_collator_leaves_labels_of_samples_as_they_are(labels, dtype):
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert torch.equal(batch["labels"], torch.tensor(labels, dtype=dtype))
     assert batch["labels"].dtype == dtype
+
+
+def test_the_collator_refuses_values_that_do_not_fit_their_tokens():
+    samples = [{"input_ids": np.arange(n), "labels": np.arange(5 - n)} for n in (3, 2)]
+    with pytest.raises(ValueError, match="sample 0 of a batch has 2 labels and 3 input_ids"):
+        PaddingCollator(pad_id=3)(samples)
+
+
+def test_ids_that_are_left_out_need_embeddings_too():
+    tokenizer = train_tokenizer(["abc"], 259)
+    assert (embeddings_of(tokenizer), token_encoding(tokenizer)) == (259, "ndarray:int16")
+    words = {token: at for at, token in enumerate(tokenizer.get_vocab())} | {"<far>": 40_000}
+    gapped = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="<far>")))
+    assert len(gapped) < 40_000
+    assert (embeddings_of(gapped), token_encoding(gapped)) == (40_001, "ndarray:int32")

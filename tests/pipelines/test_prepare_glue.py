@@ -272,6 +272,7 @@ BAD = {
     ("rte", "\t\t\t"): "line 14: nothing stands in",
     ("cola", "gj04\tone\t\tx"): "line 13: its label 'label' is 'one', expected 0 or unacceptable",
     ("stsb", "0\tg\tf\t2012\t1\tnone\tnone\tx\ty\tnan"): "line 14: its score 'score' is 'nan', expected 0.0 to 5.0",
+    ("stsb", "0\tg\tf\t2012\t1\tnone\tnone\tx\ty\t1e999"): "line 14: its score 'score' is '1e999', expected",
     ("stsb", "0\tg\tf\t2012\t1\tnone\tnone\tx\ty\t7"): "line 14: its score 'score' is '7', expected",
 }
 

@@ -178,6 +178,8 @@ def test_colours_are_jittered_where_they_are_asked_to_be():
     assert (colours.mean(1) / (350 / 3)).amin() > 0.55, "brightness and contrast change by 40 % each at most"
     torch.manual_seed(0)
     assert torch.equal(jittered(content)[0, 0].float(), colours[0])
+    with pytest.raises(ValueError, match=r"color_jitter is 0.4, but colours change with augment=True alone"):
+        DecodeJpeg(8, augment=False, color_jitter=0.4)
 
 
 @pytest.mark.parametrize("augment", [False, True])

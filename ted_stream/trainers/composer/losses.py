@@ -19,9 +19,7 @@ def loss_of(state: State) -> Callable[[Any, Any], Any] | None:
 
 
 def with_total(loss: Any) -> Tensor | dict[str, Tensor]:
-    """The loss with the tensor that the trainer differentiates: several losses get their ``total``, as Composer "
-    "sums.
-    """
+    """The loss with the tensor that the trainer differentiates: several get their ``total``, as Composer sums."""
     if isinstance(loss, Tensor):
         return loss
     parts = dict(loss) if isinstance(loss, Mapping) else {f"loss{i}": part for i, part in enumerate(loss)}

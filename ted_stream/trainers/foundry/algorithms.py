@@ -43,7 +43,7 @@ def _data_pruning(name: str, method: type[Method], settings: dict[str, Any]) -> 
         TypeError: for a value of another type.
         ValueError: for a setting that there is not, that lacks, or that is out of range.
     """
-    of_method = {field.name: field.default for field in fields(method)}
+    of_method = {field.name: field for field in fields(method)}
     known = [*of_method, *_OF_RUN]
     for setting in settings:
         if setting not in known:
@@ -52,7 +52,11 @@ def _data_pruning(name: str, method: type[Method], settings: dict[str, Any]) -> 
             raise ValueError(
                 f"algorithms.{name}.{setting}: there is no such setting; {meant}{name} has {', '.join(known)}."
             )
-    lacking = [setting for setting, default in of_method.items() if default is MISSING and setting not in settings]
+    lacking = [
+        setting
+        for setting, field in of_method.items()
+        if field.default is MISSING and field.default_factory is MISSING and setting not in settings
+    ]
     if lacking:
         raise ValueError(f"algorithms.{name} has no value for {lacking[0]}. Give one: {name}: {{{lacking[0]}: …}}")
     made = method(**{setting: value for setting, value in settings.items() if setting in of_method})
