@@ -400,7 +400,7 @@ def _(code: str, given: Given) -> None:
         "selection": ["--samples=30001", "--repeats=1"],
         "boundary": ["--samples=3001", "--shards=5", "--batch-size=64"],
         "step": ["--model=convnet", "--rounds=1", "--steps=1", "--batch-size=4"],
-        "hosts": ["--model=convnet", "--rounds=1", "--steps=2", "--batch-size=4"],
+        "hosts": ["--model=convnet", "--rounds=1", "--steps=6", "--batch-size=4"],
         "scoring": ["--samples=2000", "--classes=10", "--features=4"],
     }
     for words in commands(code):
