@@ -4,7 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["html_table", "kept_of"]
+__all__ = ["html_table", "kept_of", "printable"]
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which a terminal would obey, as escapes; line ends and tabs are left."""
+    return "".join(ascii(c)[1:-1] if (c < " " and c not in "\n\t") or "\x7f" <= c < "\xa0" else c for c in text)
 
 
 def kept_of(kept: int, samples: int) -> str:

@@ -171,7 +171,7 @@ class _Items(_Files):
                 raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-            self._items += items
+            self._items += map(_encodable, items)
             self._files.extend([number] * len(items))
             self._numbers.extend(range(1, len(items) + 1))
 
@@ -209,9 +209,18 @@ class _Rows(Records):
         return None, str(at)
 
 
+def _encodable(record: object) -> object:
+    """The record, unless a text in it has no encoding: JSON can escape half of a pair of surrogates."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return BadRecordError("not UTF-8", f"{error.object[error.start]!a} in it is no character; correct it.")
+    return record
+
+
 def _parsed(line: str) -> object:
     try:
-        return json.loads(line)
+        return _encodable(json.loads(line)) if "\\u" in line else json.loads(line)
     except json.JSONDecodeError as error:
         raise BadRecordError("not JSON", f"not JSON ({error.msg}, at character {error.pos + 1}).") from error
 

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ted_stream.showing import printable
+
 from .drawing import COLOURS, MUTED, Chart, blank
 from .gathering import ReportedRun
 
@@ -240,5 +242,5 @@ def _classes(classes: Sequence[Mapping[str, Any]], colour: str, legend: bool) ->
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    name = str(row["label"] if row["name"] is None else row["name"])
+    name = printable(str(row["label"] if row["name"] is None else row["name"]))
     return name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"

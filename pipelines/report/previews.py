@@ -19,6 +19,7 @@ from ted_stream.export.dataset_files import DatasetFolder
 from ted_stream.files import join
 from ted_stream.reading.heads import head_of
 from ted_stream.reading.sources import LocalSource, read_patiently, source_of
+from ted_stream.showing import printable
 
 __all__ = ["Preview", "SampleReader", "preview_of"]
 
@@ -148,4 +149,5 @@ def _data_uri(image: Image.Image) -> str:
 
 
 def _short(text: str) -> str:
+    text = printable(text)
     return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…"

@@ -13,7 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ted_stream.export.findings import RunFindings
-from ted_stream.files import exists, join, write_bytes
+from ted_stream.files import exists, join, read_bytes, write_bytes
+from ted_stream.showing import printable
 
 from ..training.metrics_record import LABELS
 from .charts import charts_of_run, charts_of_runs, thinned
@@ -85,6 +86,8 @@ def write_report(
     path = os.fspath(out)
     if not overwrite and exists(path):
         raise FileExistsError(f"{path} exists; name another file, or pass overwrite=True (--overwrite).")
+    if exists(path) and not read_bytes(path).startswith(b"<!doctype html>"):
+        raise FileExistsError(f"{path} is no page, so it is not replaced; name another file.")
     gathered = [gather(folder, name=name, data=data) for folder, name in zip(folders, _names(folders), strict=True)]
     common, own = charts_of_runs(gathered), [charts_of_run(run, at) for at, run in enumerate(gathered)]
     metrics = _metric_names(gathered)
@@ -230,11 +233,11 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
         place = [sample["key"], *place]
     return {
         "id": sample["sample_id"],
-        "class_name": sample["class"] or ("" if label is None else f"class {label}"),
+        "class_name": printable(sample["class"] or "") or ("" if label is None else f"class {label}"),
         "score": "" if sample["score"] is None else f"{sample['score']:.4g}",
         "times_kept": sample["times_kept"],
         "switches": sample["switches"],
-        "place": ", ".join(place),
+        "place": printable(", ".join(place)),
     }
 
 
@@ -265,7 +268,7 @@ def _class_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def _class_name(row: Mapping[str, Any]) -> str:
-    return str(row["label"]) if row["name"] is None else row["name"]
+    return str(row["label"]) if row["name"] is None else printable(row["name"])
 
 
 def _metric(name: str, value: float | None) -> str:

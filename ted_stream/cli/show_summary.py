@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ted_stream.cli.show import console
+from ted_stream.showing import printable
 
 __all__ = ["show_comparison", "show_summary"]
 
@@ -212,7 +213,7 @@ def _facts(title: str, facts: Mapping[str, Any]) -> None:
     table = Table(show_header=False)
     for name, value in facts.items():
         if value != "":
-            table.add_row(escape(name), escape(str(value)))
+            table.add_row(escape(name), escape(printable(str(value))))
     _title(title)
     console.print(table)
 
@@ -225,7 +226,7 @@ def _rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for name in rows[0]:
         table.add_column(escape(name), justify="left" if name in _LEFT else "right", overflow="fold")
     for row in rows:
-        table.add_row(*("" if value is None else escape(_word(value)) for value in row.values()))
+        table.add_row(*("" if value is None else escape(printable(_word(value))) for value in row.values()))
     _title(title)
     console.print(table)
     console.print()
@@ -233,11 +234,11 @@ def _rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _title(text: str) -> None:
     """On a line of its own, since a table's own title is folded to the table's width."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False, style="italic")
+    console.print(printable(text), soft_wrap=True, highlight=False, markup=False, style="italic")
 
 
 def _note(text: str) -> None:
-    console.print(f"note: {text}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"note: {printable(text)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _show_shares(title: str, rows: Sequence[Mapping[str, Any]], name: str, number: int) -> None:

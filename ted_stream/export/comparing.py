@@ -34,6 +34,7 @@ class _Side:
         fingerprint: of the dataset; ``None`` where it does not say.
         keep: the list; ``None`` where it has none.
         kept: (n,) ids that a manifest names.
+        of: N, as a manifest says.
         scores: (N,) float32, NaN where unknown; a manifest's are of the kept alone.
     """
 
@@ -42,6 +43,7 @@ class _Side:
     fingerprint: str | None = None
     keep: SkipList | None = field(default=None, repr=False)
     kept: NDArray[np.int64] | None = field(default=None, repr=False)
+    of: int | None = None
     scores: NDArray[np.float32] | None = field(default=None, repr=False)
     run: RunFindings | None = field(default=None, repr=False)
 
@@ -50,7 +52,7 @@ class _Side:
         """N, where it is known."""
         if self.keep is not None:
             return self.keep.num_samples
-        return None if self.scores is None or self.kept is not None else len(self.scores)
+        return self.of if self.scores is None or self.kept is not None else len(self.scores)
 
     def mask(self, samples: int) -> NDArray[np.bool_] | None:
         """(N,) of the kept, if it says which."""
@@ -140,7 +142,9 @@ def _side(path: str | os.PathLike[str], layout: DatasetLayout | None) -> _Side:
         kept = table["sample_id"].to_numpy()
         scores = np.full(int(kept.max(initial=-1)) + 1, np.nan, np.float32)
         scores[kept] = _column(table["score"])
-        return _Side(path=place, kind=kind, fingerprint=manifest.fingerprint, kept=kept, scores=scores)
+        return _Side(
+            path=place, kind=kind, fingerprint=manifest.fingerprint, kept=kept, of=manifest.samples, scores=scores
+        )
     if kind == "a dataset":
         raise ValueError(f"{place} is a dataset, which keeps nothing and has no scores; give a run or a list of it.")
     run = read_findings(place)

@@ -19,6 +19,7 @@ __all__ = ["DESCRIPTION", "DatasetFolder", "find_splits", "open_dataset"]
 
 DESCRIPTION = "dataset.json"
 _LABELS = ("label", "labels", "class", "target")
+_MOST_CLASSES = 1 << 24
 _WHOLE_NUMBERS = {"int": "<i8", **{f"{sign}int{bits}": "" for sign in ("", "u") for bits in (8, 16, 32, 64)}}
 
 
@@ -55,7 +56,10 @@ class DatasetFolder:
         """
         if is_remote(self.path):
             raise ValueError(f"{self.path} is remote, and the classes of all its samples would be a request each")
-        return np.concatenate([_labels_of(Path(self.path), shard) for shard in self.shards])
+        found = np.concatenate([_labels_of(Path(self.path), shard) for shard in self.shards])
+        if (highest := int(found.max(initial=0))) >= _MOST_CLASSES:
+            raise ValueError(f"{self.path} has a label {highest}, which is no number of a class, or a damaged shard")
+        return found
 
 
 def find_splits(path: str | os.PathLike[str]) -> dict[str, DatasetFolder]:
@@ -126,6 +130,8 @@ def _labels_of(folder: Path, shard: Mapping[str, Any]) -> NDArray[np.int64]:
     data = np.memmap(folder / name, np.uint8, "r")
     begins = data[4 : 4 + 4 * samples].view("<u4").astype(np.int64)
     sized = [size is None for _, _, size in columns]
+    if begins.max(initial=0) + 4 * sum(sized) > len(data):
+        raise ValueError(f"{folder / name} is damaged: a sample of it would begin beyond its end")
     sizes = data[begins[:, None] + np.arange(4 * sum(sized))].view("<u4") if any(sized) else None
     position = begins + 4 * sum(sized)
     for column in range(at):
@@ -136,7 +142,10 @@ def _labels_of(folder: Path, shard: Mapping[str, Any]) -> NDArray[np.int64]:
         else:
             position += size
     dtype = np.dtype(_dtype(columns[at][1]))
-    return data[position[:, None] + np.arange(dtype.itemsize)].view(dtype)[:, 0].astype(np.int64)
+    try:
+        return data[position[:, None] + np.arange(dtype.itemsize)].view(dtype)[:, 0].astype(np.int64)
+    except IndexError as error:
+        raise ValueError(f"{folder / name} is damaged: a sample of it would lie beyond its end") from error
 
 
 def _columns(shard: Mapping[str, Any]) -> Iterator[tuple[str, str, int | None]]:

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ted_stream.files import is_remote, join, read_bytes
+from ted_stream.export.stream_index import INDEX, read_index
+from ted_stream.files import exists, is_remote, join, read_bytes
 from ted_stream.skip_list import DatasetLayout
 
 __all__ = [
@@ -51,7 +52,8 @@ def check_target(folder: str | os.PathLike[str], target: str | os.PathLike[str])
         target: path or URI of the file that is to be written.
 
     Raises:
-        ValueError: if that is one of the run's files, or lies among its skip-lists or checkpoints.
+        ValueError: if that is one of the run's files, or lies among its skip-lists or checkpoints; or a shard
+            of a dataset.
         IsADirectoryError: if it is a folder.
     """
     check_outside(folder, target)
@@ -59,6 +61,12 @@ def check_target(folder: str | os.PathLike[str], target: str | os.PathLike[str])
         raise IsADirectoryError(
             f"{os.fspath(target)} is a folder; name a file, such as {join(os.fspath(target), MANIFEST)}."
         )
+    folder_of_target, _, name = os.fspath(target).rpartition("/")
+    if name != INDEX and exists(target) and exists(join(folder_of_target or ".", INDEX)):
+        shards = read_index(folder_of_target or ".")["shards"]
+        parts = [shard.get(part) for shard in shards for part in ("raw_data", "zip_data")]
+        if name in {part["basename"] for part in parts if part}:
+            raise ValueError(f"{os.fspath(target)} is a shard of a dataset; name another file.")
 
 
 def check_outside(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

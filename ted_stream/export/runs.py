@@ -10,6 +10,7 @@ from ted_stream.export.origins import ORIGINS, find_origins
 from ted_stream.export.run_files import MANIFEST, RUN_FILE, check_target, pruned_epochs, read_run, run_to_bytes
 from ted_stream.export.selected import Progress, Written, select
 from ted_stream.export.selection import Selection
+from ted_stream.export.stream_index import INDEX
 from ted_stream.files import exists, join, write_bytes, writing
 
 __all__ = ["Exported", "export_run", "finish_run"]
@@ -75,6 +76,8 @@ def export_run(
         raise FileExistsError(f"{target} exists; name another file, or pass overwrite=True (--overwrite).")
     selected = select(run, selection, count=form.counts, progress=progress)
     origins, folders = find_origins(dataset, selected.layout)
+    if target in [join(folder, INDEX) for folder in folders if folder is not None]:
+        raise ValueError(f"{target} is the index of the dataset itself; name a file in another folder.")
     task = Task(selected=selected, origins=origins, folders=folders, all_samples=all_samples, progress=progress)
     with writing(target) as file:
         notes = form.write(file, task)

@@ -336,6 +336,17 @@ def test_an_index_without_whole_shards(data: str, tmp_path: Path) -> None:
     assert f"hold {first + third} samples, {first - 1} of which are not kept" in done.notes[1]
 
 
+def test_a_file_of_the_dataset_is_not_written_over(data: str, run: Path) -> None:
+    before = {path.name: path.read_bytes() for path in Path(data).iterdir()}
+    for name, to, words in (
+        ("shard.00000.mds", "hf-indices", "is a shard of a dataset"),
+        ("index.json", "streaming-index", "is the index of the dataset itself"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export_run(run, f"{data}/{name}", to=to, dataset=data, overwrite=True)
+    assert {path.name: path.read_bytes() for path in Path(data).iterdir()} == before
+
+
 def test_several_streams(make_mds: Callable[..., str], tmp_path: Path) -> None:
     """Named by those that are given, in any order."""
     folders = [make_mds(30, per_shard=20, seed=1), make_mds(50, per_shard=20, seed=2)]

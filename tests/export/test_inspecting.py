@@ -7,7 +7,7 @@ import pytest
 from made_runs import layout_of, make_run
 from streaming import MDSWriter
 
-from ted_stream.export import comparison_of, origins, summary_of, write_origins, write_scores
+from ted_stream.export import Selection, comparison_of, export_run, origins, summary_of, write_origins, write_scores
 from ted_stream.export.dataset_files import open_dataset
 from ted_stream.export.run_files import read_running_scores
 from ted_stream.skip_list import DatasetLayout, SkipList, write_skip_list
@@ -106,11 +106,33 @@ def test_samples_are_called_what_their_owner_calls_them(
         for row in rows:
             at = row["sample_id"]
             assert (row["file"], row["key"]) == (f"{at}.jpg", None if at % 2 else f"key {at}")
-            assert row["class"] == {0: "a", 1: "b", 2: None}[labels[at]]
+            assert row["class"] == {0: "a", 1: "b", 2: None}[int(labels[at])]
     (folder / "train" / "origins.parquet").write_bytes(b"no")
     found = summary_of(run, data=folder)
     assert "came from could not be read: " in found["notes"][0]
     assert {row["file"] for row in found["highest"]} == {None}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "label"])
+def test_classes_of_a_damaged_shard_are_told_as_unknown(
+    damage: str, labelled: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(labelled[0], tmp_path / "data"))
+    shard = folder / "train" / "shard.00001.mds"
+    content = bytearray(shard.read_bytes())
+    if damage == "flipped":
+        content[7] ^= 0x40  # the beginning of its first sample
+    elif damage == "short":
+        del content[len(content) // 2 :]
+    else:  # sizes of the columns before the label
+        first = int.from_bytes(content[4:8], "little")
+        content[first + 1] ^= 0x10
+    shard.write_bytes(content)
+    make_run(tmp_path / "run", open_dataset(folder).layout)
+    found = summary_of(tmp_path / "run", data=folder)
+    assert f"{shard} is damaged" in found["notes"][0]
+    assert not found["classes"]
+    assert "is damaged" in summary_of(folder)["splits"][0]["notes"][0]
 
 
 def test_another_dataset_is_not_taken_for_the_runs_own(labelled: tuple[Path, np.ndarray], tmp_path: Path) -> None:
@@ -187,6 +209,10 @@ def test_lists_scores_and_manifests_compared(tmp_path: Path) -> None:
     assert comparison_of(tmp_path / "scores.parquet", path)["scores_of_kept"] == found["scores_of_kept"]
     with_manifest = comparison_of(tmp_path / "a/manifest.parquet", path)
     assert with_manifest["kept"]["both"] == (lists[-2].keep_mask() & kept).sum()
+    for name, ratio in (("one", 0.005), ("two", 0.01)):
+        export_run(tmp_path / "a", tmp_path / name, selection=Selection(ratio=ratio))
+    of_manifests = comparison_of(tmp_path / "one", tmp_path / "two")
+    assert (of_manifests["samples"], of_manifests["kept"]["neither"]) == (SIZE, SIZE - 2)
     same = comparison_of(path, path)["kept"]
     assert (same["jaccard"], same["only_first"]) == (1, 0)
     equal = comparison_of(tmp_path / "scores.parquet", tmp_path / "a/running_scores.parquet")["scores"]

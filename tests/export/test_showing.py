@@ -10,7 +10,7 @@ import pytest
 from made_runs import highest_of, layout_of, make_run
 
 from ted_stream.export import open_manifest, read_findings
-from ted_stream.showing import html_table, kept_of
+from ted_stream.showing import html_table, kept_of, printable
 from ted_stream.skip_list import SkipList
 
 HOSTILE = "<script>alert('1')</script> & more"
@@ -84,3 +84,8 @@ def test_values(value: object, text: str) -> None:
 def test_nothing_of_nothing() -> None:
     assert kept_of(0, 0) == "0 of 0"
     assert html_table("<t>", {"a": None}) == "<div><b>&lt;t&gt;</b><table></table></div>"
+
+
+def test_what_a_terminal_would_obey_is_written_out() -> None:
+    text = "a\x1b[31mred\x07\x9b é\u3042\n\tb"
+    assert printable(text) == "a\\x1b[31mred\\x07\\x9b é\u3042\n\tb"

@@ -146,7 +146,7 @@ def test_tars(tmp_path: Path) -> None:
                 writer.write({"__key__": f"{shard}{at:02}", "txt": f"sample {at}" * 200})
     index_tars(f"{tmp_path}/x-{{0..1}}.tar")
     kept = manifest_of([str(tmp_path)], tmp_path / "kept", np.arange(60) % 3 > 0)
-    assert found(kept, tmp_path) == WHOLE
+    assert found(kept, tmp_path) == {**WHOLE, "bytes": None}, "digests of some samples tell of these alone"
     change(tmp_path / "x-1.tar", 520)
     assert found(kept, tmp_path) == {**WHOLE, "bytes": False}
 

@@ -141,6 +141,17 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("array", [False, True])
+def test_half_a_character_is_named(array, tmp_path):
+    records = [*({"prompt": f"p{at}", "response": "r"} for at in range(4)), {"prompt": "q\ud83d", "response": "r"}]
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(records) if array else "\n".join(map(json.dumps, records)))
+    with pytest.raises(ValueError, match=r"5: '\\ud83d' in it is no character"):
+        prepare_instructions(tmp_path / "out", path, train_tokenizer_size=300)
+    description = prepare_instructions(tmp_path / "out", path, train_tokenizer_size=300, skip_bad=True)
+    assert description.notes["skipped"] == {"not UTF-8": 1}
+
+
 def test_a_prompt_that_asks_nothing_is_named(tmp_path):
     path = write_lines(tmp_path / "bad.jsonl", [{"prompt": " ", "response": "y"}])
     with pytest.raises(ValueError, match="line 1: field 'prompt' is empty, so nothing is asked"):

@@ -270,6 +270,10 @@ def test_wrong_use_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "n.html").exists()
     again = ["report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html"), "--overwrite"]
     assert runner.invoke(app, again).exit_code == 0
+    over = runner.invoke(app, [*again[:3], str(tmp_path / "run/run.json"), "--overwrite"])
+    assert over.exit_code == 1
+    assert "is no page, so it is not replaced" in " ".join(over.output.split())
+    assert json.loads((tmp_path / "run/run.json").read_text())
 
 
 @pytest.mark.long
