@@ -78,9 +78,16 @@ class CarriedIds:
         """Nothing to do: every batch brings its ids."""
 
     def take(self, batch: Any) -> Taken:
-        """See :func:`take_sample_ids` and :func:`segments_of`."""
+        """See :func:`take_sample_ids`.
+
+        Raises:
+            ValueError: if the batch holds no ids, or not one for every row, or every sample that is packed into rows.
+        """
         rest, ids = take_sample_ids(batch, bare=self.bare)
-        return rest, ids, segments_of(rest, len(ids))
+        segments = segments_of(rest, len(ids))
+        if segments is None and len(ids) != batch_size(rest):
+            raise ValueError(f"A batch has {batch_size(rest)} rows, but {len(ids)} sample ids, {_ROWS}")
+        return rest, ids, segments
 
 
 class PlannedIds:
@@ -226,13 +233,7 @@ def _probe_planned(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
 
     def batch_of(pairs: Sequence[tuple[int, int]]) -> Batch:
         batch = batch_transform(loader.collate_fn([_anew(samples[at]) for at, _ in pairs]))
-        batch = _by_sample(batch, len(pairs))
-        if batch_size(batch) != len(pairs):
-            raise ValueError(
-                f"The collate function, or a batch transform, makes {batch_size(batch)} rows of {len(pairs)} samples, "
-                f"{_ROWS}"
-            )
-        return batch, [sample_id for _, sample_id in pairs]
+        return _by_sample(batch, len(pairs)), [sample_id for _, sample_id in pairs]
 
     for ids in batches_to_probe(len(samples), loader.batch_size):
         if not follows_ids(ids, batch_of):
@@ -243,9 +244,19 @@ def _probe_planned(loader: DataLoader, batch_transform: Callable[[Any], Any]) ->
 
 
 def _by_sample(batch: Any, samples: int) -> Any:
-    """The batch with a row for every sample, also of those that are packed into rows."""
+    """The batch with a row for every sample, also of those that are packed into rows.
+
+    Raises:
+        ValueError: if there are more or fewer.
+    """
     segments = segments_of(batch, samples)
-    return batch if segments is None else unpacked(batch, segments)
+    if segments is not None:
+        return unpacked(batch, segments)
+    if batch_size(batch) != samples:
+        raise ValueError(
+            f"The collate function, or a batch transform, makes {batch_size(batch)} rows of {samples} samples, {_ROWS}"
+        )
+    return batch
 
 
 def _spread(among: int) -> list[int]:

@@ -89,9 +89,15 @@ class StepRecorder:
         self._pending_labels: list[Tensor] = []
         self.rows_done = 0
 
+    def samples_of(self, rows: slice) -> slice:
+        """Which of the batch's samples these rows hold."""
+        if self._segments is None:
+            return rows
+        return slice(self._segments.before[rows.start], self._segments.before[rows.stop])
+
     def rewind(self, row: int) -> None:
         """The batch is tried again from this row on, a microbatch's first: what was measured of it does not count."""
-        samples = row if self._segments is None else self._segments.before[row]
+        samples = self.samples_of(slice(0, row)).stop
         for pending in (self._pending, self._pending_labels):
             while pending and sum(map(len, pending)) > samples:
                 pending.pop()
@@ -107,16 +113,13 @@ class StepRecorder:
         if rows.stop > self.rows:
             self.check_rows(rows.stop)
         self.rows_done = rows.stop
-        segments, samples = None, rows
-        if self._segments is not None:
-            segments = self._segments.of_rows(rows)
-            samples = slice(*(self._segments.before[row] for row in (rows.start, rows.stop)))
+        segments = None if self._segments is None else self._segments.of_rows(rows)
         weights = None
         if self._weights is not None:
             if self._weights.device != self.ids.device:
                 self._weights = self._weights.to(self.ids.device)  # once in an epoch
             device = tensors_of(batch)[0].device
-            weights = self._weights[self.ids[samples]].to(device, non_blocking=True)
+            weights = self._weights[self.ids[self.samples_of(rows)]].to(device, non_blocking=True)
         return self._probe.before_forward(batch, weights, segments)
 
     def before_backward(self, batch: Any, outputs: Any, loss: Tensor, counted: Counted | None = None) -> None:
@@ -189,7 +192,7 @@ class StepRecorder:
             raise ValueError(
                 f"{rows} rows of a batch go to the model, but {read} were read for it, so scores "
                 f"would go to the wrong samples. One of these changes the number of rows: {suspects}. Remove it, or "
-                "let it keep one row per sample."
+                "let it keep all rows, in order."
             )
 
     def measurements(self) -> Measurements:

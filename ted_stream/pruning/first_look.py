@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from ted_stream.pruning.batches import IGNORE_INDEX, class_targets, logits_of, targets_of, within_classes
-from ted_stream.pruning.loss_kinds import Counted, LossReading, Rows, holds_loss, read_rows, read_value
+from ted_stream.pruning.loss_kinds import (
+    Counted,
+    LossReading,
+    Rows,
+    are_no_probabilities,
+    holds_loss,
+    read_rows,
+    read_value,
+)
 from ted_stream.pruning.loss_trials import is_uneven, refuse_other_predictions
 from ted_stream.pruning.measures import Measure, Microbatch
 
@@ -99,12 +107,11 @@ class FirstLook:
 
     def _check_targets(self, targets: Tensor) -> None:
         if targets.is_floating_point():
-            sums = targets.sum(-1) if targets.ndim > 1 else targets.new_ones(1)
-            if bool((sums - 1).abs().gt(0.02).any()):
+            if targets.ndim > 1 and bool(are_no_probabilities(targets)):
                 raise ValueError(
-                    f"The targets of the first microbatch sum to {sums.tolist()[:4]} over the classes, so they are no "
-                    f"class probabilities, which {self._measure!r} needs. Choose the measure MaskGradient, or Loss "
-                    "with a loss function."
+                    f"The targets of the first microbatch sum to {targets.sum(-1).tolist()[:4]} over the classes, so "
+                    f"they are no class probabilities, which {self._measure!r} needs. Choose the measure MaskGradient, "
+                    "or Loss with a loss function."
                 )
         elif self._classes is not None:
             lowest, highest = (int(end) for end in targets.where(targets != IGNORE_INDEX, 0).aminmax())

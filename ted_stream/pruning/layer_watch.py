@@ -16,6 +16,7 @@ from ted_stream.pruning.output_layer import (
     looks_up,
     named_layer,
 )
+from ted_stream.pruning.segments import Places
 from ted_stream.pruning.weights import weighted
 
 __all__ = ["LayerWatch"]
@@ -45,7 +46,9 @@ class LayerWatch:
         self._weighs = weighs
         self._active = False
         self._settled = False
-        self._mask = self._weights = self._places = None
+        self._mask: Tensor | None = None
+        self._weights: Tensor | None = None
+        self._places: Places | None = None
         self._model: nn.Module | None = None
         self._candidates: list[Candidate] = []
         self.chosen: Candidate | None = None
@@ -104,7 +107,7 @@ class LayerWatch:
                 handle.remove()
 
     def open(
-        self, leading: tuple[int, ...], mask: Tensor | None, weights: Tensor | None, places: Tensor | None = None
+        self, leading: tuple[int, ...], mask: Tensor | None, weights: Tensor | None, places: Places | None = None
     ) -> None:
         """Before the forward pass: see :func:`rows_refusal` for ``leading``, :func:`masked`, and :func:`weighted`."""
         self._active, self._leading, self._places = True, leading, places

@@ -29,6 +29,7 @@ __all__ = [
     "LossReading",
     "Rows",
     "are_cross_entropies",
+    "are_no_probabilities",
     "holds_loss",
     "in_float32",
     "match",
@@ -328,8 +329,11 @@ def read_value(
     total = (own * losses).sum()
     if loss.ndim:  # a loss per sample, each a mean or a sum over its targets
         return LossReading(value.sum(), losses.sum(), total, False, False, True)
-    if targets_of(batch).is_floating_point():  # maybe probabilities, maybe something else
-        return LossReading(value, total / all_, total, False, False, True, is_comparable=False)
+    if (targets := targets_of(batch)).is_floating_point():  # maybe probabilities, of which no more can be told
+        squared, is_other = _read_squared_errors(outputs, batch, value), are_no_probabilities(targets)
+        mean, summed = squared.mean.where(is_other, total / all_), squared.total.where(is_other, total)
+        is_sum, is_comparable = is_other & squared.is_sum, is_other & squared.is_comparable
+        return LossReading(value, mean, summed, False, is_sum, ~is_other, is_comparable=is_comparable)
     mean = total / all_
     if counted is None:
         # Half-way between the two, as factors go: smoothed labels make a loss larger, but not as much as a sum is.
@@ -342,6 +346,11 @@ def read_value(
     is_equal = (kinds[likely] / kinds.index_select(0, kind[None]) - 1).abs() < _SAME
     kind = torch.where(is_equal, likely, kind)[0]
     return LossReading(value, mean, total, False, kind == 3, True, divided, kind == 0, multiplied, kind == 2)
+
+
+def are_no_probabilities(targets: Tensor) -> Tensor:
+    """() whether some of (…, C) floating-point targets do not sum to 1 over the classes."""
+    return (targets.sum(-1) - 1).abs().gt(0.02).any()
 
 
 def _read_squared_errors(outputs: Any, batch: Any, value: Tensor) -> LossReading:

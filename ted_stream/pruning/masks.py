@@ -8,7 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ted_stream.pruning.batches import replace_first_tensor, tensors_of
 from ted_stream.pruning.output_layer import input_embedding
-from ted_stream.pruning.segments import gathered
+from ted_stream.pruning.segments import Places, token_sums
 
 __all__ = ["Chosen", "InputMask", "masked", "rows_refusal"]
 
@@ -30,18 +30,19 @@ class _Mask(torch.autograd.Function):
         norm: int | None,
         copy: bool,
         candidate: Chosen | None,
-        places: Tensor | None,
+        tokens: Tensor | None,
+        lengths: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(tensor, places)
+        ctx.save_for_backward(tensor, tokens, lengths)
         ctx.dtype, ctx.norm, ctx.candidate = mask.dtype, norm, candidate
         return tensor.clone() if copy else tensor.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         if ctx.candidate is not None and not ctx.candidate.chosen:
-            return gradient, None, None, None, None, None
+            return gradient, None, None, None, None, None, None
         try:
-            tensor, places = ctx.saved_tensors
+            tensor, tokens, lengths = ctx.saved_tensors
         except torch.OutOfMemoryError:  # activations may be computed anew here
             raise
         except RuntimeError as error:
@@ -51,11 +52,13 @@ class _Mask(torch.autograd.Function):
                 "choose another site."
             ) from error
         product = gradient * tensor
-        if places is None:
+        if tokens is None:
             answer = _reduced(product, 1, ctx.norm, ctx.dtype)
         else:
-            answer = _reduced(gathered(_reduced(product, 2, ctx.norm, ctx.dtype), places), 1, ctx.norm, ctx.dtype)
-        return gradient, answer, None, None, None, None
+            power = ctx.norm or 1  # a norm is not negative
+            of_tokens = _reduced(product, 2, ctx.norm, ctx.dtype).double() ** power
+            answer = (token_sums(of_tokens, tokens, lengths) ** (1 / power)).to(ctx.dtype)
+        return gradient, answer, None, None, None, None, None
 
 
 def _reduced(product: Tensor, first: int, norm: int | None, dtype: torch.dtype) -> Tensor:
@@ -73,7 +76,7 @@ def masked(
     *,
     copy: bool,
     candidate: Chosen | None = None,
-    places: Tensor | None = None,
+    places: Places | None = None,
 ) -> Tensor:
     """The tensor x as it is, with a mask δ_k = 1 on every sample, whose gradient the backward pass leaves.
 
@@ -87,9 +90,9 @@ def masked(
         norm: ``None``, 1 or 2.
         copy: whether to return a copy, which may be written to in place. Else the backward pass refuses that.
         candidate: where it is to be told before the backward pass only whether the mask counts.
-        places: (n, L), of :class:`Segments`, where samples share rows; the tensor is (R, S, …) then.
+        places: tokens and lengths of :class:`Segments`, where samples share rows; the tensor is (R, S, …) then.
     """
-    result = _Mask.apply(tensor, mask, norm, copy, candidate, places)
+    result = _Mask.apply(tensor, mask, norm, copy, candidate, *(places or (None, None)))
     assert isinstance(result, Tensor)
     return result
 
@@ -131,7 +134,7 @@ class InputMask:
         self._hook: RemovableHandle | None = None
         self._mask: Tensor | None = None
         self._leading: tuple[int, ...] = ()
-        self._places: Tensor | None = None
+        self._places: Places | None = None
         self._at_embedding = False
         self.applied = False
 
@@ -163,7 +166,7 @@ class InputMask:
         # Models do write to their inputs in place.
         return masked(tensor, self._mask, self._norm, copy=True, places=self._places)
 
-    def open(self, batch: Any, mask: Tensor, leading: tuple[int, ...], places: Tensor | None = None) -> Any:
+    def open(self, batch: Any, mask: Tensor, leading: tuple[int, ...], places: Places | None = None) -> Any:
         """The batch to forward.
 
         Args:

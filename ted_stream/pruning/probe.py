@@ -116,15 +116,14 @@ class StepProbe:
             batch: a microbatch.
             weights: (B,) w_k > 0 of its samples' losses, on the batch's device; ``None``: all are 1. The measure is
                 that of the unweighted loss (not finite for a weight of 0), as far as no layer mixes samples.
-
             segments: where samples share rows: n samples then, with (n,) weights and measurements.
 
         Returns:
             The batch to forward; another one only with a mask at the input.
 
         Raises:
-            ValueError: if there are weights without ``weighted=True``, or not one per sample; or if a sample's first
-                token is predicted from another sample.
+            ValueError: if there are weights without ``weighted=True``, or not one per sample; or if a token is
+                predicted from another sample's, or from padding.
         """
         if self._watch is None and self._input is None and self.measure is None and weights is None:
             return batch
@@ -145,7 +144,7 @@ class StepProbe:
             self._mask = torch.ones(size, dtype=self._dtype, device=device, requires_grad=True)
         leading, places = (rows,), None
         if segments is not None:
-            leading, places = tuple(segments.owners.shape), segments.places
+            leading, places = tuple(segments.owners.shape), (segments.tokens, segments.lengths)
             weights = None if weights is None else segments.spread(weights)
         if self._watch is not None:
             self._watch.open(leading, None if self._input is not None else self._mask, weights, places)
@@ -276,8 +275,8 @@ def _refuse_other_sizes(size: int, batch: Any, logits: Tensor | None) -> None:
     for name, rows in found.items():
         if rows != size:
             raise ValueError(
-                f"The microbatch had {size} samples before the forward pass, but {name} has {rows} rows, so "
-                "measurements would go to the wrong samples. Keep one row per sample, in the samples' order."
+                f"The microbatch had {size} rows before the forward pass, but {name} has {rows}, so measurements would "
+                "go to the wrong samples. Keep all rows, in order."
             )
 
 

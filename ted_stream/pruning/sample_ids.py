@@ -5,9 +5,6 @@ from typing import Any
 
 import torch
 
-from ted_stream.pruning.batches import batch_size
-from ted_stream.pruning.packing import segments_of
-
 __all__ = ["SAMPLE_ID", "attach_sample_id", "take_sample_ids"]
 
 SAMPLE_ID = "sample_id"
@@ -49,7 +46,7 @@ def take_sample_ids(batch: Any, *, bare: bool) -> tuple[Any, torch.Tensor]:
         bare: whether samples are neither mappings nor sequences, so that the batch is the pair (inputs, ids).
 
     Raises:
-        ValueError: if the batch holds no ids, or not one for every row or every sample that is packed into rows.
+        ValueError: if the batch holds no ids.
     """
     if isinstance(batch, Mapping):
         if SAMPLE_ID not in batch:
@@ -66,10 +63,9 @@ def take_sample_ids(batch: Any, *, bare: bool) -> tuple[Any, torch.Tensor]:
             rest = rest[0]
     else:
         raise ValueError(f"A batch of type {type(batch).__name__} holds no sample ids. {_FIX}")
-    is_list = isinstance(ids, torch.Tensor) and not ids.is_floating_point() and ids.ndim == 1
-    if not is_list or (len(ids) != batch_size(rest) and segments_of(rest, len(ids)) is None):
+    if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.ndim != 1:
         what = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, torch.Tensor) else type(ids).__name__
-        raise ValueError(f"The sample ids of the batch are {what}, not ({batch_size(rest)},) integers. {_FIX}")
+        raise ValueError(f"The sample ids of the batch are {what}, not (B,) integers. {_FIX}")
     # A copy, since a worker's tensor keeps its shared memory open; and no look at the values, which would wait for the
     # device where a transform put the batch on one.
     return rest, ids.to(torch.int64, copy=True)

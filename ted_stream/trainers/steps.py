@@ -185,8 +185,10 @@ class LoopSteps:
         self.has_loss = True
         if loss.ndim:
             loss = loss.mean()
-        if (rows := self._rows.stop - self._rows.start) < self._recorder.rows:
-            loss = loss * (rows / self._recorder.rows)
+        # By samples, so that those that share rows weigh what they would in a row each.
+        samples = self._recorder.samples_of(self._rows)
+        if (share := (samples.stop - samples.start) / len(self._recorder.ids)) < 1:
+            loss = loss * share
         loss.register_hook(self._backward_begins)
         return loss
 

@@ -686,6 +686,30 @@ def test_equal_counts_are_the_trainers() -> None:
         assert bool(reading.is_divided)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_squared_error_of_several_outputs_is_known_by_its_value(reduction):
+    """Whose targets have the shape of class probabilities, and sum to something else."""
+    torch.manual_seed(0)
+    model, batch = _regression()
+    outputs = model(batch).detach()
+    gradient = 2 * (outputs - batch[1]) / (outputs.shape[1] if reduction == "mean" else 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = _measured(
+            model, batch, MaskGradient("output"), lambda z, b: F.mse_loss(z, b[1], reduction=reduction), False
+        )
+    torch.testing.assert_close(found, (outputs * gradient).sum(1).abs(), rtol=1e-10, atol=1e-14)
+
+
+def test_class_probabilities_are_no_targets_of_a_squared_error():
+    model, batch = _regression()
+    probabilities = batch[1].softmax(1)
+    with pytest.raises(ValueError, match="the loss is made of something else"):
+        _measured(model, (batch[0], probabilities), ErrorNorm(), lambda z, b: F.mse_loss(z, b[1]), False)
+    with pytest.warns(UserWarning, match="cannot be told"):
+        _measured(model, (batch[0], probabilities), MaskGradient(), lambda z, b: F.cross_entropy(z, b[1]), False)
+
+
 @pytest.mark.parametrize("size", [1, B])
 def test_a_squared_error_is_known_by_its_value(size):
     """Of a regression head, as for STS-B: |∂(f − y)²/∂δ| = 2 |f − y| |f| for a head without a bias."""

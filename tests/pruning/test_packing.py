@@ -174,8 +174,26 @@ def test_told_by_other_entries(name):
     assert expected is not None
     assert found is not None
     assert torch.equal(found.owners, expected.owners)
-    assert torch.equal(found.places, expected.places)
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.lengths, expected.lengths)
     assert found.before == (0, N)
+
+
+@pytest.mark.parametrize("name", ["cu_seq_lens_q", "cu_seqlens"])
+def test_ends_are_those_of_one_row(name):
+    """Parts of several rows would keep all of them."""
+    batch = pack(_rows([[0, 1, 2], [3, 4, 5]]))
+    for given in (_told_by(name, batch), batch | {name: _told_by(name, batch)[name]}):
+        with pytest.raises(ValueError, match=f"has '{name}' and 2 rows"):
+            segments_of(given, N)
+        assert segments_of(given, 2) is None
+
+
+@pytest.mark.parametrize("wrong", [[1, 3, 9], [0, 3, 8], [0, 3, 10], [0, 5, 3, 9], [0, 3, 3, 9], []])
+def test_ends_that_are_none_of_the_row_are_refused(wrong):
+    batch = {"input_ids": torch.ones(1, 9, dtype=torch.int64), "cu_seqlens": torch.tensor(wrong, dtype=torch.int32)}
+    with pytest.raises(ValueError, match=r"ascend from 0 to 9"):
+        segments_of(batch, 2)
 
 
 def test_padding_is_nobodys():
@@ -199,16 +217,104 @@ def test_rows_that_are_samples_are_left_alone():
         assert segments_of(batch, count) is None
     broadcast = {"input_ids": torch.zeros(4, 3), "position_ids": torch.arange(3)[None]}
     assert segments_of(broadcast, 4) is None
-    # As many samples as rows, but not one in each.
-    segments = segments_of(pack([*_rows([[0, 1]]), []]), 2)
+    # As many sequences as samples in all, but rows that do not begin with one.
+    begun_before = {"input_ids": torch.ones(2, 4), "position_ids": torch.tensor([[3, 4, 5, 6], [0, 1, 2, 0]])}
+    assert segments_of(begun_before, 2) is None
+
+
+class NeverLooked(Tensor):
+    """As one on a device would have to be waited for."""
+
+    def cpu(self, *arguments: Any, **others: Any) -> Any:
+        raise AssertionError("looked at")
+
+
+def test_rows_that_tell_of_no_segments_are_not_looked_at():
+    attended = torch.ones(2, 4).as_subclass(NeverLooked)
+    with pytest.raises(AssertionError, match="looked at"):
+        attended.cpu()
+    assert segments_of({"input_ids": torch.ones(2, 4), "attention_mask": attended}, 2) is None
+
+
+@each_site
+def test_rows_of_padding_hold_nobody(site):
+    """As many samples as rows, but not one in each."""
+    batch = pack([*_rows([[0, 1]]), []])
+    segments = segments_of(batch, 2)
     assert segments is not None
     assert segments.before == (0, 2, 2)
+    assert segments.of_rows(slice(1, 2)).samples == 0
+    found, _ = _measure(batch, 2, MaskGradient(site))
+    torch.testing.assert_close(found, _alone(MaskGradient(site), 2), **ROUNDING)
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_row_that_begins_within_a_sample_is_refused(row):
+    """Of a packer that cuts samples at the ends of rows."""
+    rows = [[0, 1, 2, 3], [0, 1, 2, 0]]
+    rows[row] = [2, 3, 0, 1]
+    for samples_read in (3, 4):
+        with pytest.raises(ValueError, match=f"Row {row} of the batch does not begin with the first token of a sample"):
+            segments_of({"input_ids": torch.ones(2, 4), "position_ids": torch.tensor(rows)}, samples_read)
+
+
+def test_a_long_sample_makes_no_room_for_the_others():
+    lengths = torch.tensor([32_000, *[32] * 1000])
+    positions = torch.cat([torch.arange(int(length)) for length in lengths])[None]
+    segments = segments_of({"input_ids": positions, "position_ids": positions}, 1001)
+    assert segments is not None
+    kept = [tensor for tensor in vars(segments).values() if isinstance(tensor, Tensor)]
+    assert sum(tensor.numel() for tensor in kept) < 3 * positions.numel()
+    values = torch.randn(positions.shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([part.sum() for part in values[0].double().split(lengths.tolist())])
+    torch.testing.assert_close(segments.sums(values.double()), expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(segments.sums(values), expected.float(), rtol=1e-7, atol=0)
+    assert torch.equal(segments.sums(positions >= 0), lengths)
 
 
 @pytest.mark.parametrize("count", [2, N - 1, N + 1])
 def test_segments_that_are_not_the_samples_are_refused(count):
     with pytest.raises(ValueError, match=f"1 rows with {N} sequences packed into them, but {count} samples were read"):
         segments_of(pack(_rows([[0, 1, 2, 3, 4, 5]])), count)
+
+
+def _left_padded() -> dict[str, Tensor]:
+    """Rows of three samples each, behind two tokens of padding, and before three."""
+    batch = pack(_rows([[0, 1, 2], [3, 4, 5]]))
+    padding = {"labels": -100}
+    return {name: F.pad(tensor, (2, 3), value=padding.get(name, 0)) for name, tensor in batch.items()}
+
+
+@pytest.mark.parametrize("border", ["before", "behind"])
+def test_a_target_that_is_predicted_across_the_border_of_padding_is_refused(border):
+    batch = _left_padded()
+    found, _ = _measure(batch, N, Loss())
+    torch.testing.assert_close(found, _alone(Loss()), **ROUNDING)
+    at = 2 if border == "before" else 2 + sum(len(sample["labels"]) for sample in samples(3))
+    assert batch["attention_mask"][0, at].item() == (border == "before")
+    batch["labels"][0, at] = 3
+    with pytest.raises(ValueError, match="or from padding"):
+        _measure(batch, N, Loss())
+
+
+def test_a_target_within_padding_is_part_of_the_loss_and_of_no_sample():
+    batch = _left_padded()
+    batch["labels"][:, 1] = 3  # which the padding before it predicts
+    with pytest.warns(UserWarning, match="Together, samples of the first microbatch have a loss of"):
+        found, _ = _measure(batch, N, MaskGradient())
+    torch.testing.assert_close(found, _alone(MaskGradient()), **ROUNDING)
+
+
+def test_a_batch_of_other_rows_is_told_of_rows():
+    batch = pack(_rows([[0, 1, 2], [3, 4, 5]]))
+    model, probe = packed_lm(), StepProbe(MaskGradient())
+    probe.attach(model)
+    outputs = model(probe.before_forward(batch, None, segments_of(batch, N)))
+    fewer = {name: tensor[:1] for name, tensor in batch.items()}
+    with pytest.raises(
+        ValueError, match=r"had 2 rows before the forward pass, but .* has 1, .* Keep all rows, in order"
+    ):
+        probe.before_backward(fewer, outputs, mean_loss(outputs, batch))
 
 
 @each_site

@@ -59,9 +59,9 @@ def padded(samples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
     return dict(zip(names, map(torch.tensor, (rows, labels, attended)), strict=True))
 
 
-def in_two_rows(samples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """The first one in a row, and the others in another; padding has positions that go on."""
-    parts = [flattened(part) for part in (samples[:1], samples[1:]) if part]
+def in_two_rows(samples: list[dict[str, list[int]]], first: int = 1) -> dict[str, Tensor]:
+    """The first ones in a row, and the others in another; padding has positions that go on."""
+    parts = [flattened(part) for part in (samples[:first], samples[first:]) if part]
     length = max(part["labels"].shape[1] for part in parts)
     beyond = [length - part["labels"].shape[1] for part in parts]
     rows = {name: [part[name] for part in parts] for name in ("input_ids", "labels")}

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from composer import Trainer
 from composer.models import ComposerModel
 from datasets import Dataset
@@ -32,7 +34,8 @@ from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 from trl_runs import settings, tokenizer
 
-from ted_stream import TED, DataPruning, ImportanceSampling, PrunedStreamingDataset, PruningMixin
+from ted_stream import TED, DataPruning, ImportanceSampling, PrunedStreamingDataset, Pruner, PruningMixin
+from ted_stream.engine.batch_ids import CarriedIds
 
 # Scores are kept in float32. (What is measured in float64 is compared in ../pruning/test_packing.py.)
 ROUNDING = 2e-7
@@ -54,6 +57,41 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 def test_in_a_loop(collate: Any, size: int, rows: int | None, expected: list[float], tmp_path: Path) -> None:
     found = loop_scores(str(tmp_path), make_loader(collate, size), rows=rows)
     assert found == pytest.approx(expected, rel=ROUNDING)
+
+
+def _own_losses(logits: Tensor, part: dict[str, Tensor]) -> Tensor:
+    """A loss for each sample: of packed rows, or of a row each."""
+    each = F.cross_entropy(logits[:, :-1].flatten(0, 1), part["labels"][:, 1:].flatten(), reduction="none")
+    positions = part.get("position_ids", torch.arange(logits.shape[1]).expand(logits.shape[:2]))
+    starts = positions == 0
+    owners = (starts.flatten().cumsum(0) - 1).view(starts.shape)[:, 1:].flatten()
+    sums = [each.new_zeros(int(starts.sum())).index_add(0, owners, values) for values in (each, (each != 0).double())]
+    return sums[0] / sums[1]
+
+
+def _gradient(folder: Path, collate: Any, rows: int | None, *, vector: bool) -> Tensor:
+    """Of all batches of four samples, perhaps in parts of so many rows."""
+    model = model_of_packed()
+    with Pruner(TED(0.6), model, make_loader(collate), epochs=EPOCHS, folder=folder) as pruner:
+        for _ in pruner:
+            for batch in pruner.batches():
+                for part in pruner.microbatches(batch, rows) if rows else [batch]:
+                    logits = model(**{name: tensor for name, tensor in part.items() if name != "labels"}).logits
+                    loss = _own_losses(logits, part) if vector else mean_loss(logits, part["labels"])
+                    pruner.loss(loss).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("vector", [True, False])
+def test_parts_weigh_as_many_samples_as_they_hold(vector: bool, tmp_path: Path) -> None:
+    """Three samples in one row and one in the other: as those in a row each, three and one to a part."""
+    expected = _gradient(tmp_path / "padded", padded, 3, vector=vector)
+    found = _gradient(tmp_path / "packed", partial(in_two_rows, first=3), 1, vector=vector)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    if vector:
+        torch.testing.assert_close(
+            found, _gradient(tmp_path / "whole", padded, None, vector=True), rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize(
@@ -207,6 +245,14 @@ def test_ids_that_streamed_samples_carry(make_mds: Callable[..., str], tmp_path:
     assert scores(with_ids, "packed") == pytest.approx(scores(one_by_one, "padded"), rel=ROUNDING)
     with pytest.raises(ValueError, match="turned the sample ids"):
         scores(lambda samples: with_ids(samples) | {"sample_id": torch.zeros(1, dtype=torch.long)}, "fewer")
+    with pytest.raises(ValueError, match="makes 1 rows of 4 samples"):
+        scores(lambda samples: {name: row for name, row in with_ids(samples).items() if name != "position_ids"}, "no")
+
+
+def test_as_many_ids_as_rows_or_samples_in_them() -> None:
+    rows = {"input_ids": torch.ones(3, 2), "sample_id": torch.arange(2)}
+    with pytest.raises(ValueError, match="A batch has 3 rows, but 2 sample ids"):
+        CarriedIds().take(rows)
 
 
 # TRL

@@ -193,11 +193,13 @@ class Pruner:
         return self._steps.loss(loss)
 
     def microbatches(self, batch: Any, size: int) -> Iterator[Any]:
-        """The batch in parts, for a forward and a backward pass each, whose gradients add up to the batch's.
+        """The batch in parts, for a forward and a backward pass each; each loss counts by its share of the samples.
+
+        The gradients of means over samples add up to the batch's; means over tokens count by samples, part by part.
 
         Args:
             batch: of :meth:`batches`, moved to the device or changed as the loop likes, with its rows in order.
-            size: rows of a part, the last may have fewer; :meth:`loss` gives each its share of the batch's loss.
+            size: rows of a part, the last may have fewer.
 
         Raises:
             RuntimeError: outside of a batch, or if a part's loss or backward pass did not come.
