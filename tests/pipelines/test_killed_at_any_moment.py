@@ -23,7 +23,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., None]) -
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_is_killed_at_any_moment_ends_as_the_one_that_lived(case: str, out: Path) -> None:
     kills = json.loads((out / "outcomes.json").read_text())[case]
-    assert kills in (5, 6), kills
+    assert kills in (3, 4, 5, 6), kills  # a fast machine ends before some
     lived, killed = out / case / "lived", out / case / "killed"
     assert outcome(killed) == outcome(lived)
     for name in ("manifest.parquet", "running_scores.parquet"):
