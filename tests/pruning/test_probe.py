@@ -131,9 +131,9 @@ def test_other_numbers_of_rows(measure):
     probe.attach(model)
     outputs = model(probe.before_forward(batch))
     loss = mean_loss(outputs, batch)
-    with pytest.raises(ValueError, match=r"had 8 samples .* the batch before the backward pass has 6 rows"):
+    with pytest.raises(ValueError, match=r"had 8 rows .* the batch before the backward pass has 6,"):
         probe.before_backward((batch[0][:6], batch[1][:6]), outputs, loss)
-    with pytest.raises(ValueError, match=r"had 8 samples .* the model's output has 16 rows"):
+    with pytest.raises(ValueError, match=r"had 8 rows .* the model's output has 16,"):
         probe.before_backward(batch, torch.cat([outputs, outputs]), loss)
 
 
