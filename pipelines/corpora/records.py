@@ -166,12 +166,13 @@ class _Items(_Files):
         self._items: list[Any] = []
         for number, path in enumerate(paths):
             try:
-                items = json.loads(path.read_text(encoding="utf-8-sig"))
+                text = path.read_text(encoding="utf-8-sig")
+                items = json.loads(text)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-            self._items += map(_encodable, items)
+            self._items += map(_encodable, items) if "\\u" in text else items
             self._files.extend([number] * len(items))
             self._numbers.extend(range(1, len(items) + 1))
 

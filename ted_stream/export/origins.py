@@ -141,20 +141,15 @@ class Origins:
             ValueError: if a file is damaged, or has not one row per sample.
         """
         for stream, path in zip(self.layout.streams, self.paths, strict=True):
-            left = stream.num_samples
+            samples = stream.num_samples
             if path is None:
-                for begin in range(0, left, CHUNK):
-                    size = min(CHUNK, left - begin)
+                for begin in range(0, samples, CHUNK):
+                    size = min(CHUNK, samples - begin)
                     yield pa.record_batch([pa.nulls(size, field.type) for field in NAMES], schema=NAMES)
                 continue
-            with _opened(path) as file:
+            with _opened_for(path, samples) as file:
                 for batch in file.iter_batches(CHUNK, columns=NAMES.names, use_threads=False):
-                    left -= len(batch)
                     yield batch.cast(NAMES)
-            if left:
-                raise ValueError(
-                    f"{path} has {stream.num_samples - left} rows for {stream.num_samples} samples; write it again."
-                )
 
     def of(self, ids: NDArray[np.int64]) -> list[dict[str, Any]]:
         """``file``, ``key`` and ``label`` of a few samples.
@@ -180,9 +175,7 @@ class Origins:
 def _rows_of(path: str, rows: NDArray[np.int64], samples: int) -> list[dict[str, Any]]:
     """Rows of a file, ascending; of its row groups those that hold some are read."""
     found, begin = [], 0
-    with _opened(path) as file:
-        if file.metadata.num_rows != samples:
-            raise ValueError(f"{path} has {file.metadata.num_rows} rows for {samples} samples; write it again.")
+    with _opened_for(path, samples) as file:
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             inside = rows[(rows >= begin) & (rows < begin + size)] - begin
@@ -259,3 +252,12 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(file, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is damaged ({error}); write it again.") from error
+
+
+@contextmanager
+def _opened_for(path: str, samples: int) -> Iterator[pq.ParquetFile]:
+    """With a row for each of so many samples, or refused."""
+    with _opened(path) as file:
+        if file.metadata.num_rows != samples:
+            raise ValueError(f"{path} has {file.metadata.num_rows} rows for {samples} samples; write it again.")
+        yield file

@@ -3,11 +3,21 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from made_runs import layout_of, make_run
 from streaming import MDSWriter
 
-from ted_stream.export import Selection, comparison_of, export_run, origins, summary_of, write_origins, write_scores
+from ted_stream.export import (
+    Selection,
+    comparison_of,
+    export_run,
+    find_origins,
+    origins,
+    summary_of,
+    write_origins,
+    write_scores,
+)
 from ted_stream.export.dataset_files import open_dataset
 from ted_stream.export.run_files import read_running_scores
 from ted_stream.skip_list import DatasetLayout, SkipList, write_skip_list
@@ -111,6 +121,16 @@ def test_samples_are_called_what_their_owner_calls_them(
     found = summary_of(run, data=folder)
     assert "came from could not be read: " in found["notes"][0]
     assert {row["file"] for row in found["highest"]} == {None}
+
+
+def test_origins_of_another_number_of_samples_are_refused(labelled: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(labelled[0], tmp_path / "data")) / "train"
+    write_origins(folder, ((f"{at}.jpg", None, None) for at in range(SIZE)))
+    pq.write_table(pq.read_table(folder / "origins.parquet").slice(1), folder / "origins.parquet")
+    found, _ = find_origins(folder, open_dataset(folder).layout)
+    for read in (lambda: found.of(np.array([3])), lambda: list(found.batches())):
+        with pytest.raises(ValueError, match=f"has {SIZE - 1} rows for {SIZE} samples; write it again"):
+            read()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "label"])
