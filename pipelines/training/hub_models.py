@@ -176,12 +176,10 @@ def _with_lora(model: Any, options: Model, *, is_causal: bool) -> Any:
     """The model with adapters that are trained in its place, and of a classifier the head.
 
     Raises:
-        ConfigError: peft is not installed, or knows no layers to adapt.
+        ConfigError: peft finds no layers to adapt.
     """
-    try:
-        from peft import LoraConfig, TaskType, get_peft_model
-    except ImportError as error:
-        raise ConfigError("model.lora_r needs peft: pip install peft; or set it to null.") from error
+    from peft import LoraConfig, TaskType, get_peft_model
+
     config = LoraConfig(
         r=options.lora_r,
         lora_alpha=options.lora_alpha or 2 * options.lora_r,
