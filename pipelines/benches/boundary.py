@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from ted_stream import TED, DataPruning, PrunedStreamingDataset
 from ted_stream.engine import PruningEngine, RunFolder
-from ted_stream.pruning import ScoreStore
+from ted_stream.pruning import Owned, ScoreStore
 from ted_stream.reading import Prunable
 
 __all__ = ["PARTS", "SHARE", "Boundary", "bench_boundary"]
@@ -43,17 +43,17 @@ _TIMED: dict[str, list[tuple[Any, str]]] = {
     "writing": [(RunFolder, "write")],
     "activation": [(Prunable, "activate")],
     "engine": [(PruningEngine, "begin_epoch"), (PruningEngine, "end_epoch")],
-    "statistics": [(ScoreStore, "quantiles")],
+    "statistics": [(Owned, "quantiles")],
     "planning": [(Prunable, "resample_streams")],
 }
-_WITHIN = ("fold", "selection", "writing", "activation")  # the engine
+_WITHIN = ("fold", "selection", "writing", "activation", "statistics")  # the engine
 PARTS = {
     "fold": "measurements into scores",
     "selection": "which samples to keep",
     "list": "making of the skip-list and its digest",
     "writing": "to the run folder",
     "activation": "for the dataset's workers",
-    "statistics": "quantiles of the scores, for the logger",
+    "statistics": "quantiles of the scores, for the record",
     "planning": "the ids of the kept samples; stock makes those of all",
 }
 

@@ -109,11 +109,10 @@ def _row(place: str, to: str, workers: int, samples: int, repeats: int) -> Row:
 def _write(place: str, samples: int, keep_ratio: float) -> None:
     rng = np.random.default_rng(0)
     sizes = rng.integers(_SMALLEST, _LARGEST + 1, samples).tolist()
-    content = rng.bytes(_LARGEST + 251)
     columns, hashes = {"x": "bytes", "y": "int"}, ["sha1"]
     with MDSWriter(out=f"{place}/data", columns=columns, hashes=hashes, size_limit=_SHARD_SIZE) as writer:
         for index, size in enumerate(sizes):
-            writer.write({"x": content[index % 251 :][:size], "y": index})
+            writer.write({"x": rng.bytes(size), "y": index})
     run, path = f"{place}/run", f"{place}/run/{list_name(0)}"
     keep = write_random_list(path, f"{place}/data", keep_ratio, 0)
     skip_list = read_skip_list(path)

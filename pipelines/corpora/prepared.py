@@ -64,6 +64,10 @@ class Description:
     pad_id: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
 
+    def tokens(self, split: str) -> int | None:
+        """The tokens of a split's samples, where its preparation counted them."""
+        return self.notes.get("counts", {}).get(split, {}).get("tokens")
+
     def to_json(self) -> str:
         """The text of ``dataset.json``."""
         return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"

@@ -11,15 +11,17 @@ from typing import Any
 from ted_stream.files import join, write_bytes
 
 from ..corpora.prepared import read_description
+from .paired import paired
 from .results import Result
 from .settings import METHOD_NAMES, ConfigError, Settings, epochs, replaced, settings_of
 from .shorter import shorter_run, whole_batches
 from .train import check_method, train
 
-__all__ = ["COMPARISON_FILE", "SHORTER", "Arm", "compare", "headline"]
+__all__ = ["BASELINES", "COMPARISON_FILE", "SHORTER", "Arm", "compare", "headline"]
 
 COMPARISON_FILE = "compare.json"
 SHORTER = "shorter"
+BASELINES = (SHORTER, "random")  # what a method must beat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,10 @@ class Arm:
     def spread(self, metric: str) -> tuple[float, float]:
         """Mean and sample standard deviation of a test metric over seeds; the latter is nan for one seed."""
         return _spread([result.metrics[metric] for result in self.results])
+
+    def less(self, other: Arm, metric: str) -> tuple[float, float]:
+        """The mean difference of a test metric to another arm over seeds, and half of its 95 % interval."""
+        return paired(*([result.metrics[metric] for result in arm.results] for arm in (self, other)))
 
     def mean_of(self, name: str) -> float | None:
         """Mean of a field of `Result` over seeds, if it has a value."""
@@ -123,7 +129,11 @@ def _shorter(settings: Settings) -> dict[str, Any]:
 def _beside_longer(result: Result, settings: Settings) -> Result:
     """The result of the shorter run, with what it saves of the full one."""
     save_ratio = 1 - result.forwarded / (whole_batches(result.samples, settings) * epochs(settings))
-    return replace(result, method=SHORTER, save_ratio=save_ratio, planned_save_ratio=save_ratio)
+    all_tokens = read_description(settings.data.path).tokens("train")
+    tokens = 1 - result.tokens / (all_tokens * epochs(settings)) if all_tokens and result.tokens else None
+    return replace(
+        result, method=SHORTER, save_ratio=save_ratio, planned_save_ratio=save_ratio, token_save_ratio=tokens
+    )
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:

@@ -31,6 +31,7 @@ from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
 from .settings import ConfigError, Settings, epochs, steps
 from .tasks import Classification, LanguageModelling, Task
+from .text_batches import count_tokens
 
 __all__ = ["Host", "composer_model", "join_ranks"]
 
@@ -146,7 +147,9 @@ class Host:
         tests = RecordTests(MetricsRecord(settings.folder, dist.get_global_rank()))
         trainer = Trainer(
             model=self.model,
-            train_dataloader=DataSpec(loaders.train, microbatch_transforms=loaders.train_transform),
+            train_dataloader=DataSpec(
+                loaders.train, microbatch_transforms=loaders.train_transform, get_num_tokens_in_batch=count_tokens
+            ),
             eval_dataloader=Evaluator(label="test", dataloader=test_data),
             eval_interval=settings.eval_interval,
             max_duration=settings.max_duration,
@@ -187,6 +190,7 @@ class Host:
                 epochs=epochs(settings, len(loaders.train)) if self.pruning is None else state.timestamp.epoch.value,
                 metrics=tested(state),
                 forwarded=state.timestamp.sample.value,
+                tokens=state.timestamp.token.value,
                 seconds=state.timestamp.total_wct.total_seconds(),
                 wall_seconds=time.perf_counter() - started,
                 engine=None if self.pruning is None or is_over else self.pruning.engine,

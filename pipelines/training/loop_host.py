@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.amp.grad_scaler import GradScaler
@@ -31,6 +32,7 @@ from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
 from .settings import INTERVAL_UNITS, ConfigError, Settings, epochs, steps
 from .tasks import Task
+from .text_batches import count_tokens
 from .whole_epochs import WholeEpochs
 
 __all__ = ["Host", "join_ranks"]
@@ -89,6 +91,7 @@ class Host:
         self.run = self._run()
         self.stretched = self.run.stretch(self.scheduler)
         self.epoch = self.batches = self.samples = 0
+        self.tokens = 0  # of this rank
         self.seconds = 0.0
         self.metrics: dict[str, float] = {}
         self.tests = MetricsRecord(settings.folder, self.ranks.rank)
@@ -140,6 +143,7 @@ class Host:
                     self._train(batch)
                     self.batches += 1
                     self.samples += self.ranks.world_size * batch_size(batch)
+                    self.tokens += count_tokens(batch)
                     self._pause(ba=self.batches)
                 self.epoch = epoch + 1
                 self._pause(ep=self.epoch)
@@ -151,6 +155,7 @@ class Host:
             epochs=self.epoch,
             metrics=self.metrics,
             forwarded=self.samples,
+            tokens=self._all_tokens(),
             seconds=self.seconds,
             wall_seconds=time.perf_counter() - started,
             engine=engine,
@@ -248,7 +253,7 @@ class Host:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "run": self.run.state_dict(),
-            "counts": [self.epoch, self.batches, self.samples],
+            "counts": [self.epoch, self.batches, self.samples, self._all_tokens()],
             "seconds": self.seconds + time.perf_counter() - self.clock,
         }
         folder = join(self.settings.folder, CHECKPOINTS)
@@ -274,9 +279,14 @@ class Host:
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.run.load_state_dict(state["run"])
-        self.epoch, self.batches, self.samples = state["counts"]
+        self.epoch, self.batches, self.samples, *tokens = state["counts"]
+        self.tokens = sum(tokens) if self.ranks.rank == 0 else 0
         self.seconds = state["seconds"]
         self.between_epochs = not state["run"]["done"]
+
+    def _all_tokens(self) -> int:
+        """Trained on so far, over all ranks; collective."""
+        return int(self.ranks.communicator.all_reduce_sum(np.array([self.tokens]))[0])
 
     def _refuse_missing(self, path: str, weights: Mapping[str, Any]) -> None:
         """Refuse weights of which some are not there: torch would leave the model's own in their place.

@@ -12,6 +12,7 @@ from ted_stream.engine import PruningEngine
 from ted_stream.export.run_files import LISTS, MANIFEST, pruned_epochs
 from ted_stream.files import join
 
+from .hub_models import MODEL_FOLDER
 from .settings import Settings, counts_batches
 
 __all__ = ["FREE_SETTINGS", "RESULT_FILE", "Result", "Trained", "digest_of", "result_of"]
@@ -27,6 +28,7 @@ class Trained:
     epochs: int
     metrics: dict[str, float]
     forwarded: int
+    tokens: int
     seconds: float
     wall_seconds: float
     engine: PruningEngine | None
@@ -50,6 +52,9 @@ class Result:
         forwarded: samples put through the model in training, over all ranks.
         save_ratio: 1 − forwarded / what full data forwards in as many epochs: samples · epochs, with what ranks are
             padded by, and without what data.drop_last leaves out of full data too.
+        tokens: put through the model in training, padding apart; ``None`` of images.
+        token_save_ratio: 1 − tokens / (those of the training split · epochs); ``None`` of images, and where the split's
+            are not known.
         planned_save_ratio: what the schedule promised; 0 without pruning, ``None`` where the method decides as it goes.
         seconds: of training, evaluation apart.
         wall_seconds: of this process' training, with evaluation and checkpoints.
@@ -57,6 +62,7 @@ class Result:
         skip_lists: folder of the run's skip-lists, if it pruned.
         manifest: Parquet of kept samples with scores, if it pruned.
         asked: digest of the settings.
+        model: folder of the trained model, for other tools, if it began as one of theirs.
     """
 
     run_name: str
@@ -75,6 +81,9 @@ class Result:
     skip_lists: str | None
     manifest: str | None
     asked: str
+    tokens: int | None = None
+    token_save_ratio: float | None = None
+    model: str | None = None
 
 
 def digest_of(settings: Settings) -> str:
@@ -83,7 +92,7 @@ def digest_of(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
-def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch: int) -> Result:
+def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch: int, all_tokens: int | None) -> Result:
     """The result of a run.
 
     Args:
@@ -91,9 +100,11 @@ def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch:
         trained: what its trainer tells.
         samples: in the training split.
         full_epoch: samples that an epoch of full data forwards.
+        all_tokens: of the training split, where they are known.
     """
     folder, pruning = settings.folder, trained.pruning
     pruned = pruning is not None and bool(pruned_epochs(pruning))
+    has_all = bool(trained.tokens) and settings.data.skip_list is None and not counts_batches(settings)
     return Result(
         run_name=settings.run_name,
         trainer=settings.trainer,
@@ -112,4 +123,7 @@ def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch:
         skip_lists=None if pruning is None else join(folder, LISTS),
         manifest=join(folder, MANIFEST) if pruned else None,
         asked=digest_of(settings),
+        tokens=trained.tokens or None,
+        token_save_ratio=1 - trained.tokens / (all_tokens * trained.epochs) if all_tokens and has_all else None,
+        model=None if settings.model.pretrained is None else join(folder, MODEL_FOLDER),
     )

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from ..corpora.instructions import IGNORED
 
-__all__ = ["PaddingCollator"]
+__all__ = ["PaddingCollator", "count_tokens"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,9 @@ class PaddingCollator:
         for name in samples[0].keys() - batch.keys():
             batch[name] = default_collate([sample[name] for sample in samples])
         return batch
+
+
+def count_tokens(batch: Any) -> int:
+    """The tokens of a batch, padding apart; 0 of what has none."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return 0 if mask is None else int(mask.sum())

@@ -88,7 +88,8 @@ def train(settings: Settings) -> Result:
         ranks.on_rank_zero(lambda: claim_folder(settings, length=len(loaders.train)))
         data = loaders.prunable
         full_epoch = full_epoch_forwards(data, loaders.train, world_size=ranks.world_size)
-        result = result_of(settings, run.fit(), samples=data.full_epoch_size, full_epoch=full_epoch)
+        sizes = {"samples": data.full_epoch_size, "full_epoch": full_epoch, "all_tokens": description.tokens("train")}
+        result = result_of(settings, run.fit(), **sizes)
         if settings.model.pretrained is not None:
             save_model(task.network, settings.folder, settings.data.path)
         if ranks.rank == 0:

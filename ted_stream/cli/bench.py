@@ -176,7 +176,7 @@ def noise(
 
     from ted_stream.cli.show import console, quiet
     from ted_stream.pipelines.benches.noise import BASELINES, Found, Trial, run_trial
-    from ted_stream.pipelines.benches.paired import paired
+    from ted_stream.pipelines.training.paired import paired
 
     quiet()
     references: dict[str, list[Found]] = {}

@@ -103,6 +103,9 @@ def show_result(result: "Result") -> None:
     table.add_row("samples forwarded", f"{result.forwarded:,} of {result.samples * result.epochs:,}")
     planned = _planned(result.planned_save_ratio)
     table.add_row("save ratio", f"planned {planned}, measured {result.save_ratio:.4f}")
+    if result.tokens is not None:
+        saved = "" if result.token_save_ratio is None else f", save ratio {result.token_save_ratio:.4f}"
+        table.add_row("tokens forwarded", f"{result.tokens:,}{saved}")
     table.add_row("seconds", f"{result.seconds:.1f} training, {result.wall_seconds:.1f} with evaluation")
     console.print(table)
     show_places(result)
@@ -114,6 +117,7 @@ def show_places(result: "Result") -> None:
         ("run folder", result.folder),
         ("skip-lists", result.skip_lists),
         ("manifest", result.manifest),
+        ("model", result.model),
     ):
         if place is not None:
             console.print(f"{name}: {place}", soft_wrap=True, highlight=False)
@@ -121,21 +125,36 @@ def show_places(result: "Result") -> None:
 
 def show_arms(title: str, arms: "Sequence[Arm]") -> None:
     """A comparison as one table, by its headline metric; `compare.json` holds the others."""
-    from ted_stream.pipelines.training.compare import headline
+    from ted_stream.pipelines.training.compare import BASELINES, headline
 
     metric = headline(list(arms[0].results[0].metrics))
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
     table.add_column(LABELS.get(metric, metric), justify="right", no_wrap=True)
-    for column in ("samples forwarded", "save ratio planned", "save ratio measured", "seconds"):
+    several = len(arms[0].results) > 1
+    baselines = [arm for arm in arms if arm.method in BASELINES and several]
+    has_tokens = arms[0].mean_of("token_save_ratio") is not None
+    columns = [*(f"less {arm.method}" for arm in baselines), "samples forwarded", "save ratio planned"]
+    columns += ["save ratio measured", *(["save ratio of tokens"] if has_tokens else []), "seconds"]
+    for column in columns:
         table.add_column(column, justify="right")
     for arm in arms:
+        tokens = arm.mean_of("token_save_ratio")
         table.add_row(
             arm.method,
             shown_metric(metric, *arm.spread(metric)),
+            *("" if arm is other else _difference(metric, *arm.less(other, metric)) for other in baselines),
             f"{arm.mean_of('forwarded'):,.0f}",
             _planned(arm.mean_of("planned_save_ratio")),
             f"{arm.mean_of('save_ratio'):.4f}",
+            *([f"{tokens:.4f}"] if has_tokens and tokens is not None else []),
             f"{arm.mean_of('seconds'):.1f}",
         )
+    if baselines:
+        table.caption = "less …: mean difference over the seeds, which runs share, and half of its 95 % interval"
     console.print(table)
+
+
+def _difference(metric: str, mean: float, half: float) -> str:
+    text = shown_metric(metric, mean, half)
+    return text if text.startswith("-") else f"+{text}"

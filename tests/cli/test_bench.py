@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
-from ted_stream.pipelines.benches.paired import paired
 from ted_stream.pipelines.benches.seeding import AUGMENTED
 from ted_stream.pipelines.benches.step import VARIANTS, bench_step
 from ted_stream.pipelines.corpora.digits import prepare_digits
+from ted_stream.pipelines.training.paired import paired
 from ted_stream.pruning.measures import MEASURES, SITES
 
 pytestmark = pytest.mark.long

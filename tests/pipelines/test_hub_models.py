@@ -21,6 +21,7 @@ from sklearn.metrics import matthews_corrcoef
 from streaming import LocalDataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from ted_stream import read_skip_list
 from ted_stream.export.run_files import SCORES
 from ted_stream.pipelines.corpora.prepared import read_description
 from ted_stream.pipelines.training.settings import ConfigError, Model, load_settings
@@ -73,6 +74,11 @@ def test_adapters_alone_are_trained(trainer: str, alpaca: Overrides, hub: Path, 
     result = train(settings)
     assert result.metrics["LanguageCrossEntropy"] < np.log(280)
     assert result.save_ratio > 0.1
+    samples: Any = LocalDataset(str(hub / "instructions" / "train"))
+    lengths = np.array([len(samples[at]["input_ids"]) for at in range(len(samples))])
+    lists = [read_skip_list(path) for path in sorted((tmp_path / "run" / "skip_lists").iterdir())]
+    assert result.tokens == sum(lengths[kept.keep_mask()].sum() for kept in lists)
+    assert result.token_save_ratio == 1 - result.tokens / (4 * lengths.sum())
     scores = pq.read_table(tmp_path / "run" / SCORES)["score"].to_numpy()
     assert np.isfinite(scores).all()
     assert len(set(scores.tolist())) > 10
@@ -115,7 +121,7 @@ def resumed(config: str, overrides: Overrides, out: Path, *more: str) -> tuple[d
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         checkpoints = out / "killed" / "checkpoints"
         (checkpoints / "latest-rank0.pt").unlink()
-        (checkpoints / "latest-rank0.pt").symlink_to("ep1-ba8-rank0.pt")
+        (checkpoints / "latest-rank0.pt").symlink_to(next(checkpoints.glob("ep*-ba8-rank0.pt")).name)
     assert not (out / "killed" / "result.json").exists()
     train(load_settings(config, overrides("killed", *common)))
     return outcome(out / "killed"), outcome(out / "lived")

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from ..paired import paired
+from ...training.paired import paired
 from .run import Outcome
 from .sweep import BASELINES, FULL
 
