@@ -56,6 +56,7 @@ def score(scoring: Scoring) -> ScoreResult | None:
     description = read_description(settings.data.path)
     check_data(settings, description, ranks.world_size)
     _check_labels(scoring, description)
+    _check_tokens(scoring, description)
     if scoring.reference is not None:
         scoring.reference.check_size(description.samples["train"])
     with ExitStack() as held:
@@ -97,6 +98,14 @@ def _check_labels(scoring: Scoring, description: Description) -> None:
     raise ConfigError(f"{what}, but {path} holds {description.kind}, whose samples have none; {fix}.")
 
 
+def _check_tokens(scoring: Scoring, description: Description) -> None:
+    if isinstance(scoring.method, StaticMethod) and scoring.method.needs_tokens and description.kind != "instructions":
+        raise ConfigError(
+            f"{scoring.name} compares answers with and without their prompts, but {scoring.settings.data.path} holds "
+            f"{description.kind}; take a method for such samples, such as el2n."
+        )
+
+
 def _claim(scoring: Scoring, layout: DatasetLayout, held: ExitStack) -> None:
     """Make the run folder this run's own, and keep others out of a local one; called on rank 0 for all.
 
@@ -128,6 +137,7 @@ def _asked(scoring: Scoring, layout: DatasetLayout) -> dict[str, Any]:
     count = scoring.choice.prune_ratio if _needs_count(scoring) else None
     asked = {
         "method": repr(scoring.method),
+        "train": scoring.choice.train,
         "dataset": layout.fingerprint,
         "seeds": seeds_of(scoring),
         "prune_ratio": count,
