@@ -179,7 +179,9 @@ def bos_id_of(path: str | os.PathLike[str]) -> int | None:
     folder = join(path, TOKENIZER_FOLDER)
     named = json.loads(read_bytes(join(folder, "tokenizer_config.json"))).get("bos_token")
     token = named["content"] if isinstance(named, dict) else named
-    return token and Tokenizer.from_str(read_bytes(join(folder, "tokenizer.json")).decode()).token_to_id(token)
+    if token is None:
+        return None
+    return Tokenizer.from_str(read_bytes(join(folder, "tokenizer.json")).decode()).token_to_id(token)
 
 
 def chosen_tokenizer(

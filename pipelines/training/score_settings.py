@@ -37,7 +37,8 @@ class Choice:
     cutoff: float = 0.0
     """Share of the hardest samples that is left out first."""
     train: bool = True
-    """Train the model before it scores; false takes it as the config's section `model` gives it: a pretrained one."""
+    """Train the model before it scores; false takes it as the config's section `model` gives it, or as it is in the
+    loop's checkpoint `load_path`."""
     runs: int = 1
     """Surrogates, of seeds that count up from the config's, whose scores are averaged."""
     keep_vectors: bool = False
@@ -236,10 +237,10 @@ def _check_settings(scoring: Scoring) -> None:
             f"max_duration is {settings.max_duration}, but what scores samples is trained for whole epochs; give them, "
             "such as 8ep."
         )
-    if settings.load_path is not None:
+    if settings.load_path is not None and scoring.choice.train:
         raise ConfigError(
             f"load_path is {settings.load_path}; a scoring run goes on from its own folder: set load_path=null and "
-            "autoresume=true. (A given model's losses: method=reference checkpoint=PATH.)"
+            "autoresume=true, or train=false to score with the model of that checkpoint, as it is."
         )
     if not isinstance(scoring.method, StaticMethod):
         return

@@ -126,8 +126,9 @@ class Surrogate:
             bos_id=bos_id_of(settings.data.path) if self.method.needs_tokens else None,
         )
         ranks.on_every_rank(self.passes.rehearse)
-        if reference is not None and reference.checkpoint is not None:
-            self._load(reference.checkpoint)
+        given = settings.load_path if reference is None else reference.checkpoint
+        if given is not None:
+            self._load(given)
 
     def _train_on(self, data: Any, marks: NDArray[np.bool_]) -> None:
         names = {"epoch": 0, "method": "Reference", "run": self.scoring.settings.run_name}
@@ -144,7 +145,7 @@ class Surrogate:
             self.host.network.load_state_dict(state["network"])
         except RuntimeError as error:
             raise ConfigError(
-                f"checkpoint: {path} is of another model than the config's ({str(error).splitlines()[-1].strip()}); "
+                f"the checkpoint {path} is of another model than the config's ({str(error).splitlines()[-1].strip()}); "
                 "score with the config that it was trained with."
             ) from error
         self.host.epoch = state["counts"][0]

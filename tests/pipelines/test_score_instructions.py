@@ -165,3 +165,18 @@ def test_with_a_model_that_is_trained_first(method: str, text: Path, tmp_path: P
     found = json.loads((tmp_path / "run" / "score.json").read_text())
     assert (found["epochs"], found["kept"], found["seeds"]) == (10, 4, [0])
     assert found["cost"] > 0
+
+
+@pytest.mark.long
+def test_with_the_model_of_a_checkpoint(text: Path, tmp_path: Path) -> None:
+    run, trained = tmp_path / "run", tmp_path / "trained"
+    assert score_text(text, trained, "method=reference_loss", "save_interval=2ep").exit_code == 0
+    (checkpoint,) = (trained / "checkpoints").glob("ep2-*.pt")
+    given = [f"load_path={checkpoint}", "train=false"]
+    done = score_text(text, run, "method=reference_loss", *given)
+    assert done.exit_code == 0, done.output
+    both = [read_scores(folder / "scores.parquet").scores.tolist() for folder in (trained, run)]
+    assert both[0] == both[1]
+    assert json.loads((run / "score.json").read_text())["epochs"] == 2
+    again = score_text(text, run, "method=reference_loss", *given)
+    assert "holds an earlier run" in " ".join(again.output.split())
