@@ -139,7 +139,7 @@ def test_one_and_more_and_none_are_left_out() -> None:
         seed=0,
     )
     assert found.left_out is not None
-    np.testing.assert_array_equal(found.scores, np.float32([1, 0.5, below, 1.5, *3 * [math.nan], 1]))
+    np.testing.assert_array_equal(found.scores, np.array([1, 0.5, below, 1.5, *3 * [math.nan], 1], np.float32))
     assert found.left_out.tolist() == [True, False, False, True, True, True, True, True]
     assert found.note == "3 with an IFD of 1 or more, 3 without one"
     kept = choose_subset(found.scores, 1, left_out=found.left_out)
