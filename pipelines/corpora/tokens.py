@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from array import array
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ted_stream.export import write_origins
+from ted_stream.files import join, read_bytes
 from ted_stream.processes import in_order
 
 from .prepared import HASHES
@@ -27,6 +29,7 @@ __all__ = [
     "TOKENIZER_FOLDER",
     "Encoded",
     "Split",
+    "bos_id_of",
     "chosen_tokenizer",
     "embeddings_of",
     "load_tokenizer",
@@ -160,6 +163,25 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
+
+
+def bos_id_of(path: str | os.PathLike[str]) -> int | None:
+    """The token with which the tokenizer of a prepared dataset begins a sequence; ``None`` where it has none.
+
+    Args:
+        path: the dataset's folder, local or a URI.
+
+    Raises:
+        FileNotFoundError: it has no tokenizer in one file; an object store raises its own error.
+    """
+    from tokenizers import Tokenizer
+
+    folder = join(path, TOKENIZER_FOLDER)
+    named = json.loads(read_bytes(join(folder, "tokenizer_config.json"))).get("bos_token")
+    token = named["content"] if isinstance(named, dict) else named
+    if token is None:
+        return None
+    return Tokenizer.from_str(read_bytes(join(folder, "tokenizer.json")).decode()).token_to_id(token)
 
 
 def chosen_tokenizer(

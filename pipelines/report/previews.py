@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ _EXACT = 32  # up to which side no pixel is lost
 _MOST_LETTERS = 600
 _TIMEOUT, _ATTEMPTS = 20.0, 2  # seconds, and how often: a report is worth less patience than a run
 _TOKENS = "input_ids"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,17 @@ class SampleReader:
         Raises:
             ValueError: it cannot be read or decoded; saying why.
         """
+        return self._shown(sample_id, preview_of)
+
+    def text(self, sample_id: int) -> str:
+        """All that can be told of the sample of an id in words; errors as of :meth:`preview`."""
+        return self._shown(sample_id, _told)
+
+    def _shown(self, sample_id: int, show: Callable[[Mapping[str, Any], Any], _T]) -> _T:
         offsets = self._data.layout.shard_offsets
         shard = int(np.searchsorted(offsets, sample_id, side="right")) - 1
         try:
-            return preview_of(self._read(shard, sample_id - int(offsets[shard])), self._decode)
+            return show(self._read(shard, sample_id - int(offsets[shard])), self._decode)
         except Exception as error:  # whatever a store, a decoder or a damaged file raises
             raise ValueError(f"sample {sample_id} of {self._data.path} cannot be shown: {error}") from error
 
@@ -110,13 +118,17 @@ def preview_of(sample: Mapping[str, Any], decode_tokens: Any = None) -> Preview:
         image = _image_of(value)
         if image is not None:
             return Preview(image=_data_uri(image), is_small=max(image.size) <= _EXACT)
+    return Preview(text=_short(_told(sample, decode_tokens)))
+
+
+def _told(sample: Mapping[str, Any], decode_tokens: Any) -> str:
     if _TOKENS in sample and decode_tokens is not None:
         try:
-            return Preview(text=_short(decode_tokens(sample[_TOKENS])))
+            return decode_tokens(sample[_TOKENS])
         except Exception:  # the tokenizers' own error has no other base
-            return Preview(text=_short(f"tokens {' '.join(map(str, sample[_TOKENS]))}"))
+            return f"tokens {' '.join(map(str, sample[_TOKENS]))}"
     told = [f"{name}: {value}" for name, value in sample.items() if isinstance(value, (str, int, float, dict, list))]
-    return Preview(text=_short("\n".join(told)))
+    return "\n".join(told)
 
 
 def _image_of(value: Any) -> Image.Image | None:

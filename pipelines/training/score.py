@@ -22,7 +22,7 @@ from .loop_host import join_ranks
 from .results import FREE_SETTINGS
 from .score_results import SCORE_FILE, SCORES_FILE, SKIP_LIST_FILE, ScoreResult, seeds_of, write_results
 from .score_settings import Scoring
-from .settings import ConfigError
+from .settings import ConfigError, replaced
 from .surrogates import SCORING, SURROGATES, Surrogate, Told, num_surrogates
 from .train import LEFTOVERS, check_data, claim_folder
 
@@ -56,6 +56,7 @@ def score(scoring: Scoring) -> ScoreResult | None:
     description = read_description(settings.data.path)
     check_data(settings, description, ranks.world_size)
     _check_labels(scoring, description)
+    _check_tokens(scoring, description)
     if scoring.reference is not None:
         scoring.reference.check_size(description.samples["train"])
     with ExitStack() as held:
@@ -97,6 +98,14 @@ def _check_labels(scoring: Scoring, description: Description) -> None:
     raise ConfigError(f"{what}, but {path} holds {description.kind}, whose samples have none; {fix}.")
 
 
+def _check_tokens(scoring: Scoring, description: Description) -> None:
+    if isinstance(scoring.method, StaticMethod) and scoring.method.needs_tokens and description.kind != "instructions":
+        raise ConfigError(
+            f"{scoring.name} compares answers with and without their prompts, but {scoring.settings.data.path} holds "
+            f"{description.kind}; take a method for such samples, such as el2n."
+        )
+
+
 def _claim(scoring: Scoring, layout: DatasetLayout, held: ExitStack) -> None:
     """Make the run folder this run's own, and keep others out of a local one; called on rank 0 for all.
 
@@ -113,7 +122,8 @@ def _claim(scoring: Scoring, layout: DatasetLayout, held: ExitStack) -> None:
     asked = _asked(scoring, layout)
     if settings.autoresume:
         _refuse_other(settings.folder, asked)
-    claim_folder(settings, (*LEFTOVERS, *OWN_LEFTOVERS))
+    # A given model's checkpoint is none of this run, which does not go on from it.
+    claim_folder(replaced(settings, {"load_path": None}), (*LEFTOVERS, *OWN_LEFTOVERS))
     if is_local:
         for name in (SCORES_FILE, SKIP_LIST_FILE, SCORE_FILE):  # of a run that had come to its end
             (Path(settings.folder) / name).unlink(missing_ok=True)
@@ -128,6 +138,7 @@ def _asked(scoring: Scoring, layout: DatasetLayout) -> dict[str, Any]:
     count = scoring.choice.prune_ratio if _needs_count(scoring) else None
     asked = {
         "method": repr(scoring.method),
+        "train": scoring.choice.train,
         "dataset": layout.fingerprint,
         "seeds": seeds_of(scoring),
         "prune_ratio": count,

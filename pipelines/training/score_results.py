@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -16,11 +16,12 @@ from omegaconf import OmegaConf
 
 from ted_stream.export.scores import write_scores
 from ted_stream.files import join, write_bytes
-from ted_stream.methods.static import StaticMethod, choose_subset
+from ted_stream.methods.static import Scored, StaticMethod, choose_subset
 from ted_stream.pruning import num_kept
 from ted_stream.skip_list import DatasetLayout, SkipList, write_skip_list
 
 from .score_settings import Scoring
+from .settings import ConfigError
 from .surrogates import Told, num_surrogates, settings_of_surrogate
 
 __all__ = ["SCORES_FILE", "SCORE_FILE", "SKIP_LIST_FILE", "ScoreResult", "seeds_of", "write_results"]
@@ -37,6 +38,8 @@ class ScoreResult:
         method: its repr.
         samples: that there are.
         scored: of them, that have a score.
+        left_out: of them, that the method keeps in no subset.
+        note: why, for people; empty where none is.
         kept: of the subset, if one was asked for.
         seeds: of the surrogates; empty where nothing was trained.
         epochs: that each was trained for.
@@ -55,6 +58,8 @@ class ScoreResult:
     method: str
     samples: int
     scored: int
+    left_out: int
+    note: str
     kept: int | None
     seeds: list[int]
     epochs: int
@@ -88,7 +93,8 @@ def write_results(scoring: Scoring, layout: DatasetLayout, told: Sequence[Told])
     started = time.perf_counter()
     settings, size, ratio = scoring.settings, layout.num_samples, scoring.choice.prune_ratio
     keep = None if ratio is None else num_kept(1 - ratio, size)
-    scores, weights = _scores(scoring, size, told, keep)
+    scored = _scored(scoring, size, told, keep)
+    scores = scored.scores
     labels = _labels(size, told)
     is_trained = any(one.metrics for one in told)
     epochs = max(one.epochs for one in told)
@@ -105,11 +111,12 @@ def write_results(scoring: Scoring, layout: DatasetLayout, told: Sequence[Told])
             "seeds": ", ".join(map(str, seeds_of(scoring))),
             "epochs": str(epochs),
             "versions": _versions(),
+            **({"left out": scored.note} if scored.note else {}),
         },
     )
     if keep is not None:
         list_path = join(settings.folder, SKIP_LIST_FILE)
-        write_skip_list(_chosen(scoring, layout, scores, weights, labels, keep), list_path)
+        write_skip_list(_chosen(scoring, layout, scored, labels, keep), list_path)
     training, scoring_seconds = sum(one.training_seconds for one in told), sum(one.scoring_seconds for one in told)
     scoring_seconds += time.perf_counter() - started
     trained_epochs = sum(one.epochs for one in told)
@@ -118,6 +125,8 @@ def write_results(scoring: Scoring, layout: DatasetLayout, told: Sequence[Told])
         method=repr(scoring.method),
         samples=size,
         scored=int(np.count_nonzero(~np.isnan(scores))),
+        left_out=0 if scored.left_out is None else int(scored.left_out.sum()),
+        note=scored.note,
         kept=keep,
         seeds=seeds_of(scoring) if is_trained else [],
         epochs=epochs,
@@ -129,25 +138,24 @@ def write_results(scoring: Scoring, layout: DatasetLayout, told: Sequence[Told])
         folder=settings.folder,
         scores=scores_path,
         skip_list=list_path,
-        weighted=weights is not None and list_path is not None,
+        weighted=scored.weights is not None and list_path is not None,
     )
     write_bytes(join(settings.folder, SCORE_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
     return result
 
 
-def _scores(
-    scoring: Scoring, size: int, told: Sequence[Told], keep: int | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """(N,) means over the surrogates that score a sample, NaN where none does; and weights, if the method has them."""
-    totals, counts, weights = np.zeros(size), np.zeros(size, np.int64), None
+def _scored(scoring: Scoring, size: int, told: Sequence[Told], keep: int | None) -> Scored:
+    """Means over the surrogates that score a sample, NaN where none does; what else there is, is of the last one."""
+    totals, counts = np.zeros(size), np.zeros(size, np.int64)
+    scored = None
     for one in told:
         scored = one.scored(scoring.method, keep=keep, seed=scoring.settings.seed)
         totals[one.ids] += scored.scores
         counts[one.ids] += 1
-        weights = scored.weights
+    assert scored is not None, "there is a surrogate"
     if scoring.reference is not None and scoring.reference.holdout is not None:
         counts[scoring.reference.trained_on(size, seed=scoring.settings.seed)[0]] = 0
-    return np.where(counts, totals / np.maximum(counts, 1), np.nan).astype(np.float32), weights
+    return replace(scored, scores=np.where(counts, totals / np.maximum(counts, 1), np.nan).astype(np.float32))
 
 
 def _passes(scoring: Scoring, epochs: int) -> int:
@@ -168,16 +176,23 @@ def _labels(size: int, told: Sequence[Told]) -> NDArray[np.int64] | None:
 def _chosen(
     scoring: Scoring,
     layout: DatasetLayout,
-    scores: NDArray[np.float32],
-    weights: NDArray[np.float32] | None,
+    scored: Scored,
     labels: NDArray[np.int64] | None,
     keep: int,
 ) -> SkipList:
     choice, settings = scoring.choice, scoring.settings
     assert choice.prune_ratio is not None
+    if scored.left_out is not None and keep > (most := int(np.count_nonzero(~scored.left_out))):
+        least = np.ceil(1e4 * (1 - most / layout.num_samples)) / 1e4
+        raise ConfigError(
+            f"prune_ratio is {choice.prune_ratio}, which keeps {keep} of {layout.num_samples} samples, but {most} can "
+            f"be kept: {scored.note}. The scores are written, a skip-list is not; "
+            + (f"set prune_ratio to at least {least:.4g}." if most else "there is nothing to choose from.")
+        )
     marks = choose_subset(
-        -scores if scoring.keeps_lowest else scores,
+        -scored.scores if scoring.keeps_lowest else scored.scores,
         keep,
+        left_out=scored.left_out,
         labels=labels,
         balance=choice.balance,
         strata=choice.strata,
@@ -191,7 +206,7 @@ def _chosen(
         keep_ratio=1 - choice.prune_ratio,
         method=type(scoring.method).__name__,
         run=settings.run_name,
-        weights=None if weights is None else weights[marks],
+        weights=None if scored.weights is None else scored.weights[marks],
     )
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ted_stream.files import is_remote
-from ted_stream.methods.static import AUM, StaticMethod, TrajectoryScore
+from ted_stream.methods.static import AUM, ReferenceLoss, StaticMethod, TrajectoryScore
 from ted_stream.methods.static.subset import BALANCES
 from ted_stream.pruning.settings import check_number
 
@@ -36,6 +36,9 @@ class Choice:
     """Cover the range of the scores in so many strata; 0 keeps the highest."""
     cutoff: float = 0.0
     """Share of the hardest samples that is left out first."""
+    train: bool = True
+    """Train the model before it scores; false takes it as the config's section `model` gives it, or as it is in the
+    loop's checkpoint `load_path`."""
     runs: int = 1
     """Surrogates, of seeds that count up from the config's, whose scores are averaged."""
     keep_vectors: bool = False
@@ -173,7 +176,7 @@ def _check_choice_of_subset(scoring: Scoring) -> None:
             "that scores every sample on its own, such as el2n."
         )
     easiest_first = scoring.reference is not None or (
-        isinstance(scoring.method, AUM) and scoring.method.keep == "easiest"
+        isinstance(scoring.method, AUM | ReferenceLoss) and scoring.method.keep in ("easiest", "lowest")
     )
     if easiest_first and (choice.strata or choice.cutoff):
         raise ConfigError(
@@ -181,6 +184,7 @@ def _check_choice_of_subset(scoring: Scoring) -> None:
             "left out first. Leave it out, or take a method whose highest scores are the hardest, such as el2n, or aum "
             "with keep=hardest."
         )
+    _check_untrained(scoring)
     averages = isinstance(scoring.method, StaticMethod) and scoring.method.averages_runs
     if choice.runs > 1 and not averages:
         able = [key for key, cls in SCORERS.items() if getattr(cls, "averages_runs", False)]
@@ -194,6 +198,17 @@ def _check_choice_of_subset(scoring: Scoring) -> None:
             f"prune_ratio is {choice.prune_ratio}, but with holdout={reference.holdout} the samples that the reference "
             "is trained on have no loss to be chosen by; set folds=2 instead of holdout, or leave out prune_ratio."
         )
+
+
+def _check_untrained(scoring: Scoring) -> None:
+    method, name = scoring.method, scoring.name
+    if scoring.choice.train:
+        return
+    if not isinstance(method, StaticMethod) or method.passes_every_epoch or scoring.reference is not None:
+        fix = "set checkpoint= to give it a model" if scoring.reference is not None else "take another, such as el2n"
+        raise ConfigError(f"train=false leaves out the training by which {name} scores; set train=true, or {fix}.")
+    if not method.needs_surrogate:
+        raise ConfigError(f"train=false has no effect with {name}, which trains nothing; leave it out.")
 
 
 def _shaping(choice: Choice) -> Mapping[str, Any]:
@@ -222,10 +237,10 @@ def _check_settings(scoring: Scoring) -> None:
             f"max_duration is {settings.max_duration}, but what scores samples is trained for whole epochs; give them, "
             "such as 8ep."
         )
-    if settings.load_path is not None:
+    if settings.load_path is not None and scoring.choice.train:
         raise ConfigError(
             f"load_path is {settings.load_path}; a scoring run goes on from its own folder: set load_path=null and "
-            "autoresume=true. (A given model's losses: method=reference checkpoint=PATH.)"
+            "autoresume=true, or train=false to score with the model of that checkpoint, as it is."
         )
     if not isinstance(scoring.method, StaticMethod):
         return

@@ -46,6 +46,7 @@ class Passes:
         folder: local, of these passes; on several nodes one that they share.
         output_layer: name of the layer that makes the logits, where it is not to be looked for.
         label: what the surrogate is called in lines of progress.
+        bos_id: the token with which the tokenizer of the samples begins a sequence, where the method needs tokens.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Passes:
         *,
         output_layer: str | None = None,
         label: str = "",
+        bos_id: int | None = None,
     ) -> None:
         self.method, self.host, self.ids, self.folder = method, host, ids, folder
-        self._label = label
+        self._label, self._bos_id = label, bos_id
         self._samples = SamplesById(host)
         self._batch = max(1, host.settings.data.eval_batch_size // host.ranks.world_size)
         self._layer = None
@@ -203,7 +205,7 @@ class Passes:
             features=features,
             has_bias=has_bias,
         )
-        return ScoredBatch(microbatch=microbatch, model=network, forward=forward)
+        return ScoredBatch(microbatch=microbatch, model=network, forward=forward, bos_id=self._bos_id)
 
     def _tell(self, epoch: int, done: int, of: int) -> None:
         """A line to standard error, about ten a pass, of what rank 0 does."""

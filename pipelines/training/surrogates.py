@@ -18,6 +18,7 @@ from ted_stream.methods.static import Recorded, Scored, StaticMethod, Trajectory
 from ted_stream.skip_list import DatasetLayout, SkipList
 
 from ..corpora.prepared import Description
+from ..corpora.tokens import bos_id_of
 from .checkpoints import load_checkpoint
 from .datasets import build_loaders
 from .loop_host import Host
@@ -122,10 +123,12 @@ class Surrogate:
             Path(scoring.settings.folder) / SCORING / str(number),
             output_layer=settings.pruning.output_layer,
             label=f"surrogate {number + 1} of {count}: " if count > 1 else "",
+            bos_id=bos_id_of(settings.data.path) if self.method.needs_tokens else None,
         )
         ranks.on_every_rank(self.passes.rehearse)
-        if reference is not None and reference.checkpoint is not None:
-            self._load(reference.checkpoint)
+        given = settings.load_path if reference is None else reference.checkpoint
+        if given is not None:
+            self._load(given)
 
     def _train_on(self, data: Any, marks: NDArray[np.bool_]) -> None:
         names = {"epoch": 0, "method": "Reference", "run": self.scoring.settings.run_name}
@@ -142,7 +145,7 @@ class Surrogate:
             self.host.network.load_state_dict(state["network"])
         except RuntimeError as error:
             raise ConfigError(
-                f"checkpoint: {path} is of another model than the config's ({str(error).splitlines()[-1].strip()}); "
+                f"the checkpoint {path} is of another model than the config's ({str(error).splitlines()[-1].strip()}); "
                 "score with the config that it was trained with."
             ) from error
         self.host.epoch = state["counts"][0]
@@ -172,7 +175,7 @@ class Surrogate:
     def is_trained(self) -> bool:
         """Whether there is anything to train: not for a method that looks at no surrogate, nor for a given model."""
         reference, method = self.scoring.reference, self.method
-        if reference is not None and reference.checkpoint is not None:
+        if not self.scoring.choice.train or (reference is not None and reference.checkpoint is not None):
             return False
         return not isinstance(method, StaticMethod) or method.needs_surrogate
 

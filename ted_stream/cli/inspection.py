@@ -19,9 +19,10 @@ def inspect(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Dataset that a run trained on, for classes.", show_default="that of its config"),
+        typer.Option(help="Dataset that a run trained on, for classes and texts.", show_default="that of its config"),
     ] = None,
     number: Annotated[int, typer.Option(min=0, help="Samples, shards and classes of each sort to show.")] = 10,
+    text: Annotated[bool, typer.Option("--text", help="With each sample's origin and text, of its dataset.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all of them, instead of tables.")] = False,
 ) -> None:
     """Show what a skip-list, run, manifest, file of scores or dataset holds; or compare two of them.
@@ -37,12 +38,20 @@ def inspect(
     if other is not None:
         if data is not None:
             raise ValueError(f"--data is {data!r}, but two things are compared without their dataset; leave it out.")
+        if text:
+            raise ValueError("--text is of samples, of which a comparison names none; leave it out.")
         found, show = comparison_of(path, other), show_comparison
     else:
         config = _config_of(path)
         found, show = summary_of(path, number=number, data=data or config.get("data")), show_summary
         if config.get("reference"):
             found["likely_wrong"] = _likely_wrong(config["reference"], number)
+        if text:
+            from ted_stream.extras import optional_imports
+
+            with optional_imports():
+                from ted_stream.pipelines.report.texts import add_texts
+            add_texts(found, path, data=data or config.get("data"))
     if as_json:
         import json
 

@@ -27,9 +27,9 @@ class Entry:
         name: on the command line.
         cls: its class.
         kind: ``dynamic``, which prunes while training, or ``static``, which scores once.
-        needs: what it asks for, with its defaults: ``labels``, ``layer`` (that the layer of the logits is found),
-            ``count`` (how many will be kept), ``reference`` (a file of reference losses), ``weights`` (a loss that
-            weighs samples).
+        needs: what it asks for, with its defaults: ``labels``, ``tokens`` (prompts and answers), ``layer`` (that the
+            layer of the logits is found), ``count`` (how many will be kept), ``reference`` (a file of reference
+            losses), ``weights`` (a loss that weighs samples).
         measures: what a training step measures for it, if anything.
         cost: beside a training run.
     """
@@ -87,7 +87,12 @@ def _dynamic(name: str, cls: "type[Method]", kind: str) -> Entry:
 
 
 def _static(name: str, cls: "type[StaticMethod]") -> Entry:
-    needs = {"labels": cls.needs_labels, "layer": cls.needs_features, "count": cls.needs_count}
+    needs = {
+        "labels": cls.needs_labels,
+        "tokens": cls.needs_tokens,
+        "layer": cls.needs_features,
+        "count": cls.needs_count,
+    }
     if "folds" in {field.name for field in fields(cls)}:
         cost = "surrogate per fold"
     elif cls.passes_every_epoch:

@@ -21,8 +21,8 @@ def score(
         typer.Argument(
             metavar="method=NAME [KEY=VALUE]…",
             help="The method (`ted-stream methods` shows all, `reference` writes losses of models that have not seen "
-            "the samples) and its settings by name; prune_ratio, and with it balance, strata, cutoff; runs; "
-            "keep_vectors; and settings that replace the file's.",
+            "the samples) and its settings by name; prune_ratio, and with it balance, strata, cutoff; "
+            "train=false, to score with the model as it is; runs; keep_vectors; and settings that replace the file's.",
             show_default=False,
         ),
     ] = None,
@@ -56,6 +56,8 @@ def _show(result: "ScoreResult", command: str) -> None:
     table = Table(title=f"{result.run_name}: {result.method}", show_header=False)
     of = "" if result.scored == result.samples else f"{result.scored:,} of "
     table.add_row("samples scored", f"{of}{result.samples:,}")
+    if result.left_out:
+        table.add_row("left out", f"{result.left_out:,}: {result.note}")
     if result.kept is not None:
         table.add_row("kept", f"{result.kept:,} ({result.kept / result.samples:.1%})")
     if result.seeds:
@@ -63,6 +65,8 @@ def _show(result: "ScoreResult", command: str) -> None:
         table.add_row("surrogate", surrogates)
         for name, value in result.metrics.items():
             table.add_row(f"its {LABELS.get(name, name)}", shown_metric(name, value))
+    else:
+        table.add_row("surrogate", "none trained")
     table.add_row("passes over the data", str(result.passes) if result.passes else "none, measured within training")
     table.add_row("seconds", f"{result.training_seconds:.1f} training, {result.scoring_seconds:.1f} scoring")
     if result.cost is not None:

@@ -15,7 +15,8 @@ from ted_stream.showing import printable
 __all__ = ["show_comparison", "show_summary"]
 
 _LABELS = {"sample_id": "sample", "times_kept": "times kept", "label": "class"}
-_LEFT = {"name", "stream", "file", "class", "shard", "key", "column", "encoding", "split", "format"}
+_LEFT = {"name", "stream", "file", "class", "shard", "key", "column", "encoding", "split", "format", "text"}
+_MOST_LETTERS = 300  # of a sample's text; --json has all
 
 
 def show_summary(found: Mapping[str, Any], number: int) -> None:
@@ -275,8 +276,9 @@ def _samples(title: str, samples: Sequence[Mapping[str, Any]]) -> None:
     without = {"stream", "shard", "position"} if all_have("file", "key") else {"stream"}
     without |= {"label"} if all_have("class") else set()
     names = [name for name in names if name not in without]
+    shown = {"score": _number, "text": lambda text: text[:_MOST_LETTERS] + "…" * (len(text) > _MOST_LETTERS)}
     rows = [
-        {_LABELS.get(name, name): _number(row[name]) if name == "score" else row[name] for name in names}
+        {_LABELS.get(name, name): shown.get(name, lambda as_it_is: as_it_is)(row[name]) for name in names}
         for row in samples
     ]
     _rows(title, [_plain(row) for row in rows])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ted_stream.methods.static import Recorded, Scored, ScoredBatch, StaticMethod, TrajectoryScore, choose_subset
+from ted_stream.pruning.batches import IGNORE_INDEX
 from ted_stream.pruning.measures import Microbatch
 from ted_stream.testing.methods import (
     METHOD_CHECKS,
@@ -25,6 +26,7 @@ from ted_stream.testing.methods import (
 __all__ = ["STATIC_METHOD_CHECKS", "check_static_method"]
 
 _N, _FEATURES, _CLASSES, _SEED = 61, 6, 3, 11
+_TOKENS, _BOS = 13, 1
 _EPOCHS = 3  # passes of a method that needs one every epoch and does not say how many
 
 
@@ -55,12 +57,25 @@ def is_a_plain_value(method: StaticMethod) -> None:
 # What it writes
 
 
-def _surrogate(epoch: int) -> nn.Sequential:
+class _LanguageModel(nn.Module):
+    """A small causal language model: position i predicts token i + 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(_TOKENS, 8)
+        self.hidden = nn.GRU(8, 8, batch_first=True)
+        self.head = nn.Linear(8, _TOKENS)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.hidden(self.embedding(ids))[0])
+
+
+def _surrogate(method: StaticMethod, epoch: int) -> nn.Module:
     """A small network as of an epoch, in evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
         layers = [nn.Linear(_FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, _CLASSES)]
-        model = nn.Sequential(*layers)
+        model = _LanguageModel() if method.needs_tokens else nn.Sequential(*layers)
         for _ in range(epoch):
             for parameter in model.parameters():
                 parameter.data += 0.1 * torch.randn_like(parameter)
@@ -73,7 +88,31 @@ def _samples() -> tuple[Tensor, Tensor]:
     return torch.randn(_N, _FEATURES, generator=generator) + labels[:, None], labels
 
 
-def _scored_batch(method: StaticMethod, model: nn.Sequential, batch: list[Tensor]) -> ScoredBatch:
+def _tokens() -> tuple[Tensor, Tensor]:
+    """Samples of a first token, a prompt and an answer, padded on the right; some have no answer."""
+    generator = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(2, _TOKENS, (_N, 12), generator=generator)
+    ids[:, 0] = _BOS
+    at, number = torch.arange(12), torch.arange(_N)[:, None]
+    begin = 2 + number % 3
+    return ids, ids.where((at >= begin) & (at < begin + number % 8), IGNORE_INDEX)
+
+
+def _scored_tokens(model: nn.Module, ids: Tensor, labels: Tensor) -> ScoredBatch:
+    def forward(given: Any) -> Tensor:
+        return model(given["input_ids"])
+
+    # As a collator pads.
+    length = max([5, *((labels != IGNORE_INDEX).any(0).nonzero() + 1)])
+    batch = {"input_ids": ids[:, :length], "labels": labels[:, :length]}
+    microbatch = Microbatch(batch=batch, outputs=forward(batch), loss=torch.zeros(()), size=len(ids), shifted=True)
+    return ScoredBatch(microbatch=microbatch, model=model, forward=forward, bos_id=_BOS)
+
+
+def _scored_batch(method: StaticMethod, model: Any, batch: list[Tensor]) -> ScoredBatch:
+    if method.needs_tokens:
+        return _scored_tokens(model, *batch)
+
     def forward(given: Any) -> Tensor:
         return model(given[0])
 
@@ -101,12 +140,11 @@ def _scored_batch(method: StaticMethod, model: nn.Sequential, batch: list[Tensor
 @torch.no_grad()
 def _record(method: StaticMethod, *, batch_size: int) -> Recorded:
     """What passes over the samples write."""
-    inputs, labels = _samples()
+    inputs, labels = _tokens() if method.needs_tokens else _samples()
     epochs = getattr(method, "epochs", _EPOCHS) if method.passes_every_epoch else 1
     columns: dict[str, NDArray[np.float32]] = {}
-    model = _surrogate(0)
     for epoch in range(1, epochs + 1):
-        model, parts, shapes = _surrogate(epoch), [], set()
+        model, parts, shapes = _surrogate(method, epoch), [], set()
         before = {name: value.clone() for name, value in model.state_dict().items()}
         for rows in torch.arange(_N).split(batch_size):
             known = {name: column[rows.numpy()] for name, column in columns.items()}
@@ -120,7 +158,8 @@ def _record(method: StaticMethod, *, batch_size: int) -> Recorded:
         assert not model.training, "of_batch() leaves the surrogate in training mode"
         assert all(p.grad is None for p in model.parameters()), "of_batch() leaves gradients at the surrogate"
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Recorded(columns=columns, labels=labels.numpy(), has_bias=method.needs_features)
+    classes = None if method.needs_tokens else labels.numpy()
+    return Recorded(columns=columns, labels=classes, has_bias=method.needs_features)
 
 
 def _checked_part(method: StaticMethod, part: Mapping[str, Tensor], size: int) -> dict[str, NDArray[np.float32]]:
@@ -149,11 +188,17 @@ def writes_the_same_in_any_batches(method: StaticMethod) -> None:
 
 def _score(method: StaticMethod, recorded: Recorded, keep: int | None, seed: int = _SEED) -> Scored:
     scored = method.score(recorded, keep=keep, seed=seed)
-    scores, weights = scored.scores, scored.weights
+    scores, weights, left_out = scored.scores, scored.weights, scored.left_out
     assert isinstance(scores, np.ndarray), f"scores are a {type(scores).__name__}"
     assert scores.dtype == np.float32, f"scores have dtype {scores.dtype}"
     assert scores.shape == (_N,), f"scores have shape {scores.shape} for {_N} samples"
-    assert np.isfinite(scores).all(), "a score is not finite"
+    if left_out is None:
+        assert np.isfinite(scores).all(), "a score is not finite"
+    else:
+        assert (left_out.dtype, left_out.shape) == (np.bool_, (_N,)), f"left_out is {left_out.dtype}{left_out.shape}"
+        assert np.isfinite(scores[~left_out]).all(), "the score of a sample that is not left out is not finite"
+        assert not np.isinf(scores).any(), "a score is infinite; of a sample without one it is NaN"
+        assert scored.note, "samples may be left out, and no note says why"
     if weights is not None:
         assert weights.dtype == np.float32, f"weights have dtype {weights.dtype}"
         assert weights.shape == (_N,), f"weights have shape {weights.shape} for {_N} samples"
@@ -162,10 +207,12 @@ def _score(method: StaticMethod, recorded: Recorded, keep: int | None, seed: int
 
 
 def _same(one: Scored, other: Scored) -> bool:
-    weights = (one.weights is None) == (other.weights is None)
-    if one.weights is not None and other.weights is not None:
-        weights = np.array_equal(one.weights, other.weights)
-    return weights and np.array_equal(one.scores, other.scores)
+    def are_equal(first: NDArray[Any] | None, second: NDArray[Any] | None) -> bool:
+        if first is None or second is None:
+            return first is second
+        return np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
+
+    return all(are_equal(getattr(one, name), getattr(other, name)) for name in ("scores", "weights", "left_out"))
 
 
 def _keeps(method: StaticMethod) -> tuple[int | None, ...]:
@@ -199,7 +246,10 @@ def keeps_as_many_as_asked(method: StaticMethod) -> None:
         if keep is None:
             continue
         scored = _score(method, recorded, keep)
-        kept = choose_subset(scored.scores, keep, seed=_SEED)
+        if scored.left_out is not None:
+            keep = min(keep, int((~scored.left_out).sum()))
+            assert keep, "all samples are left out"
+        kept = choose_subset(scored.scores, keep, left_out=scored.left_out, seed=_SEED)
         assert kept.sum() == keep
         if method.needs_count and keep < _N:
             worst, others = scored.scores[kept].min(), scored.scores[~kept].max()

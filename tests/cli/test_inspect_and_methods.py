@@ -130,6 +130,7 @@ def test_all_methods_are_listed() -> None:
     assert (found["reference"].cost, found["forgetting"].cost) == ("surrogate per fold", "no extra pass")
     assert found["craig"].needs == ("labels", "layer", "count")
     assert found["learnability"].needs == ("reference",)
+    assert (found["ifd"].needs, found["reference_loss"].needs) == (("tokens",), ())
     assert found["importance_sampling"].needs == ("layer", "weights")
     assert (found["forgetting"].measures, found["random"].measures) == ("Correct", "")
 

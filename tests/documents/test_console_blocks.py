@@ -30,6 +30,7 @@ from ted_stream.pipelines.corpora.instructions import prepare_instructions
 
 console = Entries("console")
 SHORT = ("max_duration=2ep", "data.num_workers=0", "model.channels=[4]", "progress_bar=false")
+SHORT_TEXT = ("max_duration=2ep", "model.n_embd=8", "scheduler.warmup=1ba", "progress_bar=false")
 RANKS = {"composer -n": "composer", "torchrun --nproc-per-node": "torch"}
 
 
@@ -93,6 +94,12 @@ def small_imagenet(path: str) -> None:
 def small_pairs(path: str) -> None:
     lines = [f'{{"question": "{at} and {at}?", "answer": "{2 * at}"}}' for at in range(40)]
     Path(path).write_text("\n".join(lines))
+
+
+def small_gsm8k() -> None:
+    small_pairs("train.jsonl")
+    fields: Any = {"prompt_field": "question", "response_field": "answer"}
+    prepare_instructions("data/gsm8k", "train.jsonl", test_fraction=0.2, train_tokenizer_size=300, **fields)
 
 
 JPEGS = (
@@ -369,6 +376,15 @@ def _(code: str, given: Given) -> None:
     assert Path("runs/fixed/result.json").is_file()
 
 
+@of("pipelines/training/README.md", "method=ifd", long=True)
+def _(code: str, given: Given) -> None:
+    del given
+    small_gsm8k()
+    output = run(code, config=SHORT_TEXT)
+    for words in ("with an IFD of 1 or more", "train.jsonl", "text"):
+        assert words in output
+
+
 @of("pipelines/analysis/README.md", "ted-stream analyse", long=True)
 def _(code: str, given: Given) -> None:
     del given
@@ -490,13 +506,10 @@ def _(code: str, given: Given) -> None:
 def _(code: str, given: Given) -> None:
     del given
     small_digits("data/cifar10")
-    small_pairs("train.jsonl")
-    fields: Any = {"prompt_field": "question", "response_field": "answer"}
-    prepare_instructions("data/gsm8k", "train.jsonl", test_fraction=0.2, train_tokenizer_size=300, **fields)
+    small_gsm8k()
     images, texts = code.splitlines()
     run(images, more=["--seeds=1"])
-    small = ("max_duration=2ep", "model.n_embd=8", "scheduler.warmup=1ba", "progress_bar=false")
-    run(swapped(texts, {"--seeds 2": "--seeds 1"}), config=small)
+    run(swapped(texts, {"--seeds 2": "--seeds 1"}), config=SHORT_TEXT)
 
 
 @of("pipelines/benches/README.md", "pruning.prune_ratio=0.5 --methods", long=True)

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scoring import QUICKSTART, SMALL, Command, command_on
+from scoring import QUICKSTART, SMALL, Command, command_on, prepared_pairs, score_text
 from typer.testing import CliRunner, Result
 
 from ted_stream.cli.commands import app
 from ted_stream.engine import run_folder
 from ted_stream.export import read_scores
-from ted_stream.pipelines.corpora.instructions import prepare_instructions
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -55,6 +52,15 @@ def score(digits: Path, tmp_path: Path) -> Command:
         (("reference", "folds=100000"), "folds is 100000, but it must lie in [2, 1437]: the dataset has 1437 samples"),
         (("reference", "prune_ratio=0.5", "cutoff=0.1"), "cutoff=0.1 has no meaning with reference"),
         (("aum", "prune_ratio=0.5", "strata=5"), "strata=5 has no meaning with aum"),
+        (("reference_loss", "keep=lowest", "prune_ratio=0.5", "cutoff=0.1"), "cutoff=0.1 has no meaning with referenc"),
+        (("ifd",), "ifd compares answers with and without their prompts, but"),
+        (("forgetting", "train=false"), "train=false leaves out the training by which forgetting scores; set train="),
+        (("tdds", "train=false"), "train=false leaves out the training by which tdds scores; set train=true, or take"),
+        (
+            ("reference", "train=false"),
+            "by which reference scores; set train=true, or set checkpoint= to give it a mod",
+        ),
+        (("uniform", "train=false"), "train=false has no effect with uniform, which trains nothing"),
         (("el2n", "pruning.method=random"), "pruning.method is random, but what scores samples is trained on all"),
         (("el2n", "data.skip_list=a.parquet"), "data.skip_list is a.parquet, but all samples are scored"),
         (("el2n", "load_path=a.pt"), "load_path is a.pt; a scoring run goes on from its own folder"),
@@ -184,17 +190,7 @@ def test_a_folder_where_another_job_scores_is_refused(
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    lines = [{"prompt": f"Count to {n}.", "response": " ".join(map(str, range(n + 1)))} for n in range(40)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    prepare_instructions(folder / "data", folder / "train.jsonl", test_fraction=0.2, train_tokenizer_size=300)
-    return folder / "data"
-
-
-def score_text(text: Path, folder: Path, *overrides: str):
-    sizes = ["data.batch_size=8", "model.n_embd=16", "model.n_layer=1", "max_duration=2ep", "scheduler.warmup=2ba"]
-    places = [f"data.path={text}", f"folder={folder}", "pruning.method=none", "progress_bar=false"]
-    return CliRunner().invoke(app, ["score", str(CONFIGS / "gsm8k_cpu.yaml"), *sizes, *places, *overrides])
+    return prepared_pairs(tmp_path_factory.mktemp("text"))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from ted_stream.methods.static.entropy import Entropy
 from ted_stream.methods.static.forgetting import Forgetting
 from ted_stream.methods.static.glister import GLISTER
 from ted_stream.methods.static.grand import GraNd
+from ted_stream.methods.static.ifd import IFD
 from ted_stream.methods.static.least_confidence import LeastConfidence
 from ted_stream.methods.static.margin import Margin
+from ted_stream.methods.static.reference_loss import ReferenceLoss
 from ted_stream.methods.static.static_method import Recorded, Scored, ScoredBatch, StaticMethod
 from ted_stream.methods.static.subset import choose_subset
 from ted_stream.methods.static.tdds import TDDS
@@ -28,6 +30,7 @@ __all__ = [
     "DUAL",
     "EL2N",
     "GLISTER",
+    "IFD",
     "STATIC_METHODS",
     "TDDS",
     "TEDS",
@@ -38,6 +41,7 @@ __all__ = [
     "LeastConfidence",
     "Margin",
     "Recorded",
+    "ReferenceLoss",
     "Scored",
     "ScoredBatch",
     "StaticMethod",
@@ -58,8 +62,10 @@ STATIC_METHODS: dict[str, type[StaticMethod] | type[TrajectoryScore]] = {
     "forgetting": Forgetting,
     "glister": GLISTER,
     "grand": GraNd,
+    "ifd": IFD,
     "least_confidence": LeastConfidence,
     "margin": Margin,
+    "reference_loss": ReferenceLoss,
     "tdds": TDDS,
     "teds": TEDS,
     "uniform": Uniform,

@@ -23,11 +23,13 @@ class ScoredBatch:
             the method's ``needs_features`` asks for it.
         model: what was trained.
         forward: outputs of a batch, as the model gives them.
+        bos_id: of tokens, the one that the tokenizer begins a sequence with; ``None`` where it has none.
     """
 
     microbatch: Microbatch
     model: nn.Module
     forward: Callable[[Any], Any]
+    bos_id: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,16 @@ class Scored:
     """What a static method makes of a dataset.
 
     Args:
-        scores: (N,) float32, finite; the highest are kept.
+        scores: (N,) float32, finite; the highest are kept. NaN of a sample that has none, which is left out.
         weights: (N,) float32 above zero, what each kept sample weighs in the loss; ``None``: all alike.
+        left_out: (N,) bool, the samples that are never kept; ``None``: none is.
+        note: how many are left out, and why, as "3 without targets"; for people.
     """
 
     scores: NDArray[np.float32]
     weights: NDArray[np.float32] | None = None
+    left_out: NDArray[np.bool_] | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,7 @@ class StaticMethod(ABC):
     Attributes:
         needs_features: whether :meth:`of_batch` looks at the input of the output layer.
         needs_labels: whether every sample must have one class.
+        needs_tokens: whether samples must be prompts and answers in tokens, of a causal language model.
         needs_count: whether :meth:`score` must know how many samples will be kept.
         passes_every_epoch: a pass after each epoch of the surrogate's training instead of one after the last.
         needs_surrogate: whether a model must be trained at all.
@@ -81,6 +88,7 @@ class StaticMethod(ABC):
 
     needs_features: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    needs_tokens: ClassVar[bool] = False
     needs_count: ClassVar[bool] = False
     passes_every_epoch: ClassVar[bool] = False
     needs_surrogate: ClassVar[bool] = True

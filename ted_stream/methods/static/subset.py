@@ -16,6 +16,7 @@ def choose_subset(
     scores: NDArray[np.floating],
     keep: int,
     *,
+    left_out: NDArray[np.bool_] | None = None,
     labels: NDArray[np.integer] | None = None,
     balance: str = "none",
     strata: int = 0,
@@ -30,8 +31,9 @@ def choose_subset(
     uniform sample is drawn. With ``balance`` all of this is done within each class.
 
     Args:
-        scores: (N,) finite; the highest are kept, and count as the hardest.
-        keep: how many, in [1, N].
+        scores: (N,) finite, of those that are not left out; the highest are kept, and count as the hardest.
+        keep: how many, in [1, N], N without those that are left out.
+        left_out: (N,) samples that are never kept; ``None``: none is.
         labels: (N,) whole numbers from 0, the class of each sample.
         balance: shares of the classes: ``none`` looks at no classes; ``as_they_are`` is proportional to their sizes
             n_c, ``sqrt`` to √n_c, ``equal`` gives all the same; see :func:`class_quotas`.
@@ -48,21 +50,23 @@ def choose_subset(
             the cutoff leaves fewer samples than are to be kept.
         TypeError: for a value of another type.
     """
-    scores, labels = _checked(scores, labels, balance)
+    ids = np.arange(len(scores)) if left_out is None else np.flatnonzero(~left_out)
+    scores, labels = _checked(scores, ids, labels, balance)
     keep, strata = check_whole("keep", keep, fix="it is a count."), check_whole("strata", strata, fix="it is a count.")
     cutoff = check_number("cutoff", cutoff, "[0, 1)", fix="it is the share of the highest scores to leave out.")
     check_whole("seed", seed, fix="it seeds draws and ties.")
-    if not 1 <= keep <= len(scores):
-        raise ValueError(f"keep is {keep}, but must lie in [1, {len(scores)}], the number of samples.")
+    if not 1 <= keep <= len(ids):
+        but = "" if left_out is None else f" of {len(scores)} that may be kept"
+        raise ValueError(f"keep is {keep}, but must lie in [1, {len(ids)}], the number of samples{but}.")
     if strata < 0:
         raise ValueError(f"strata is {strata}, but must be at least 1, or 0 for the highest scores.")
     # Within each class by descending score; ties by the hash of the id, never by position.
-    order = np.lexsort((hash_ids(np.arange(len(scores)), seed=seed), scores, -labels))[::-1]
-    sizes = np.bincount(labels)
+    order = ids[np.lexsort((hash_ids(ids, seed=seed), scores[ids], -labels[ids]))[::-1]]
+    sizes = np.bincount(labels[ids], minlength=labels.max() + 1)
     left = sizes - np.round(cutoff * sizes, 6).astype(np.int64)  # 0.29 · 100 is 28.999999999999996
     if left.sum() < keep:
         raise ValueError(
-            f"keep is {keep}, but cutoff={cutoff} leaves {left.sum()} of {len(scores)} samples. Lower one of them."
+            f"keep is {keep}, but cutoff={cutoff} leaves {left.sum()} of {len(ids)} samples. Lower one of them."
         )
     marks = np.zeros(len(scores), np.bool_)
     quotas = class_quotas(sizes, left, keep, balance="as_they_are" if balance == "none" else balance)
@@ -105,14 +109,14 @@ def _from_strata(
 
 
 def _checked(
-    scores: NDArray[np.floating], labels: NDArray[np.integer] | None, balance: str
+    scores: NDArray[np.floating], ids: NDArray[np.int64], labels: NDArray[np.integer] | None, balance: str
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The scores as float64; the labels where classes are balanced, else one class for all."""
     check_choice("balance", balance, BALANCES)
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or not len(scores):
         raise ValueError(f"scores have shape {scores.shape}; give one for each of at least one sample, (N,).")
-    wrong = np.count_nonzero(~np.isfinite(scores))
+    wrong = np.count_nonzero(~np.isfinite(scores[ids]))
     if wrong:
         raise ValueError(
             f"{wrong} of {len(scores)} scores are infinite or NaN, which have no rank. Score those samples, or give "

@@ -1,7 +1,7 @@
 """Every registered static method keeps the contract; what does not keep it is found."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from ted_stream.methods.static import (
     DUAL,
     EL2N,
     GLISTER,
+    IFD,
     STATIC_METHODS,
     TDDS,
     TEDS,
@@ -24,6 +25,7 @@ from ted_stream.methods.static import (
     GraNd,
     LeastConfidence,
     Margin,
+    ReferenceLoss,
     Scored,
     StaticMethod,
     TrajectoryScore,
@@ -43,8 +45,10 @@ EXAMPLES: dict[str, tuple[StaticMethod | TrajectoryScore, ...]] = {
     "forgetting": (Forgetting(),),
     "glister": (GLISTER(), GLISTER(validation=0.5, learning_rate=0.0, per_step=3)),
     "grand": (GraNd(), GraNd(gradient="full")),
+    "ifd": (IFD(),),
     "least_confidence": (LeastConfidence(),),
     "margin": (Margin(),),
+    "reference_loss": (ReferenceLoss(), ReferenceLoss(keep="lowest")),
     "tdds": (TDDS(), TDDS(epochs=4, window=3, beta=0.5)),
     "teds": (TEDS(), TEDS(site="output", alpha=0.5, relative=True)),
     "uniform": (Uniform(),),
@@ -120,6 +124,25 @@ class Unlabelled(CRAIG):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Losing(EL2N):
+    """Leaves a sample out, and says nothing."""
+
+    def score(self, recorded, *, keep, seed):
+        scored = super().score(recorded, keep=keep, seed=seed)
+        return replace(scored, left_out=scored.scores == scored.scores.max())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing(EL2N):
+    """Has no score for a sample that it does not leave out."""
+
+    def score(self, recorded, *, keep, seed):
+        scored = super().score(recorded, keep=keep, seed=seed)
+        worst = scored.scores == scored.scores.max()
+        return Scored(scores=np.where(worst, np.float32(np.nan), scored.scores), left_out=np.zeros_like(worst), note="")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lax(EL2N):
     """Takes any setting."""
 
@@ -133,6 +156,8 @@ FAULTY = {
     Drawing: "scored again, scores are others",
     Writing: "read-only",
     Unlabelled: "a sample that is left out scores",
+    Losing: "no note says why",
+    Missing: "a sample that is not left out is not finite",
     Lax: "is accepted; check it in __post_init__",
 }
 
