@@ -159,7 +159,6 @@ def test_compressed_shards_stay_so(compression: str, run: Path, tmp_path: Path) 
 # The order.
 
 
-@pytest.mark.quick("1-py1e", "2-py1s", "2-py1br", "1-py2s", "2-naive")
 @pytest.mark.parametrize("algorithm", ["py1e", "py1s", "py1br", "py2s", "naive"])
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_the_order_is_that_of_the_skip_list(algorithm: str, nodes: int, run: Path, data: str, tmp_path: Path) -> None:

@@ -343,7 +343,6 @@ def no_more_than(spare: int) -> Iterator[int]:
             os.close(descriptor)
 
 
-@pytest.mark.quick("True")
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_limit_that_is_too_low_is_named(

@@ -313,7 +313,6 @@ def test_samples_by_the_older_name(folder: str) -> None:
     same(lambda cls: cls(local=folder).get_item(60)["x"].tolist())
 
 
-@pytest.mark.quick("in order-0", "shuffled-2")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
 def test_the_order_of_several_epochs(folder: str, *, shuffle: bool, workers: int) -> None:
@@ -339,7 +338,6 @@ def test_an_epoch_that_is_abandoned_counts(folder: str) -> None:
     assert (len(first), after_first, len(second), after_second) == (10, 1, NUM_SAMPLES, 2)
 
 
-@pytest.mark.quick("balanced-random", "fixed-stratified", "balanced-per_stream", "fixed-device_per_stream")
 @pytest.mark.parametrize("batching_method", ["random", "stratified", "per_stream", "device_per_stream"])
 @pytest.mark.parametrize("sampling_method", ["balanced", "fixed"])
 def test_streams_in_proportions(folder: str, other_folder: str, batching_method: str, sampling_method: str) -> None:

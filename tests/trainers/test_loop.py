@@ -392,15 +392,8 @@ SCHEDULERS: dict[str, tuple[Callable[[Any, int], Any], Callable[[float, int], fl
 }
 
 
-@pytest.mark.parametrize(
-    ("accumulation", "progress"),
-    [
-        (1, "epochs"),
-        (3, "samples"),
-        pytest.param(1, "samples", marks=pytest.mark.long),
-        pytest.param(3, "epochs", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("progress", ["epochs", "samples"])
+@pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_rates_are_those_of_the_full_run_at_every_step(
     name: str, accumulation: int, progress: str, tmp_path: Path

@@ -139,14 +139,6 @@ class Flips(Algorithm):
             state.batch = columns
 
 
-@pytest.mark.quick(
-    "None-Event.AFTER_DATALOADER-False",
-    "4-Event.AFTER_DATALOADER-True",
-    "None-Event.BATCH_START-True",
-    "4-Event.BATCH_START-False",
-    "None-Event.BEFORE_FORWARD-False",
-    "4-Event.BEFORE_FORWARD-True",
-)
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("event", [Event.AFTER_DATALOADER, Event.BATCH_START, Event.BEFORE_FORWARD])
 @pytest.mark.parametrize("microbatch_size", [None, 4])

@@ -64,7 +64,6 @@ def begun_by_an_earlier_version(run: Callable[..., Any], monkeypatch: pytest.Mon
         run(2, seed=0)
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("begun_by_an_earlier_version")
 def test_a_run_of_an_earlier_version_goes_on_with_one_warning(run: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="could not be checked: it was made without digests") as told:

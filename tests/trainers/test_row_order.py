@@ -287,7 +287,6 @@ def in_half(batch: Any) -> Any:
     return [batch[0].half().float(), *batch[1:]]
 
 
-@pytest.mark.quick("noisy-stream", "normalised-map", "mixed-stream", "cropped-map", "in_half-map")
 @pytest.mark.parametrize("kind", ["map", "stream"])
 @pytest.mark.parametrize("change", [noisy, normalised, mixed, cropped, in_half])
 def test_a_transform_that_keeps_rows_in_order_is_let_through(
@@ -341,15 +340,6 @@ LOSSES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.quick(
-    "the ids-collate_fn",
-    "all but the inputs-transform",
-    "all-collate_fn",
-    "the batch-transform",
-    "names-collate_fn",
-    "a row-transform",
-    "a row but not its id-collate_fn",
-)
 @pytest.mark.parametrize("place", ["collate_fn", "transform"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_ids_that_are_lost_are_missed_before_the_first_batch(

@@ -61,7 +61,6 @@ METHODS = [
 ]
 
 
-@pytest.mark.quick("stop1-RCAP", "stop2-RandomPruning", "stop1-Composed", "stop2-Composed", "stop0-Referenced")
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 @pytest.mark.parametrize("stop", [(2, 0), (2, 1), (4, 1)])
 def test_goes_on_to_the_bit(method: Method, stop: tuple[int, int], tmp_path: Path) -> None:
