@@ -10,8 +10,8 @@ EXTRAS = {
     "composer": ("composer",),
     "foundry": ("llmfoundry",),
     "pipelines": (
-        *("PIL", "datasets", "jinja2", "matplotlib", "omegaconf", "scipy", "sklearn", "tokenizers", "torchmetrics"),
-        "torchvision",
+        *("PIL", "datasets", "jinja2", "matplotlib", "omegaconf", "peft", "scipy", "sklearn", "tokenizers"),
+        *("torchmetrics", "torchvision"),
     ),
     "transformers": ("accelerate", "transformers"),
     "webdataset": ("braceexpand", "webdataset"),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ted_stream.engine import EpochRecord
+from ted_stream.engine.record import SCORE_QUANTILES
 from ted_stream.export import export_run
 from ted_stream.export.run_files import RUN_FILE, SCORES, list_name, run_to_bytes, running_scores_to_bytes
 from ted_stream.files import write_bytes
@@ -71,6 +72,7 @@ def make_run(
                 kept=made.num_kept,
                 returning=int((keep & ~before).sum()),
                 unmeasured=0,
+                score_quantiles={str(p): float(np.quantile(scores, p)) for p in SCORE_QUANTILES} if scored else {},
                 skip_list=list_name(epoch),
                 digest=made.digest,
                 forwarded=made.num_kept,

@@ -99,6 +99,15 @@ def charts_of_run(run: ReportedRun, at: int) -> list[Chart]:
                 draw=partial(_scores, found.scores, decisions.last.keep_mask() if is_pruned else None, COLOURS[at]),
             )
         )
+    if sum(bool(epoch.score_quantiles) for epoch in run.epochs) > 1:
+        charts.append(
+            Chart(
+                name=f"scores-by-epoch-{at}",
+                title="Scores by epoch",
+                told="That an epoch was chosen by: their median, and the bands of the middle 50 and 90 %.",
+                draw=partial(_scores_by_epoch, run.epochs, COLOURS[at]),
+            )
+        )
     if is_pruned:
         charts.append(
             Chart(
@@ -211,6 +220,18 @@ def _scores(scores: NDArray[np.float32], keep: NDArray[np.bool_] | None, colour:
     if keep is not None:
         counts = np.histogram(scores[known & keep], edges)[0]
         axes.stairs(counts, edges, color=colour, fill=True, alpha=0.75, label="kept")
+    return _finish(figure, axes, legend)
+
+
+def _scores_by_epoch(epochs: Sequence[Any], colour: str, legend: bool) -> Figure:
+    figure, axes = blank()
+    scored = thinned([epoch for epoch in epochs if epoch.score_quantiles])
+    at = [epoch.epoch for epoch in scored]
+    for low, high, alpha in (("0.05", "0.95", 0.18), ("0.25", "0.75", 0.35)):
+        bounds = ([epoch.score_quantiles[p] for epoch in scored] for p in (low, high))
+        axes.fill_between(at, *bounds, color=colour, alpha=alpha, linewidth=0)
+    _line(axes, scored, lambda e: e.epoch, lambda e: e.score_quantiles["0.5"], color=colour)
+    axes.set(ylabel="score")
     return _finish(figure, axes, legend)
 
 

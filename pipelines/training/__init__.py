@@ -1,7 +1,8 @@
 """Training runs. Nothing is imported here, so that settings are refused before anything heavy is imported.
 
 - ``settings``, ``durations``: the typed schema of a training config, read and checked;
-- ``datasets``, ``image_batches``, ``text_batches``: what a run reads; ``tasks``, ``networks``: what it trains;
+- ``datasets``, ``image_batches``, ``text_batches``: what a run reads; ``tasks``, ``networks``, ``hub_models``:
+  what it trains, and ``metrics``: by what it is tested;
   ``optimizers``, ``lars``: what it trains with, the same whatever runs the loop;
 - ``composer_host``, ``loop_host``: what runs the loop, one of which a run imports; ``whole_epochs`` and
   ``checkpoints`` are the latter's;

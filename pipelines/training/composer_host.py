@@ -10,13 +10,11 @@ from typing import Any
 from composer import DataSpec, Trainer
 from composer.core import Callback, Evaluator, State
 from composer.loggers import Logger
-from composer.metrics import CrossEntropy, LanguageCrossEntropy
 from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
 from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
 from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from ted_stream import DataPruning
 from ted_stream.engine import Ranks
@@ -32,7 +30,7 @@ from .metrics_record import MetricsRecord
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
 from .settings import ConfigError, Settings, epochs, steps
-from .tasks import Classification, Task
+from .tasks import Classification, LanguageModelling, Task
 
 __all__ = ["Host", "composer_model", "join_ranks"]
 
@@ -49,13 +47,21 @@ def composer_model(task: Task) -> ComposerModel:
     """A task as Composer takes it, with its test metrics."""
     if not isinstance(task, Classification):
         network: Any = task.network
-        return HuggingFaceModel(network, use_logits=True, metrics=[], eval_metrics=[LanguageCrossEntropy()])
-    accuracy = MulticlassAccuracy(num_classes=task.classes, average="micro")
+        trained = [name for name, weights in network.named_parameters() if weights.requires_grad]
+        return HuggingFaceModel(
+            network,
+            use_logits=True,
+            metrics=[],
+            eval_metrics=task.metrics(),
+            shift_labels=isinstance(task, LanguageModelling),
+            # Of adapters' checkpoints Composer leaves all else out: a head that is trained beside them, too.
+            should_save_peft_only=all("lora_" in name for name in trained),
+        )
     return ComposerClassifier(
         task.network,
         num_classes=task.classes,
         train_metrics=MetricCollection([]),  # the loss is logged anyway
-        val_metrics=MetricCollection([accuracy, CrossEntropy()]),
+        val_metrics=MetricCollection(task.metrics()),
         loss_fn=partial(cross_entropy, label_smoothing=task.label_smoothing),
     )
 

@@ -74,6 +74,7 @@ DATASETS: dict[str, tuple[type[Prunable], type[StreamingDataset]]] = {
     "images": (PrunedImageShards, ImageShards),
     "jpeg": (PrunedJpegShards, JpegShards),
     "instructions": (PrunedStreamingDataset, StreamingDataset),
+    "texts": (PrunedStreamingDataset, StreamingDataset),
 }
 
 
@@ -152,7 +153,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
         shuffle=False,
         **test_decodes,
     )
-    is_text = description.kind == "instructions"
+    is_text = description.kind in ("instructions", "texts")
     collate = PaddingCollator(description.pad_id) if is_text else None
     context = _worker_context(ranks) if data.num_workers else None
 

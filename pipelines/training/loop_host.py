@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -30,14 +29,15 @@ from .durations import parse_duration
 from .metrics_record import MetricsRecord
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
-from .settings import INTERVAL_UNITS, Settings, epochs, steps
+from .settings import INTERVAL_UNITS, ConfigError, Settings, epochs, steps
 from .tasks import Task
 from .whole_epochs import WholeEpochs
 
 __all__ = ["Host", "join_ranks"]
 
 DTYPES = {"fp32": torch.float32, "amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# What is frozen is as the model was built.
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 def join_ranks() -> None:
@@ -228,17 +228,13 @@ class Host:
         if self.settings.fsdp:  # checkpoints have those of rank 0; DDP hands them round by itself
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, 0)
-        totals: dict[str, list[Tensor]] = {}
+        metrics = [metric.to(self.device) for metric in self.task.metrics()]
         for batch in self.loaders.test:
             with self.autocast():
-                found = self.task.evaluate(self.loaders.test_transform(self.on_device(batch)))
-            for name, parts in found.items():
-                before = totals.get(name, [torch.zeros_like(part) for part in parts])
-                totals[name] = [total + part for total, part in zip(before, parts, strict=True)]
-        if self.ranks.world_size > 1:
-            for total in (total for parts in totals.values() for total in parts):
-                dist.all_reduce(total)
-        self.metrics = {name: float(part / count) for name, (part, count) in totals.items()}
+                outputs, targets = self.task.evaluate(self.loaders.test_transform(self.on_device(batch)))
+            for metric in metrics:
+                metric.update(outputs, targets)
+        self.metrics = {type(metric).__name__: float(metric.compute()) for metric in metrics}
         self.tested_at = self.batches
         self.tests.add(batch=self.batches, samples=self.samples, metrics=self.metrics)
 
@@ -267,6 +263,7 @@ class Host:
         if path is None:
             return
         state = self.ranks.on_every_rank(lambda: load_checkpoint(path))
+        self._refuse_missing(path, state["network"])
         set_state_dict(
             self.network,
             self.optimizer,
@@ -280,3 +277,16 @@ class Host:
         self.epoch, self.batches, self.samples = state["counts"]
         self.seconds = state["seconds"]
         self.between_epochs = not state["run"]["done"]
+
+    def _refuse_missing(self, path: str, weights: Mapping[str, Any]) -> None:
+        """Refuse weights of which some are not there: torch would leave the model's own in their place.
+
+        Raises:
+            ConfigError: naming one.
+        """
+        trained = {name for name, parameter in self.network.named_parameters() if parameter.requires_grad}
+        if missing := sorted(trained - weights.keys()):
+            raise ConfigError(
+                f"{path} holds no weights of {missing[0]}, which this run trains: it is of another model. Go on with "
+                "the settings that it was written with, or set folder= to another place."
+            )

@@ -13,6 +13,10 @@ __all__ = ["LABELS", "METRICS_FILE", "MetricsRecord", "read_metrics"]
 METRICS_FILE = "metrics.json"
 LABELS = {
     "MulticlassAccuracy": "test accuracy",
+    "MulticlassMatthewsCorrCoef": "test Matthews correlation",
+    "PearsonCorrCoef": "test Pearson correlation",
+    "SpearmanCorrCoef": "test Spearman correlation",
+    "MeanSquaredError": "test squared error",
     "CrossEntropy": "test cross entropy",
     "LanguageCrossEntropy": "test loss per token",
 }

@@ -1,4 +1,4 @@
-"""Networks by name, as plain modules."""
+"""Networks of images by name, as plain modules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["IMAGE_MODELS", "convnet", "gpt", "resnet9", "resnet18_cifar", "resnet50"]
+__all__ = ["IMAGE_MODELS", "convnet", "resnet9", "resnet18_cifar", "resnet50"]
 
 
 def convnet(
@@ -90,36 +90,3 @@ IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "resnet9": resnet9,
 }
-
-
-def gpt(
-    *, vocab_size: int, max_length: int, n_layer: int = 4, n_head: int = 4, n_embd: int = 128, dropout: float = 0.0
-) -> nn.Module:
-    """A randomly initialised GPT-2 of transformers, with a token-mean loss.
-
-    Args:
-        vocab_size: number of tokens.
-        max_length: longest sequence.
-        n_layer: blocks.
-        n_head: attention heads per block.
-        n_embd: width; a multiple of ``n_head``.
-        dropout: after embeddings, attention and blocks.
-    """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=vocab_size,
-        n_positions=max_length,
-        n_layer=n_layer,
-        n_head=n_head,
-        n_embd=n_embd,
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
-        use_cache=False,
-        bos_token_id=None,  # pyright: ignore[reportArgumentType]
-        eos_token_id=None,  # pyright: ignore[reportArgumentType]
-    )
-    model = GPT2LMHeadModel(config)
-    model.loss_type = "ForCausalLM"  # what it falls back to, with a warning
-    return model

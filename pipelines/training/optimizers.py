@@ -28,12 +28,13 @@ def build_optimizer(options: config.Optimizer, model: nn.Module) -> torch.optim.
     given = _given(options, "momentum", "nesterov", "weight_decay", "trust_coefficient", "betas", kind="optimizer")
     if options.name == "lars":
         return LARS(lars_groups(model), options.lr, **given)
+    trained = [p for p in model.parameters() if p.requires_grad]
     if options.name == "adamw":
-        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+        decayed = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
         groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=options.lr, **given)
-    return torch.optim.SGD(model.parameters(), lr=options.lr, **given)
+    return torch.optim.SGD(trained, lr=options.lr, **given)
 
 
 def build_scheduler(

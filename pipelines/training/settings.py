@@ -24,6 +24,7 @@ from .durations import Duration, parse_duration
 __all__ = [
     "INTERVAL_UNITS",
     "METHOD_NAMES",
+    "MODELS_OF",
     "SCHEDULE_UNITS",
     "TRAINERS",
     "ConfigError",
@@ -113,6 +114,20 @@ class Model:
     """Width of the model."""
     dropout: float | None = None
     """Share that is dropped."""
+    pretrained: str | None = None
+    """Weights to start from: a folder, or a name on the Hugging Face hub; of `causal_lm` and `sequence_classifier`."""
+    dtype: str | None = None
+    """What the weights are held in: `float32`, or `bfloat16`, which takes half the memory."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations again in the backward pass instead of keeping them."""
+    lora_r: int | None = None
+    """Rank of the adapters (LoRA) that are trained in place of the weights; null trains all."""
+    lora_alpha: float | None = None
+    """Adapters are multiplied by this divided by lora_r; null takes twice lora_r."""
+    lora_dropout: float | None = None
+    """Share that is dropped of what enters an adapter."""
+    lora_targets: list[str] | None = None
+    """Names of the layers that get adapters; null takes those that peft knows of the architecture."""
 
 
 @dataclass
@@ -259,6 +274,8 @@ class Settings:
     """Show Composer's bars or a line per epoch of the loop, and with `ted-stream train` what every epoch kept."""
 
 
+_LORA = ("lora_alpha", "lora_dropout", "lora_targets")
+_PRETRAINED = frozenset({"pretrained", "dtype", "gradient_checkpointing", "lora_r", *_LORA})
 # What each choice is called and which of its section's options it takes.
 CHOICES: Mapping[str, Mapping[str, frozenset[str]]] = {
     "model": {
@@ -267,6 +284,9 @@ CHOICES: Mapping[str, Mapping[str, frozenset[str]]] = {
         "resnet50": frozenset({"label_smoothing", "channels_last"}),
         "resnet9": frozenset({"label_smoothing", "channels_last"}),
         "gpt": frozenset({"n_layer", "n_head", "n_embd", "dropout"}),
+        "causal_lm": _PRETRAINED,
+        "bert": frozenset({"n_layer", "n_head", "n_embd", "dropout"}),
+        "sequence_classifier": _PRETRAINED,
     },
     "optimizer": {
         "sgd": frozenset({"lr", "momentum", "nesterov", "weight_decay"}),
@@ -293,7 +313,17 @@ AUGMENTATIONS: Mapping[str, tuple[str, ...]] = {
     "images": ("none", "crop_flip"),
     "jpeg": ("none", "random_resized_crop"),
     "instructions": ("none",),
+    "texts": ("none",),
 }
+_OF_IMAGES = ("convnet", "resnet18_cifar", "resnet50", "resnet9")
+# Models, by the kind of prepared dataset that they are for.
+MODELS_OF: Mapping[str, tuple[str, ...]] = {
+    "images": _OF_IMAGES,
+    "jpeg": _OF_IMAGES,
+    "instructions": ("gpt", "causal_lm"),
+    "texts": ("bert", "sequence_classifier"),
+}
+DTYPES = ("float32", "bfloat16")
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
@@ -466,6 +496,7 @@ def _check_values(settings: Settings) -> None:
                 continue
             if option.name not in choices[options.name]:
                 warnings.warn(f"{section}.{option.name} has no effect: {options.name} does not take it.", stacklevel=4)
+    _check_model(settings.model)
     if settings.scheduler.name == "multistep" and not settings.scheduler.milestones:
         raise ConfigError("scheduler.milestones: multistep needs at least one, as times: [30ep, 60ep].")
     if settings.pruning.output_layer is not None and not settings.pruning.output_layer.strip():
@@ -511,6 +542,17 @@ def schedule_times(scheduler: Scheduler) -> dict[str, str]:
     if "milestones" in taken:
         times |= {f"scheduler.milestones[{at}]": time for at, time in enumerate(scheduler.milestones or ())}
     return times
+
+
+def _check_model(model: Model) -> None:
+    takes = CHOICES["model"][model.name]
+    if "pretrained" in takes and model.pretrained is None:
+        raise ConfigError(f"no value for model.pretrained, which {model.name} needs: a folder, or a name on the hub.")
+    if model.dtype is not None:
+        check_choice("model.dtype", model.dtype, DTYPES)
+    for name in _LORA if "lora_r" in takes and model.lora_r is None else ():
+        if getattr(model, name) is not None:
+            raise ConfigError(f"model.{name} is of adapters, and model.lora_r is null, so there are none; set both.")
 
 
 def _check_times(settings: Settings) -> None:

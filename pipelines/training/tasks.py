@@ -9,15 +9,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
+from torchmetrics import MeanSquaredError, Metric, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.classification import MulticlassAccuracy, MulticlassMatthewsCorrCoef
 
 from ..corpora.instructions import IGNORED
 from ..corpora.prepared import Description
-from .networks import IMAGE_MODELS, gpt
+from .hub_models import bert, gpt, pretrained
+from .metrics import CrossEntropy, LanguageCrossEntropy
+from .networks import IMAGE_MODELS
 from .settings import CHOICES, Model
 
-__all__ = ["Classification", "LanguageModelling", "Task", "build_task"]
-
-Sums = dict[str, tuple[Tensor, Tensor]]
+__all__ = ["Classification", "LanguageModelling", "Task", "TextClassification", "build_task"]
 
 
 class Task(Protocol):
@@ -45,8 +47,12 @@ class Task(Protocol):
         """Every sample's own loss, (B,), with a graph; over several targets, the mean over the sample's own."""
         ...
 
-    def evaluate(self, batch: Any) -> Sums:
-        """A batch's part in every test metric: a sum and a count, () each; the metric is the ratio of their totals."""
+    def evaluate(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Outputs of the network and targets, as the test metrics take them."""
+        ...
+
+    def metrics(self) -> list[Metric]:
+        """What it is tested by, new; each is called by the name of its class."""
         ...
 
 
@@ -81,14 +87,13 @@ class Classification:
         """(see Task)."""
         return cross_entropy(outputs, batch[1], label_smoothing=self.label_smoothing, reduction="none")
 
-    def evaluate(self, batch: Any) -> Sums:
-        """Accuracy over samples, and the mean of the batches' cross entropies, as Composer's metrics have them."""
-        logits, labels = self.network(batch[0]), batch[1]
-        hits = (logits.argmax(1) == labels).sum()
-        return {
-            "MulticlassAccuracy": (hits, torch.full_like(hits, len(labels))),
-            "CrossEntropy": (cross_entropy(logits, labels).float(), torch.ones_like(hits)),
-        }
+    def evaluate(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """(see Task); (B, classes) logits and (B,) classes."""
+        return self.network(batch[0]), batch[1]
+
+    def metrics(self) -> list[Metric]:
+        """(see Task)."""
+        return [_accuracy(self.classes), CrossEntropy()]
 
 
 @dataclass(frozen=True)
@@ -121,13 +126,65 @@ class LanguageModelling:
         losses = cross_entropy(outputs.logits.movedim(-1, 1), targets, ignore_index=IGNORED, reduction="none")
         return losses.sum(1) / (targets != IGNORED).sum(1).clamp(min=1)
 
-    def evaluate(self, batch: Mapping[str, Any]) -> Sums:
-        """Cross entropy over target tokens."""
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        logits = self.network(**inputs).logits
-        targets = _next_tokens(batch).flatten()
-        total = cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
-        return {"LanguageCrossEntropy": (total.float(), (targets != IGNORED).sum())}
+    def evaluate(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(see Task); (B, S, V) logits and (B, S) the token that each position predicts."""
+        return self.network(**_without_labels(batch)).logits, _next_tokens(batch)
+
+    def metrics(self) -> list[Metric]:
+        """(see Task)."""
+        return [LanguageCrossEntropy()]
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """A class, or a score, of texts, by a Hugging Face model with such a head; batches are mappings.
+
+    Attributes:
+        network: the model, which makes the loss itself: cross entropy, or of scores the squared error.
+        classes: how many; 0 of scores.
+    """
+
+    network: nn.Module
+    classes: int
+
+    @property
+    def loss_function(self) -> None:
+        """(see Task)."""
+        return
+
+    def forward(self, model: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
+        """(see Task)."""
+        return model(**batch)
+
+    def loss(self, outputs: Any, batch: Any) -> Tensor:
+        """(see Task)."""
+        del batch
+        return outputs.loss
+
+    def sample_losses(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """(see Task)."""
+        if self.classes:
+            return cross_entropy(outputs.logits, batch["labels"], reduction="none")
+        return (outputs.logits.squeeze(1) - batch["labels"]).square()
+
+    def evaluate(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(see Task); (B, classes) logits and (B,) classes, or (B,) predicted and true scores."""
+        logits = self.network(**_without_labels(batch)).logits
+        return logits if self.classes else logits.squeeze(1).float(), batch["labels"]
+
+    def metrics(self) -> list[Metric]:
+        """(see Task): those of GLUE, and the loss."""
+        if not self.classes:
+            return [PearsonCorrCoef(), SpearmanCorrCoef(), MeanSquaredError()]
+        return [_accuracy(self.classes), MulticlassMatthewsCorrCoef(self.classes), CrossEntropy()]
+
+
+def _accuracy(classes: int) -> Metric:
+    return MulticlassAccuracy(num_classes=classes, average="micro")
+
+
+def _without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "labels"}
 
 
 def _next_tokens(batch: Mapping[str, Any]) -> Tensor:
@@ -136,18 +193,26 @@ def _next_tokens(batch: Mapping[str, Any]) -> Tensor:
 
 
 def build_task(options: Model, description: Description) -> Task:
-    """The model of a config, randomly initialised from torch's global generator, and its task.
+    """The model of a config and its task; what is random is drawn from torch's global generator.
 
     Args:
         options: the config's section.
         description: of the dataset that it is trained on.
+
+    Raises:
+        ConfigError: weights that cannot be loaded, or are not for such data.
     """
+    classes = len(description.classes)
+    if options.name in ("causal_lm", "sequence_classifier"):
+        network = pretrained(options, description)
+        return LanguageModelling(network) if options.name == "causal_lm" else TextClassification(network, classes)
     given = {name: getattr(options, name) for name in sorted(CHOICES["model"][options.name])}
     given = {name: value for name, value in given.items() if value is not None}
     if options.name == "gpt":
-        return LanguageModelling(gpt(vocab_size=description.vocab_size, max_length=description.max_length, **given))
+        return LanguageModelling(gpt(description, **given))
+    if options.name == "bert":
+        return TextClassification(bert(description, **given), classes)
     smoothing, channels_last = given.pop("label_smoothing", 0.0), given.pop("channels_last", False)
-    classes = len(description.classes)
     network = IMAGE_MODELS[options.name](classes=classes, in_channels=len(description.mean), **given)
     if channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

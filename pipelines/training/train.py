@@ -26,10 +26,11 @@ from ..corpora.prepared import Description, read_description
 from .checkpoints import CHECKPOINTS, NEWEST
 from .datasets import build_loaders
 from .durations import parse_duration
+from .hub_models import MODEL_FOLDER, refuse_other_tokenizer, save_model
 from .metrics_record import METRICS_FILE
 from .results import RESULT_FILE, Result, digest_of, result_of
 from .run_config import CONFIG_FILE
-from .settings import AUGMENTATIONS, ConfigError, Settings, counts_batches, epochs, steps
+from .settings import AUGMENTATIONS, MODELS_OF, ConfigError, Settings, counts_batches, epochs, steps
 from .tasks import build_task
 
 __all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "claim_folder", "train"]
@@ -39,7 +40,9 @@ _KEPT = ("seed", "data", "model", "optimizer", "scheduler")
 # But of them: where data are, and how fast they come.
 _FREE = ("path", "cache", "in_memory", "eval_batch_size", "num_workers")
 # What a run leaves in its folder; only this is removed when a run is replaced.
-LEFTOVERS = (LISTS, "scores", CHECKPOINTS, RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE, METRICS_FILE)
+LEFTOVERS = (
+    *(LISTS, "scores", CHECKPOINTS, RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE, METRICS_FILE, MODEL_FOLDER),
+)
 # What names the newest checkpoint: the loop's, Composer's, and Composer's in an object store.
 _NEWEST = (NEWEST, "latest-rank0.pt", "latest-rank0.pt.symlink")
 
@@ -86,6 +89,8 @@ def train(settings: Settings) -> Result:
         data = loaders.prunable
         full_epoch = full_epoch_forwards(data, loaders.train, world_size=ranks.world_size)
         result = result_of(settings, run.fit(), samples=data.full_epoch_size, full_epoch=full_epoch)
+        if settings.model.pretrained is not None:
+            save_model(task.network, settings.folder, settings.data.path)
         if ranks.rank == 0:
             write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
     except (ValueError, FileExistsError):  # refused after all: the folder is still the former run's, or nobody's
@@ -181,16 +186,14 @@ def check_data(settings: Settings, description: Description, ranks: int) -> None
     Raises:
         ConfigError: saying which, and what to set.
     """
-    if description.kind == "texts":
+    fitting = MODELS_OF[description.kind]
+    if settings.model.name not in fitting:
         raise ConfigError(
-            f"data.path: {settings.data.path} holds texts with labels, which no recipe trains on; read it with "
-            "PrunedStreamingDataset in a loop of your own."
+            f"model.name: {settings.model.name} cannot train on {settings.data.path}, which holds {description.kind}; "
+            f"set one of {', '.join(fitting)}."
         )
-    is_text = settings.model.name == "gpt"
-    if is_text != (description.kind == "instructions"):
-        raise ConfigError(
-            f"model.name: {settings.model.name} cannot train on {settings.data.path}, which holds {description.kind}."
-        )
+    if settings.model.pretrained is not None:
+        refuse_other_tokenizer(settings.model, settings.data.path)
     valid = AUGMENTATIONS[description.kind]
     if settings.data.augment not in valid:
         raise ConfigError(

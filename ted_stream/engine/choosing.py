@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ted_stream.engine.plan import RunPlan
-from ted_stream.engine.record import EpochRecord
+from ted_stream.engine.record import SCORE_QUANTILES, EpochRecord
 from ted_stream.engine.signs import scores_alike
 from ted_stream.export.run_files import list_name
 from ted_stream.methods import Chosen
@@ -141,6 +141,8 @@ def make_record(owned: Owned, skip_list: SkipList, previous: SkipList | None, lo
         loss_factor: see :class:`EpochRecord`.
     """
     size, unmeasured = owned.num_samples, owned.count(np.isnan(owned.scores))
+    shares = SCORE_QUANTILES if unmeasured < size else ()
+    quantiles = zip(map(str, shares), owned.quantiles(owned.scores, shares), strict=True)
     return EpochRecord(
         epoch=owned.epoch,
         keep_ratio=skip_list.keep_ratio,
@@ -149,6 +151,7 @@ def make_record(owned: Owned, skip_list: SkipList, previous: SkipList | None, lo
         expected_returning=0.0 if previous is None else skip_list.num_kept * (size - previous.num_kept) / size,
         unmeasured=unmeasured,
         scores_alike=scores_alike(owned),
+        score_quantiles=dict(quantiles),
         skip_list=list_name(owned.epoch),
         digest=skip_list.digest,
         loss_factor=loss_factor,

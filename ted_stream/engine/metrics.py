@@ -16,11 +16,9 @@ __all__ = ["boundary_metrics", "epoch_metrics", "tell_epoch"]
 
 log = logging.getLogger(__name__)
 
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
 
 def boundary_metrics(engine: PruningEngine, record: EpochRecord) -> dict[str, float]:
-    """What was chosen for an epoch; collective."""
+    """What was chosen for an epoch."""
     change = _change(engine)
     metrics = {
         "pruning/keep_ratio": record.keep_ratio,
@@ -34,8 +32,8 @@ def boundary_metrics(engine: PruningEngine, record: EpochRecord) -> dict[str, fl
         metrics["pruning/newly_pruned_samples"] = change.newly_pruned
     if engine.plan.save_ratio is not None:
         metrics["pruning/planned_save_ratio"] = engine.plan.save_ratio
-    quantiles = engine.store.quantiles(_QUANTILES)
-    return metrics | {f"pruning/score_q{round(100 * p):02d}": value for p, value in quantiles.items()}
+    quantiles = record.score_quantiles
+    return metrics | {f"pruning/score_q{round(100 * float(p)):02d}": value for p, value in quantiles.items()}
 
 
 def epoch_metrics(engine: PruningEngine, record: EpochRecord) -> dict[str, float]:

@@ -3,7 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["EpochRecord", "forwarded_in"]
+__all__ = ["SCORE_QUANTILES", "EpochRecord", "forwarded_in"]
+
+SCORE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of the running scores, that are kept of every epoch."""
 
 
 @dataclass(kw_only=True)
@@ -18,6 +21,8 @@ class EpochRecord:
         expected_returning: how many these would be on average of a uniform draw: kept · pruned in the epoch before / N.
         unmeasured: samples without a score when the epoch was selected.
         scores_alike: whether all samples had the same score when the epoch was selected.
+        score_quantiles: by probability q (of `SCORE_QUANTILES`, as text), the ⌈q·m⌉-th smallest of the m scores when
+            the epoch was selected; empty without scores.
         skip_list: file name in the run folder.
         digest: of the skip-list.
         loss_factor: what every sample's loss is multiplied by; weights of single samples are in the skip-list.
@@ -40,6 +45,7 @@ class EpochRecord:
     loss_factor: float = 1.0
     expected_returning: float = 0.0
     scores_alike: bool = False
+    score_quantiles: dict[str, float] = field(default_factory=dict)
     forwarded: int = 0
     non_finite: int = 0
     scarce_classes: list[int] = field(default_factory=list)

@@ -33,6 +33,8 @@ class EpochChange:
         expected_overlap: what it would be on average of a uniform draw.
         forwarded: samples that were trained on; 0 while the epoch has not ended.
         save_ratio: 1 - forwarded / (samples · epochs) over the epochs so far; ``None`` while it has not ended.
+        score_quantiles: by probability, as text, of the scores that it was chosen by; empty where it had none, or an
+            earlier version kept none.
     """
 
     epoch: int
@@ -45,6 +47,7 @@ class EpochChange:
     expected_overlap: float | None
     forwarded: int
     save_ratio: float | None
+    score_quantiles: Mapping[str, float]
 
 
 def epoch_changes(run: Mapping[str, Any]) -> list[EpochChange]:
@@ -70,6 +73,7 @@ def epoch_changes(run: Mapping[str, Any]) -> list[EpochChange]:
                 expected_overlap=before / samples if is_second else None,
                 forwarded=done,
                 save_ratio=1 - forwarded / (samples * ended) if done else None,
+                score_quantiles=record.get("score_quantiles", {}),
             )
         )
     return rows

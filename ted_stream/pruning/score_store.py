@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ted_stream.pruning.communicator import Communicator, SingleProcess
 from ted_stream.pruning.predictions import IGNORE_INDEX
 from ted_stream.pruning.running import ExponentialMean, Running, RunningMean
-from ted_stream.pruning.selection import quantiles_of
 
 __all__ = ["Measurements", "ScoreStore", "ScoreUpdate", "group_means"]
 
@@ -265,12 +264,6 @@ class ScoreStore:
     def num_unmeasured(self) -> int:
         """How many of the N samples were never measured."""
         return int(self.communicator.all_reduce_sum(np.array([np.isnan(self.scores).sum()], np.int64))[0])
-
-    def quantiles(self, probabilities: tuple[float, ...]) -> dict[float, float]:
-        """Exact quantiles (the ⌈p·m⌉-th smallest) of the m measured scores; empty when none was measured."""
-        if self.num_unmeasured() == self.num_samples:
-            return {}
-        return dict(zip(probabilities, quantiles_of(self.scores, probabilities, self.communicator), strict=True))
 
     def gather(self) -> NDArray[np.float32]:
         """(N,) float32, all scores on every rank: 4 bytes per sample of the dataset."""

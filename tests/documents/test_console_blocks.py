@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from documents import ROOT, Block, Entries, Given, blocks_of, swapped
+from hub_folders import write_bert, write_instructions, write_llama, write_texts
 from imagenet_sources import write_folders
 from made_runs import make_run
 from omegaconf import OmegaConf
@@ -297,6 +298,26 @@ def _(code: str, given: Given) -> None:
 def _(code: str, given: Given) -> None:
     small_imagenet("data/imagenet")
     ranked(code, given, JPEGS)
+
+
+@of("pipelines/training/README.md", "glue_bert_base.yaml", long=True)
+def _(code: str, given: Given) -> None:
+    """With models of the same architectures, in folders."""
+    del given
+    Path("hub").mkdir()
+    bert, llama = write_bert(Path("hub/bert")), write_llama(Path("hub/llama"))
+    write_instructions(Path("data/alpaca"), llama)
+    write_texts(Path("data/other"), bert)
+    places = {
+        "--tokenizer google-bert/bert-base-uncased": f"--tokenizer {bert} --source data/other-source --max-length 64",
+        "meta-llama/Llama-3.1-8B": str(llama),
+    }
+    config = ("precision=fp32", "model.dtype=float32", "max_duration=2ep", "data.num_workers=0", "data.batch_size=8")
+    for line in swapped(code, places).splitlines():
+        own = (f"model.pretrained={bert}",) if "glue_bert" in line else ("scheduler.warmup=2ba",)
+        run(line, config=(*config, *own))
+    assert Path("runs/glue-bert-base/model/model.safetensors").is_file()
+    assert Path("runs/alpaca-llama2-7b-lora/model/adapter_model.safetensors").is_file()
 
 
 @of("pipelines/training/README.md", "save_interval=100ba", long=True)

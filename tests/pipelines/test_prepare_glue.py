@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hub_folders import pair_tokenizer
 from streaming import LocalDataset
 from transformers import AutoTokenizer
 
@@ -16,9 +17,7 @@ from ted_stream.pipelines.corpora import tokens
 from ted_stream.pipelines.corpora.glue import TASKS, prepare_glue
 from ted_stream.pipelines.corpora.prepared import read_description
 from ted_stream.pipelines.corpora.tokens import train_tokenizer
-from ted_stream.pipelines.training.settings import ConfigError, load_settings
 from ted_stream.pipelines.training.text_batches import PaddingCollator
-from ted_stream.pipelines.training.train import check_data
 
 MNLI = (
     "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse"
@@ -76,14 +75,8 @@ def origins(split: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One that puts tokens around and between texts, as BERT's does."""
-    from tokenizers.processors import BertProcessing
-
     folder = tmp_path_factory.mktemp("tokenizer")
-    trained: Any = train_tokenizer((text for at in range(ROWS) for text in texts(at)), 300)
-    bos, eos = ((token, trained.convert_tokens_to_ids(token)) for token in ("<bos>", "<eos>"))
-    trained.backend_tokenizer.post_processor = BertProcessing(eos, bos)
-    trained.save_pretrained(folder)
+    pair_tokenizer((text for at in range(ROWS) for text in texts(at)), 300).save_pretrained(folder)
     return str(folder)
 
 
@@ -313,10 +306,3 @@ def test_sources_and_settings_that_do_not_fit(tokenizer: str, tmp_path: Path) ->
         with pytest.raises(FileNotFoundError, match=words):
             prepare_glue("rte", tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
-
-
-def test_recipes_refuse_texts(tokenizer: str, tmp_path: Path) -> None:
-    description = prepare_glue("rte", tmp_path / "out", source=write_task(tmp_path / "rte", "rte"), tokenizer=tokenizer)
-    quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-    with pytest.raises(ConfigError, match="out holds texts with labels, which no recipe trains on"):
-        check_data(load_settings(quickstart, [f"data.path={tmp_path / 'out'}"]), description, 1)

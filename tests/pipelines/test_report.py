@@ -127,7 +127,7 @@ def test_figures_are_those_of_the_files(images: Path, tmp_path: Path) -> None:
     assert len(page.images) == 36
     names = {Path(path).stem for path in done.pngs}
     assert names >= {"keep-ratio", "save-ratio", "metric-0", "metric-0-cost", "metric-1", "churn", "overlap"}
-    assert names >= {"scores-0", "times-kept-0", "classes-0"}
+    assert names >= {"scores-0", "scores-by-epoch-0", "times-kept-0", "classes-0"}
     for path in done.pngs:
         with Image.open(path) as image:
             assert image.format == "PNG"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ted_stream.pruning import ExponentialMean, Measurements, ScoreStore, ScoreUpdate
 from ted_stream.pruning.running import RunningMean
+from ted_stream.pruning.selection import quantiles_of
 from ted_stream.testing import ThreadCommunicator, owned_ids, run_ranks
 
 Epoch = list[tuple[int, float, int]]  # (id, importance, step)
@@ -425,14 +426,16 @@ def test_quantiles_are_numpys_inverted_cdf(world_size):
         def work(comm: ThreadCommunicator, epoch: Epoch = epoch):
             store = ScoreStore(150, communicator=comm)
             store.update(_measurements(epoch[comm.rank :: comm.world_size]))
-            return store.quantiles(probabilities), store.num_unmeasured()
+            return quantiles_of(store.scores, probabilities, comm), store.num_unmeasured()
 
-        expected = {p: float(np.quantile(values, p, method="inverted_cdf")) for p in probabilities}
+        expected = [float(np.quantile(values, p, method="inverted_cdf")) for p in probabilities]
         assert run_ranks(world_size, work) == [(expected, 150 - count)] * world_size
 
 
 def test_quantiles_of_nothing():
-    assert run_ranks(2, lambda comm: ScoreStore(5, communicator=comm).quantiles((0.5,))) == [{}, {}]
+    found = run_ranks(2, lambda comm: quantiles_of(ScoreStore(5, communicator=comm).scores, (0.5,), comm))
+    assert np.shape(found) == (2, 1)
+    assert np.isnan(found).all()
 
 
 # Construction

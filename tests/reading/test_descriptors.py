@@ -387,7 +387,7 @@ print(number)
 @pytest.mark.long
 def test_names_are_given_back_at_the_end_of_the_process_that_made_them(remote: Path) -> None:
     """Another job takes none of them away before, of which the end would tell as of a leak."""
-    done = subprocess.run([sys.executable, "-c", ENDS, remote], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", ENDS, remote], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     (number,) = done.stdout.split()
     assert not [name for name in os.listdir("/dev/shm") if number in name]

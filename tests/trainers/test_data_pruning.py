@@ -15,12 +15,15 @@ from composer.algorithms import SelectiveBackprop, SeqLengthWarmup
 from composer.loggers import InMemoryLogger, ProgressBarLogger
 from composer.models import ComposerClassifier, ComposerModel
 from composer.utils import reproducibility
+from numpy.typing import NDArray
 from small_run import BATCH_SIZE, ReadPerEpoch, TupleDataset, make_model, make_random, make_ted
 from streaming import StreamingDataset
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ted_stream import TED, DataPruning, PrunedStreamingDataset, RandomPruning, read_skip_list
+from ted_stream.methods import Chosen
+from ted_stream.pruning import Owned
 
 NUM_SAMPLES = 203
 SCHEDULES = ("roller-coaster", "constant", "linear", "cosine")
@@ -269,6 +272,14 @@ def test_metrics_are_logged_and_shown(
     monkeypatch.setattr(ProgressBarLogger, "log_to_pbar", lambda self, data: shown.append(data))
     memory = InMemoryLogger()
     ted = make_ted(0.6, annealing=0.2, folder=str(tmp_path))
+    chosen_by: list[NDArray[np.float32]] = []
+    choose = TED.choose
+
+    def spy(method: TED, owned: Owned, epoch: int, k: int | None) -> Chosen:
+        chosen_by.append(owned.scores.copy())
+        return choose(method, owned, epoch, k)
+
+    monkeypatch.setattr(TED, "choose", spy)
     make_trainer(folder, [ted], loggers=[memory], progress_bar=True).fit()
 
     def logged(name: str) -> list[float]:
@@ -290,8 +301,11 @@ def test_metrics_are_logged_and_shown(
     saved = NUM_SAMPLES * len(ted.records) - sum(record.forwarded for record in ted.records)
     assert logged("saved_samples")[-1] == saved > 0
     assert logged("estimated_saved_seconds")[-1] == saved * (ted.engine.pace.seconds_per_sample or 0) > 0
-    quantiles = [logged(f"score_q{percent:02d}")[-1] for percent in (5, 25, 50, 75, 95)]
-    assert quantiles == sorted(quantiles)
+    assert ted.records[0].score_quantiles == {}
+    for p in (0.05, 0.25, 0.5, 0.75, 0.95):
+        by_epoch = [float(np.quantile(scores, p, method="inverted_cdf")) for scores in chosen_by[1:]]
+        assert logged(f"score_q{round(100 * p):02d}") == by_epoch
+        assert [record.score_quantiles[str(p)] for record in ted.records[1:]] == by_epoch
     kept = [data["kept"] for data in shown if "kept" in data]
     assert kept == [record.kept for record in ted.records]
 

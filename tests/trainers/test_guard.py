@@ -177,7 +177,7 @@ def test_a_state_of_the_version_before(tmp_path: Path) -> None:
     del old["first_classes"], old["measurements"]["labels"]
     old["version"] = 3
     for record in old["records"]:
-        for name in ("expected_returning", "scores_alike", "scarce_classes", "warnings"):
+        for name in ("expected_returning", "scores_alike", "score_quantiles", "scarce_classes", "warnings"):
             del record[name]
     with hears():
         run, _ = train(TED(0.7), tmp_path, state=state)

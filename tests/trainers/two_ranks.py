@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ted_stream.engine import Ranks
 from ted_stream.pruning import ExponentialMean, Measurements, ScoreStore, TorchDistributed, top_k_mask
+from ted_stream.pruning.selection import quantiles_of
 
 NUM_SAMPLES = 500
 
@@ -37,7 +38,7 @@ def scores_and_selection() -> dict[str, Any]:
     return {
         "scores": store.gather().tolist(),
         "kept": np.concatenate(communicator.all_gather(store.first_id + np.flatnonzero(mask))).tolist(),
-        "quantiles": list(store.quantiles((0.1, 0.5, 0.9)).values()),
+        "quantiles": quantiles_of(store.scores, (0.1, 0.5, 0.9), communicator),
         "unmeasured": store.num_unmeasured(),
     }
 

@@ -1,0 +1,221 @@
+"""Models of transformers: with weights from a folder or a hub, or random ones; in LoRA, and saved for other tools."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from ted_stream.engine import Ranks
+from ted_stream.files import is_remote, join, write_bytes
+
+from ..corpora.prepared import Description
+from ..corpora.tokens import TOKENIZER_FOLDER
+from .settings import ConfigError, Model
+
+__all__ = ["MODEL_FOLDER", "bert", "gpt", "pretrained", "refuse_other_tokenizer", "save_model"]
+
+MODEL_FOLDER = "model"
+
+
+def gpt(description: Description, *, n_layer: int = 4, n_head: int = 4, n_embd: int = 128, dropout: float = 0.0) -> Any:
+    """A randomly initialised GPT-2, with a token-mean loss.
+
+    Args:
+        description: of the dataset.
+        n_layer: blocks.
+        n_head: attention heads per block.
+        n_embd: width; a multiple of ``n_head``.
+        dropout: after embeddings, attention and blocks.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=description.vocab_size,
+        n_positions=description.max_length,
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_embd,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        use_cache=False,
+        bos_token_id=None,  # pyright: ignore[reportArgumentType]
+        eos_token_id=None,  # pyright: ignore[reportArgumentType]
+    )
+    model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"  # what it falls back to, with a warning
+    return model
+
+
+def bert(
+    description: Description, *, n_layer: int = 2, n_head: int = 4, n_embd: int = 128, dropout: float = 0.1
+) -> Any:
+    """A randomly initialised BERT with a head for the dataset's classes, or its score.
+
+    Args:
+        description: of the dataset.
+        n_layer: blocks.
+        n_head: attention heads per block.
+        n_embd: width; a multiple of ``n_head``.
+        dropout: after embeddings, attention, blocks and pooling.
+    """
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=description.vocab_size,
+        max_position_embeddings=description.max_length,
+        num_hidden_layers=n_layer,
+        num_attention_heads=n_head,
+        hidden_size=n_embd,
+        intermediate_size=4 * n_embd,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=description.pad_id,
+        **_head(description),
+    )
+    return BertForSequenceClassification(config)
+
+
+def _head(description: Description) -> dict[str, Any]:
+    """What a config says of the head."""
+    if not description.classes:
+        return {"num_labels": 1, "problem_type": "regression"}
+    names = dict(enumerate(description.classes))
+    return {
+        "num_labels": len(names),
+        "problem_type": "single_label_classification",
+        "id2label": names,
+        "label2id": {name: at for at, name in names.items()},
+    }
+
+
+# With weights -----------------------------------------------------------------------------------------------------
+
+
+def pretrained(options: Model, description: Description) -> Any:
+    """The model whose weights a config names, and what is trained of it.
+
+    Args:
+        options: the config's section; ``causal_lm`` or ``sequence_classifier``.
+        description: of the dataset that it is trained on.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is of other tokens, or for shorter texts, than the dataset.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    is_causal, name = options.name == "causal_lm", options.pretrained
+    assert name is not None, "checked before"
+    dtype = getattr(torch, options.dtype or "float32")
+    try:
+        if is_causal:
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(name, dtype=dtype, **_head(description))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.pretrained: no model could be loaded from {name!r}: {error}") from error
+    _refuse_other_sizes(model, name, description)
+    model.config.use_cache = False  # of texts that are generated
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = description.pad_id  # where a classifier finds the end of a text
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model if options.lora_r is None else _with_lora(model, options, is_causal=is_causal)
+
+
+def _refuse_other_sizes(model: Any, name: str, description: Description) -> None:
+    """Refuse a model that has no embedding for a token or a position of the dataset.
+
+    Raises:
+        ConfigError: saying which.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if rows < description.vocab_size:
+        raise ConfigError(
+            f"model.pretrained: {name} has embeddings of {rows} tokens, and the dataset's tokenizer has "
+            f"{description.vocab_size}; prepare the dataset with the model's tokenizer: --tokenizer {name}."
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and positions < description.max_length:
+        raise ConfigError(
+            f"model.pretrained: {name} takes {positions} tokens, and the dataset's samples may have "
+            f"{description.max_length}; prepare it with --max-length {positions}."
+        )
+
+
+def refuse_other_tokenizer(options: Model, data: str) -> None:
+    """Refuse a dataset whose tokens mean others to the model, where the tokenizers of both are there to tell.
+
+    Raises:
+        ConfigError: naming a token that differs.
+    """
+    from transformers import AutoTokenizer
+
+    if is_remote(data) or not Path(data, TOKENIZER_FOLDER).is_dir():
+        return
+    try:
+        expected = AutoTokenizer.from_pretrained(options.pretrained).get_vocab()
+    except (OSError, ValueError):
+        return  # there are weights alone
+    found = AutoTokenizer.from_pretrained(Path(data, TOKENIZER_FOLDER)).get_vocab()
+    for token, at in expected.items():
+        if found.get(token) != at:
+            raise ConfigError(
+                f"data.path: {data} was tokenized by another tokenizer than that of {options.pretrained}: token {at}, "
+                f"{token!r}, is {found.get(token)} there; prepare it with --tokenizer {options.pretrained}."
+            )
+
+
+def _with_lora(model: Any, options: Model, *, is_causal: bool) -> Any:
+    """The model with adapters that are trained in its place, and of a classifier the head.
+
+    Raises:
+        ConfigError: peft finds no layers to adapt.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config = LoraConfig(
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha or 2 * options.lora_r,
+        lora_dropout=options.lora_dropout or 0.0,
+        target_modules=options.lora_targets,
+        task_type=TaskType.CAUSAL_LM if is_causal else TaskType.SEQ_CLS,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"model.lora_targets is {options.lora_targets}: {error}") from error
+
+
+# For other tools --------------------------------------------------------------------------------------------------
+
+
+def save_model(network: nn.Module, folder: str, data: str) -> None:
+    """Write a trained model of transformers as its ``from_pretrained`` reads it; collective.
+
+    Adapters are written alone, as peft does, and the dataset's tokenizer beside them where it is on this machine.
+
+    Args:
+        network: the model, on any number of ranks, sharded or not.
+        folder: of the run.
+        data: the dataset.
+    """
+    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    Ranks().on_rank_zero(lambda: _write(network, weights, join(folder, MODEL_FOLDER), data))
+
+
+def _write(network: Any, weights: dict[str, Any], out: str, data: str) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        target = made if is_remote(out) else out
+        network.save_pretrained(target, state_dict=weights)
+        if not is_remote(data) and Path(data, TOKENIZER_FOLDER).is_dir():
+            shutil.copytree(Path(data, TOKENIZER_FOLDER), target, dirs_exist_ok=True)
+        if is_remote(out):
+            for file in sorted(Path(made).iterdir()):
+                write_bytes(join(out, file.name), file.read_bytes())

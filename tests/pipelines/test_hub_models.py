@@ -1,0 +1,242 @@
+"""Recipes that fine-tune models as a hub has them: whole or by adapters, language models and classifiers."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hub_folders import write_bert, write_instructions, write_llama, write_texts
+from outcomes import outcome, weights_of
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import matthews_corrcoef
+from streaming import LocalDataset
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from ted_stream.export.run_files import SCORES
+from ted_stream.pipelines.corpora.prepared import read_description
+from ted_stream.pipelines.training.settings import ConfigError, Model, load_settings
+from ted_stream.pipelines.training.tasks import build_task
+from ted_stream.pipelines.training.train import train
+
+ROOT = Path(__file__).parents[2]
+ALPACA = str(ROOT / "configs" / "alpaca_llama2_7b_lora.yaml")
+GLUE = str(ROOT / "configs" / "glue_bert_base.yaml")
+KILLED = Path(__file__).with_name("killed_training.py")
+SMALL = [
+    *("data.batch_size=6", "data.eval_batch_size=8", "scheduler.warmup=2ba", "progress_bar=false", "optimizer.lr=0.01"),
+    *("precision=fp32", "model.dtype=float32", "data.num_workers=0"),
+]
+Overrides = Callable[..., list[str]]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and the corpora that were prepared with their tokenizers."""
+    folder = tmp_path_factory.mktemp("hub")
+    write_instructions(folder / "instructions", write_llama(folder / "llama"))
+    bert = write_bert(folder / "bert")
+    for task in ("sst2", "stsb"):
+        write_texts(folder / task, bert, task)
+    return folder
+
+
+@pytest.fixture
+def alpaca(hub: Path, tmp_path: Path) -> Overrides:
+    """A function that makes a small LoRA run's overrides, of its folder's name and more overrides."""
+
+    def make(name: str, *more: str) -> list[str]:
+        places = [f"data.path={hub / 'instructions'}", f"model.pretrained={hub / 'llama'}", f"folder={tmp_path / name}"]
+        return [*SMALL, *places, *more]
+
+    return make
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return dict(model.state_dict())
+
+
+@pytest.mark.quick("loop")
+@pytest.mark.parametrize("trainer", ["composer", "loop"])
+def test_adapters_alone_are_trained(trainer: str, alpaca: Overrides, hub: Path, tmp_path: Path) -> None:
+    settings = load_settings(ALPACA, alpaca("run", f"trainer={trainer}", "save_interval=1ep", "max_duration=4ep"))
+    result = train(settings)
+    assert result.metrics["LanguageCrossEntropy"] < np.log(280)
+    assert result.save_ratio > 0.1
+    scores = pq.read_table(tmp_path / "run" / SCORES)["score"].to_numpy()
+    assert np.isfinite(scores).all()
+    assert len(set(scores.tolist())) > 10
+    assert all("lora_" in name for name in weights_of(tmp_path / "run"))
+    model: Any = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    before, after = AutoModelForCausalLM.from_pretrained(hub / "llama"), model.merge_and_unload()
+    changed = {name for name, value in weights(before).items() if not torch.equal(value, weights(after)[name])}
+    assert changed == {f"model.layers.{at}.self_attn.{name}_proj.weight" for at in (0, 1) for name in ("q", "v")}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(hub / "llama").get_vocab()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("more", [[], ["model.lora_r=null", "model.lora_alpha=null"]], ids=["lora", "all"])
+def test_composer_and_the_loop_make_the_same_to_the_bit(more: list[str], alpaca: Overrides, tmp_path: Path) -> None:
+    for trainer in ("composer", "loop"):
+        train(load_settings(ALPACA, alpaca(trainer, f"trainer={trainer}", "save_interval=3ep", *more)))
+    assert outcome(tmp_path / "loop") == outcome(tmp_path / "composer")
+
+
+@pytest.mark.long
+def test_gradient_checkpointing_changes_nothing(alpaca: Overrides, tmp_path: Path) -> None:
+    for name in ("true", "false"):
+        more = [f"model.gradient_checkpointing={name}", "trainer=loop", "save_interval=3ep", "model.lora_dropout=0.1"]
+        train(load_settings(ALPACA, alpaca(name, *more)))
+    assert outcome(tmp_path / "true") == outcome(tmp_path / "false")
+
+
+def resumed(config: str, overrides: Overrides, out: Path, *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Outcomes of a run that was stopped in its second epoch and went on, and of one that was not."""
+    common = ["save_interval=2ba", "autoresume=true", *more]
+    train(load_settings(config, overrides("lived", *common)))
+    command = [sys.executable, str(KILLED), "9", config, *overrides("killed", *common)]
+    if "trainer=loop" in more:
+        assert subprocess.run(command, timeout=300, check=False).returncode == -signal.SIGKILL
+    else:
+        shutil.copytree(out / "lived", out / "killed")
+        for name in ("result.json", "model", "manifest.parquet"):
+            path = out / "killed" / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        checkpoints = out / "killed" / "checkpoints"
+        (checkpoints / "latest-rank0.pt").unlink()
+        (checkpoints / "latest-rank0.pt").symlink_to("ep1-ba8-rank0.pt")
+    assert not (out / "killed" / "result.json").exists()
+    train(load_settings(config, overrides("killed", *common)))
+    return outcome(out / "killed"), outcome(out / "lived")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("trainer", ["composer", "loop"])
+def test_adapters_go_on_to_the_bit(trainer: str, alpaca: Overrides, tmp_path: Path) -> None:
+    killed, lived = resumed(ALPACA, alpaca, tmp_path, f"trainer={trainer}")
+    assert killed == lived
+
+
+@pytest.fixture
+def glue(hub: Path, tmp_path: Path) -> Callable[[str], Overrides]:
+    """Of a task, a function that makes a small run's overrides, of its folder's name and more overrides."""
+
+    def of(task: str) -> Overrides:
+        def make(name: str, *more: str) -> list[str]:
+            places = [f"data.path={hub / task}", f"model.pretrained={hub / 'bert'}", f"folder={tmp_path / name}"]
+            return [*SMALL, *places, "max_duration=4ep", *more]
+
+        return make
+
+    return of
+
+
+@torch.no_grad()
+def predicted(model: Path, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of the saved model for the test samples one by one, and their labels."""
+    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    samples: Any = LocalDataset(str(data / "test"))
+    ids = [torch.from_numpy(samples[at]["input_ids"].astype(np.int64))[None] for at in range(len(samples))]
+    outputs = torch.cat([network(input_ids=one).logits for one in ids])
+    return outputs, torch.tensor([samples[at]["labels"] for at in range(len(samples))])
+
+
+def test_a_classifier(glue: Callable[[str], Overrides], hub: Path, tmp_path: Path) -> None:
+    result = train(load_settings(GLUE, glue("sst2")("run", "trainer=loop")))
+    logits, labels = predicted(tmp_path / "run" / "model", hub / "sst2")
+    found = logits.argmax(1)
+    assert result.metrics == {
+        "MulticlassAccuracy": pytest.approx((found == labels).double().mean().item()),
+        "MulticlassMatthewsCorrCoef": pytest.approx(matthews_corrcoef(labels, found)),
+        "CrossEntropy": pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4),
+    }
+    assert result.metrics["MulticlassAccuracy"] > 0.7
+    config = AutoConfig.from_pretrained(tmp_path / "run" / "model")
+    assert config.id2label == {0: "negative", 1: "positive"}
+
+
+@pytest.mark.long
+def test_scores(glue: Callable[[str], Overrides], hub: Path, tmp_path: Path) -> None:
+    result = train(load_settings(GLUE, glue("stsb")("run", "trainer=loop", "max_duration=12ep")))
+    outputs, labels = predicted(tmp_path / "run" / "model", hub / "stsb")
+    found = outputs.squeeze(1)
+    assert result.metrics == {
+        "PearsonCorrCoef": pytest.approx(pearsonr(found, labels).statistic, rel=1e-4),
+        "SpearmanCorrCoef": pytest.approx(spearmanr(found, labels).statistic, rel=1e-3),
+        "MeanSquaredError": pytest.approx((found - labels).square().mean().item(), rel=1e-4),
+    }
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*has no effect")
+@pytest.mark.parametrize("task", ["sst2", "stsb"])
+@pytest.mark.parametrize("model", ["bert", "sequence_classifier"])
+def test_both_trainers_classify_and_rate_the_same_to_the_bit(
+    task: str, model: str, glue: Callable[[str], Overrides], tmp_path: Path
+) -> None:
+    more = ["save_interval=4ep", f"model.name={model}", *(["model.n_embd=32"] if model == "bert" else [])]
+    for trainer in ("composer", "loop"):
+        train(load_settings(GLUE, glue(task)(trainer, f"trainer={trainer}", *more)))
+    assert outcome(tmp_path / "loop") == outcome(tmp_path / "composer")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("trainer", ["composer", "loop"])
+def test_a_head_beside_adapters_goes_on_to_the_bit(
+    trainer: str, glue: Callable[[str], Overrides], tmp_path: Path
+) -> None:
+    killed, lived = resumed(GLUE, glue("sst2"), tmp_path, f"trainer={trainer}", "model.lora_r=4")
+    assert any("classifier" in name for name in killed["weights"])
+    assert killed == lived
+    model: Any = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "killed" / "model", num_labels=2)
+    saved = {name: value.tolist() for name, value in weights(model).items() if "modules_to_save.default" in name}
+    assert saved
+    trained = weights_of(tmp_path / "killed")
+    assert saved == {name: trained[name].tolist() for name in saved}
+
+
+# Refused
+
+
+def test_what_does_not_fit_is_refused(alpaca: Overrides, hub: Path, tmp_path: Path) -> None:
+    def refusal(*more: str) -> str:
+        with pytest.raises(ConfigError) as raised:
+            train(load_settings(ALPACA, alpaca("run", "trainer=loop", *more)))
+        return str(raised.value)
+
+    nowhere = tmp_path / "nowhere"
+    assert refusal(f"model.pretrained={nowhere}").startswith(
+        f"model.pretrained: no model could be loaded from '{nowhere}'"
+    )
+    assert "no value for model.pretrained, which causal_lm needs" in refusal("model.pretrained=null")
+    assert "set one of gpt, causal_lm" in refusal("model.name=sequence_classifier")
+    assert "set one of bert, sequence_classifier" in refusal(f"data.path={hub / 'sst2'}")
+    assert refusal("model.dtype=float16").endswith("There is float32, bfloat16.")
+    assert "model.lora_alpha is of adapters, and model.lora_r is null" in refusal(
+        "model.lora_r=null", "model.lora_alpha=8"
+    )
+    assert refusal("model.lora_targets=[nothing]").startswith("model.lora_targets is ['nothing']: ")
+    short = write_llama(tmp_path / "short", max_length=4)
+    assert f"{short} takes 4 tokens, and the dataset's samples may have" in refusal(f"model.pretrained={short}")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (short / name).read_text()
+        (short / name).write_text(text.replace("<eos>", "<end>"))
+    assert "is None there; prepare it with --tokenizer" in refusal(f"model.pretrained={short}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dataset_of_more_tokens_than_the_model_has_is_refused(hub: Path) -> None:
+    description = replace(read_description(hub / "instructions"), vocab_size=281)
+    with pytest.raises(ConfigError, match=r"embeddings of 280 tokens, and the dataset's tokenizer has 281"):
+        build_task(Model(name="causal_lm", pretrained=str(hub / "llama")), description)
