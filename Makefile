@@ -15,6 +15,9 @@ IN_PARALLEL := -n $(JOBS) --dist loadfile
 LEAN_TESTS ?= tests $(foreach name,fetching faults faulty_s3,--ignore=tests/reading/test_$(name).py)
 SHOWN := boto3|botocore|filelock|moto|mosaicml|mosaicml-streaming|numpy|pyarrow|torch|torchvision|transformers|webdataset
 
+# Where this is set, every process that the tests start compiles all of torch anew, which takes longer than its test.
+unexport PYTHONDONTWRITEBYTECODE
+
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --no-annotate --no-header --quiet
 
 .PHONY: quickstart test test-types test-quick test-long test-lean test-foundry test-latest setup clean-setup pins

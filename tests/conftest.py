@@ -56,8 +56,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
         items[:] = [item for item in items if not item.get_closest_marker("composer")]
 
 
-def pytest_collection_finish() -> None:
-    """Of what all tests import nothing is ever freed; going through it takes a collection of garbage half a second."""
+@pytest.fixture(autouse=True, scope="module")
+def freeze_what_stays() -> None:
+    """What was imported, and what the files before have left, is never freed.
+
+    Going through it takes each collection of garbage half a second, and many tests and Trainers collect some.
+    """
     gc.collect()
     gc.freeze()
 

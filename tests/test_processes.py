@@ -20,19 +20,26 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "launcher", [pytest.param("composer", marks=[pytest.mark.composer, pytest.mark.long]), "torch"]
+    ("launcher", "ranks"),
+    [
+        pytest.param("composer", 2, marks=[pytest.mark.composer, pytest.mark.long]),
+        pytest.param("torch", 2, marks=pytest.mark.long),
+        ("none", 1),
+    ],
 )
-def test_nothing_is_left_of_what_ends_badly(launcher: str, launch: Callable[..., None], tmp_path: Path) -> None:
+def test_nothing_is_left_of_what_ends_badly(
+    launcher: str, ranks: int, launch: Callable[..., None], tmp_path: Path
+) -> None:
     """Not even what has a session of its own, as torchrun's ranks have."""
     script = tmp_path / "script.py"
     script.write_text(
         "import os, pathlib, subprocess, sys\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
-        "pathlib.Path(sys.argv[1], f'pid{os.environ[\"RANK\"]}').write_text(str(child.pid))\n"
+        "pathlib.Path(sys.argv[1], f'pid{os.getpid()}').write_text(str(child.pid))\n"
         "os._exit(3)\n"
     )
     with pytest.raises(AssertionError, match="exit status"):
-        launch(script, tmp_path, ranks=2, launcher=launcher)
+        launch(script, tmp_path, ranks=ranks, launcher=launcher)
     pids = [int(path.read_text()) for path in tmp_path.glob("pid*")]
     assert pids
     end = time.monotonic() + 30  # killed ones are gone once they have been waited for

@@ -123,6 +123,7 @@ def test_every_sample_epoch_and_generator_draws_its_own(kind: str, undisturbed: 
     assert np.abs(np.corrcoef(normal.T) - np.eye(3)).max() < 0.25
 
 
+@pytest.mark.quick("0", "1")
 @pytest.mark.parametrize("workers", WORKERS)
 def test_map_style_samples_are_the_same_in_any_worker_and_rank(
     workers: int, undisturbed: dict[str, list[Drawn]]

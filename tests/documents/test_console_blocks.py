@@ -249,7 +249,7 @@ def _(code: str, given: Given) -> None:
 # Reading
 
 
-@of("ted_stream/reading/README.md", "ted-stream index")
+@of("ted_stream/reading/README.md", "ted-stream index", long=True)
 def _(code: str, given: Given) -> None:
     s3 = given.fixture("s3")
     for shard in range(2):
@@ -405,7 +405,7 @@ def two_runs() -> None:
         Path(f"runs/{name}/config.yaml").write_text("data: {path: data/digits}\n")
 
 
-@of("pipelines/report/README.md", "ted-stream report")
+@of("pipelines/report/README.md", "ted-stream report", long=True)
 def _(code: str, given: Given) -> None:
     del given
     two_runs()
@@ -445,7 +445,7 @@ def _(code: str, given: Given) -> None:
     assert not small
 
 
-@of("pipelines/benches/costs.md", "ted-stream score")
+@of("pipelines/benches/costs.md", "ted-stream score", long=True)
 def _(code: str, given: Given) -> None:
     del given
     small_digits("data/cifar10")

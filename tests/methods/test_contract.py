@@ -30,7 +30,7 @@ from ted_stream.testing import runs as runs_module
 from ted_stream.testing.contract import checked_hosts
 from ted_stream.testing.contract_checks import HOST_CHECKS, long_run_checks, run_checks
 from ted_stream.testing.contract_runs import contract_runs, long_contract_runs, run_name
-from ted_stream.testing.methods import chooses_alike_on_any_number_of_ranks
+from ted_stream.testing.methods import chooses_alike_on_any_number_of_ranks, remembers_nothing
 from ted_stream.testing.runs import Run, installed_hosts, load_result, start_runs, steps_of
 
 # Settings of every registered method that take its ways between them; whole runs are made of the first ones.
@@ -95,8 +95,8 @@ SAMPLED = {"ted_sampled": TED(0.6, choice="sampled", relative=True)}
 RUN = {name: examples[0] for name, examples in EXAMPLES.items()} | SAMPLED
 HOSTS = installed_hosts()
 FIRST, *OTHERS = HOSTS
-# One ranks its scores, one counts and weighs for itself; whole runs of the others, and in every host, are long trials.
-QUICK = (("ted", FIRST), ("infobatch", "loop"))
+# Whole runs of the others, and in every host, are long trials.
+QUICK = ("ted", FIRST)
 # What these need of the engine takes every way through it.
 EVERY_WAY = ("infobatch", "ted", "composed", "importance_sampling", "random", "rcap", "ted_sampled")
 
@@ -123,9 +123,10 @@ KEEPS = [
         example,
         check,
         id=f"{example!r}-{check.__name__}",
-        # Takes longer than all other checks together.
+        # These take longer than all other checks together.
         marks=[pytest.mark.long]
-        if (at or name != "infobatch") and check is chooses_alike_on_any_number_of_ranks
+        if (check is remembers_nothing and at)
+        or (check is chooses_alike_on_any_number_of_ranks and (name, at) != CHECKED)
         else [],
     )
     for name in sorted(EXAMPLES)
@@ -142,16 +143,14 @@ def test_keeps(method: Method, check: Callable[[Method], None]) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
-    start_runs([run for name, host in QUICK for run in contract_runs(name, RUN[name], host)], out)
+    name, host = QUICK
+    start_runs(contract_runs(name, RUN[name], host), out)
     return out
 
 
-@pytest.mark.parametrize(
-    ("name", "host", "check"),
-    [(name, host, check) for name, host in QUICK for check in run_checks(host)],
-    ids=lambda value: getattr(value, "__name__", value),
-)
-def test_keeps_in_runs(name: str, host: str, check: Callable[[Method, Path, str], None], runs: Path) -> None:
+@pytest.mark.parametrize("check", run_checks(FIRST), ids=lambda check: check.__name__)
+def test_keeps_in_runs(check: Callable[[Method, Path, str], None], runs: Path) -> None:
+    name, host = QUICK
     check(RUN[name], runs, run_name(name, host))
 
 

@@ -348,6 +348,7 @@ def test_no_checkpoints(trained: Train) -> None:
     refused(command(trained("save_interval=null")), "save_interval is null", "train it again with save_interval=1ep")
 
 
+@pytest.mark.long
 def test_no_pruning_has_no_gradients_to_compare(trained: Train) -> None:
     result = command(trained("pruning.method=none"), "--only", "gradients")
     refused(result, "pruning.method is none", "name a run with a pruning method, or with data.skip_list")

@@ -83,6 +83,7 @@ def test_a_finished_run_says_so(
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.quick("optimizer.lr=0.01-composer", "pruning.prune_ratio=0.5-loop", "max_duration=2ep-composer")
 @each_trainer
 @pytest.mark.parametrize("override", ["optimizer.lr=0.01", "pruning.prune_ratio=0.5", "max_duration=2ep"])
 def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
@@ -105,6 +106,7 @@ def test_a_refused_resumption_leaves_the_config(trainer: str, run: Run, tmp_path
     assert (tmp_path / "run" / "config.yaml").read_bytes() == config
 
 
+@pytest.mark.quick("loop")
 @each_trainer
 def test_a_refused_beginning_leaves_no_config(trainer: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "other.pt").write_bytes(b"no checkpoint")
@@ -113,6 +115,9 @@ def test_a_refused_beginning_leaves_no_config(trainer: str, run: Run, tmp_path: 
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.quick(
+    "lr-composer", "scheduler-loop", "batch_size-composer", "model-loop", "nesterov-composer", "seed-loop"
+)
 @each_trainer
 @pytest.mark.parametrize(
     ("override", "told"),
@@ -124,6 +129,7 @@ def test_a_refused_beginning_leaves_no_config(trainer: str, run: Run, tmp_path: 
         ("optimizer.nesterov=true", "optimizer.nesterov is True, but .* set optimizer.nesterov=null"),
         ("seed=9", "seed is 9, but"),
     ],
+    ids=["lr", "scheduler", "batch_size", "model", "nesterov", "seed"],
 )
 def test_other_settings_do_not_go_on_with_a_run(
     trainer: str, override: str, told: str, finished: Callable[[str], tuple[Run, Path]]
@@ -228,7 +234,7 @@ def test_a_run_that_died_after_its_last_checkpoint_has_all(trainer: str, run: Ru
     assert json.loads((folder / "run.json").read_text())["finished"]
 
 
-@pytest.mark.quick("composer")
+@pytest.mark.quick("loop")
 @each_trainer
 def test_a_half_written_checkpoint_is_no_obstacle(trainer: str, run: Run, tmp_path: Path) -> None:
     expected = run(f"trainer={trainer}")
@@ -338,6 +344,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(trainer: str, run: Run, tmp_pat
     assert run(f"trainer={trainer}", f"load_path={checkpoints[2]}").metrics == expected.metrics
 
 
+@pytest.mark.quick("composer")
 @each_trainer
 def test_a_file_that_is_no_checkpoint_is_refused(trainer: str, run: Run) -> None:
     with pytest.raises(ConfigError, match=r"quickstart.yaml is no checkpoint: torch writes files of another kind; "):

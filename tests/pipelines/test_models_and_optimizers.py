@@ -16,6 +16,7 @@ IMAGES = Description(kind="images", name="noise", samples={}, classes=tuple("abc
 TEXT = Description(kind="instructions", name="numbers", samples={}, vocab_size=20, max_length=8)
 
 
+@pytest.mark.quick("convnet", "resnet18_cifar", "resnet9")
 @pytest.mark.parametrize("name", sorted(IMAGE_MODELS))
 def test_image_models_learn_from_a_batch(name):
     torch.manual_seed(0)

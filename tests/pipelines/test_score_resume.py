@@ -111,6 +111,7 @@ def test_goes_on_from_a_checkpoint_before_passes_that_are_over(overrides: Overri
     assert outcome(folder) == expected
 
 
+@pytest.mark.long
 def test_passes_that_are_missing_are_not_made_up(overrides: Overrides, tmp_path: Path) -> None:
     score(load_scoring(QUICKSTART, overrides("run", "tdds")))
     (tmp_path / "run" / "scores.parquet").unlink()  # and the passes are gone, as they are removed in the end
@@ -118,6 +119,7 @@ def test_passes_that_are_missing_are_not_made_up(overrides: Overrides, tmp_path:
         score(load_scoring(QUICKSTART, overrides("run", "tdds", "autoresume=true")))
 
 
+@pytest.mark.long
 def test_a_trajectory_goes_on_to_the_bit(overrides: Overrides, tmp_path: Path) -> None:
     score(load_scoring(QUICKSTART, overrides("whole", "forgetting")))
     part = tmp_path / "part"

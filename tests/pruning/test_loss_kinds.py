@@ -58,7 +58,9 @@ def _sum(outputs: Any, batch: Any) -> Tensor:
 # A mean, a sum, a vector
 
 
-@pytest.mark.parametrize("microbatch", [B, 3, 1])
+@pytest.mark.parametrize(
+    "microbatch", [pytest.param(B, marks=pytest.mark.long), 3, pytest.param(1, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("given", [False, True])
 @each_measure
 @each_family

@@ -161,7 +161,7 @@ def _products(family: Family, site: str, size: int) -> list[Tensor]:
     return products
 
 
-@pytest.mark.parametrize("norm", [None, 1, 2])
+@pytest.mark.parametrize("norm", [None, pytest.param(1, marks=pytest.mark.long), 2])
 @each_site
 @each_independent_family
 def test_equals_a_backward_pass_per_sample(family, site, norm):

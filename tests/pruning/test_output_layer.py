@@ -421,6 +421,7 @@ def test_another_probe_of_a_compiled_model():
     probe.detach()
 
 
+@pytest.mark.long
 def test_a_compiled_model_whose_layer_cannot_be_told():
     model = _compiled(HeadFirst().double())
     with pytest.raises(ValueError, match=r"compiled model .*'body'.*\(16, 192\).*\(6, 5\).*output_layer="):

@@ -55,8 +55,15 @@ def _shifted_loss(logits: Tensor, batch: Any) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[1][:, 1:].flatten())
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    ("given", "weighted"),
+    [
+        (False, True),
+        (True, False),
+        pytest.param(False, False, marks=pytest.mark.long),
+        pytest.param(True, True, marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("build", [Images, NextToken])
 @each_measure
 def test_no_step_waits_for_the_device(measure, build, given, weighted):

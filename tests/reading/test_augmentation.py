@@ -33,6 +33,7 @@ def test_epochs_and_samples_differ(epochs: list[dict[int, bytes]]) -> None:
     assert len(pixels) == len(set(pixels)) == 2 * NUM_SAMPLES
 
 
+@pytest.mark.quick("0", "1")
 @pytest.mark.parametrize("workers", [0, 1, 4])
 def test_a_run_that_goes_on_sees_the_same_pixels(workers: int, folder: Path, epochs: list[dict[int, bytes]]) -> None:
     dataset = make_dataset(folder)

@@ -709,6 +709,7 @@ def test_killed_anywhere_and_started_again(
 # Object storage --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_ranges_from_s3(s3: Any, remote: Path, truth: list[dict[str, Any]], tmp_path: Path) -> None:
     for path in remote.iterdir():
         s3.upload_file(str(path), "training", f"data/{path.name}")

@@ -80,7 +80,9 @@ def test_a_file_that_is_missing_and_one_that_is_refused(remote: str, store: Stor
             store.read(f"{remote}/a b.bin", 0, 10, size=len(DATA))
 
 
-@pytest.mark.parametrize("failure", [500, 503, 429, CUT])
+@pytest.mark.parametrize(
+    "failure", [500, pytest.param(503, marks=pytest.mark.long), pytest.param(429, marks=pytest.mark.long), CUT]
+)
 def test_what_may_pass_is_tried_again(remote: str, store: Store, net: Internet, failure: int) -> None:
     name, key = f"{remote}/a b.bin", "data/a b.bin"
     net.failures[key] = 3 * [failure]  # Azure's client asks again by itself where a body ends early
@@ -190,7 +192,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, Path]:
     return {compression: folder / str(compression) for compression in (None, "zstd")}
 
 
-@pytest.mark.quick("s3-zstd", "gs-zstd")
+@pytest.mark.quick("gs-zstd")
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_a_pruned_dataset_reads_what_it_keeps(
     remote: str, net: Internet, shards: dict[str | None, Path], compression: str | None, tmp_path: Path

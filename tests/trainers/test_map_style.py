@@ -159,7 +159,7 @@ class Noisy(TensorDataset):
         return x + 0.1 * torch.randn(6), y
 
 
-@pytest.mark.quick("0-1ba")
+@pytest.mark.long
 @pytest.mark.parametrize("interval", ["1ba", "1ep"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_changes_nothing(workers: int, interval: str, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from ted_stream.methods.static import (
     Uniform,
 )
 from ted_stream.testing import METHOD_CHECKS, STATIC_METHOD_CHECKS, check_covered, check_static_method
+from ted_stream.testing.methods import chooses_alike_on_any_number_of_ranks
 
 EXAMPLES: dict[str, tuple[StaticMethod | TrajectoryScore, ...]] = {
     "aum": (AUM(), AUM(keep="hardest")),
@@ -55,7 +56,14 @@ EXAMPLES: dict[str, tuple[StaticMethod | TrajectoryScore, ...]] = {
 }
 EVERY = [method for examples in EXAMPLES.values() for method in examples]
 CHECKED = [
-    (method, check)
+    pytest.param(
+        method,
+        check,
+        # One of them is enough where it is quick.
+        marks=[pytest.mark.long]
+        if check is chooses_alike_on_any_number_of_ranks and method is not EXAMPLES["aum"][0]
+        else [],
+    )
     for method in EVERY
     for check in (METHOD_CHECKS if isinstance(method, TrajectoryScore) else STATIC_METHOD_CHECKS)
 ]

@@ -96,7 +96,9 @@ def naive(
 @pytest.mark.parametrize("cutoff", [0.0, 0.29, 0.1])
 @pytest.mark.parametrize("strata", [0, 1, 7, 50])
 @pytest.mark.parametrize("balance", BALANCES)
-@pytest.mark.parametrize("keep", [1, 33, 100, 142])
+@pytest.mark.parametrize(
+    "keep", [pytest.param(1, marks=pytest.mark.long), 33, pytest.param(100, marks=pytest.mark.long), 142]
+)
 def test_is_the_rule(keep: int, balance: str, strata: int, cutoff: float) -> None:
     for seed in (0, 7):
         marks = choose_subset(SCORES, keep, labels=LABELS, balance=balance, strata=strata, cutoff=cutoff, seed=seed)
