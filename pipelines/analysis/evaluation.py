@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from ted_stream.pruning.generalization import flat_gradient
 from ted_stream.skip_list import DatasetLayout
 
 from ..corpora.prepared import read_description
+from ..training.checkpoints import load_weights
 from ..training.datasets import build_loaders
 from ..training.loop_host import Host
 from ..training.samples_by_id import SamplesById
@@ -130,22 +131,14 @@ class Evaluation:
                 self._progress(len(own))
         return Looked(losses=losses, gradients=gradients)
 
-    @torch.no_grad()
     def test(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """The test metrics, by name, as training reports them."""
-        totals: dict[str, Sequence[Tensor]] = {}
-        loaders = self._host.loaders
         with self._evaluating(weights):
-            for batch in loaders.test:
-                found = self._task.evaluate(loaders.test_transform(self._host.on_device(batch)))
-                for name, (part, count) in found.items():
-                    total, counted = totals.get(name, (0, 0))
-                    totals[name] = [total + part, counted + count]
-        return {name: float(total / counted) for name, (total, counted) in totals.items()}
+            return self._host.evaluate()
 
     @contextmanager
     def _evaluating(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        self._host.network.load_state_dict(weights)
+        load_weights(self._host.network, weights)
         with self._samples.evaluating():
             yield
 

@@ -228,8 +228,8 @@ def _scores_by_epoch(epochs: Sequence[Any], colour: str, legend: bool) -> Figure
     scored = thinned([epoch for epoch in epochs if epoch.score_quantiles])
     at = [epoch.epoch for epoch in scored]
     for low, high, alpha in (("0.05", "0.95", 0.18), ("0.25", "0.75", 0.35)):
-        bounds = ([epoch.score_quantiles[p] for epoch in scored] for p in (low, high))
-        axes.fill_between(at, *bounds, color=colour, alpha=alpha, linewidth=0)
+        lower, upper = ([epoch.score_quantiles[p] for epoch in scored] for p in (low, high))
+        axes.fill_between(at, lower, upper, color=colour, alpha=alpha, linewidth=0)
     _line(axes, scored, lambda e: e.epoch, lambda e: e.score_quantiles["0.5"], color=colour)
     axes.set(ylabel="score")
     return _finish(figure, axes, legend)

@@ -26,7 +26,7 @@ BOUNDS: Mapping[str, tuple[str, str]] = {
     "model.n_head": ("[1, inf)", "it is a number of attention heads."),
     "model.n_embd": ("[1, inf)", "it is the width of the model."),
     "model.lora_r": ("[1, inf)", "it is the rank of the adapters; null has none."),
-    "model.lora_alpha": ("(0, inf)", "adapters are multiplied by it, divided by lora_r."),
+    "model.lora_alpha": ("[1, inf)", "adapters are multiplied by it, divided by lora_r."),
     "model.lora_dropout": ("[0, 1)", "it is the share that is dropped."),
     "optimizer.lr": ("(0, inf)", "it is the learning rate."),
     "optimizer.momentum": ("[0, 1)", "it is the weight of the steps before."),

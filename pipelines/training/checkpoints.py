@@ -10,17 +10,27 @@ import io
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import nn
 
 from ted_stream.engine import Ranks
 from ted_stream.files import is_remote, join, read_bytes, write_bytes
 
 from .settings import ConfigError
 
-__all__ = ["CHECKPOINTS", "NEWEST", "load_checkpoint", "newest_checkpoint", "refuse_damaged", "save_checkpoint"]
+__all__ = [
+    "CHECKPOINTS",
+    "NEWEST",
+    "load_checkpoint",
+    "load_weights",
+    "newest_checkpoint",
+    "refuse_damaged",
+    "save_checkpoint",
+]
 
 CHECKPOINTS = "checkpoints"  # the folder within that of a run
 FORMAT = "ted-stream loop 1"
@@ -136,3 +146,14 @@ def _whole_one_before(path: Path) -> Path | None:
             if _fault(file) is None:
                 return other
     return None
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Load the weights of a checkpoint into a network in one piece; what is frozen, and left out, is as it was built.
+
+    Raises:
+        RuntimeError: they are of another network.
+    """
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    own = {name: value for name, value in network.state_dict().items() if name in frozen}
+    network.load_state_dict({**own, **weights})

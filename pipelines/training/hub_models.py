@@ -126,7 +126,8 @@ def pretrained(options: Model, description: Description) -> Any:
         model.config.pad_token_id = description.pad_id  # where a classifier finds the end of a text
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model if options.lora_r is None else _with_lora(model, options, is_causal=is_causal)
+    rank = options.lora_r
+    return model if rank is None else _with_lora(model, rank, options, is_causal=is_causal)
 
 
 def _refuse_other_sizes(model: Any, name: str, description: Description) -> None:
@@ -172,7 +173,7 @@ def refuse_other_tokenizer(options: Model, data: str) -> None:
             )
 
 
-def _with_lora(model: Any, options: Model, *, is_causal: bool) -> Any:
+def _with_lora(model: Any, rank: int, options: Model, *, is_causal: bool) -> Any:
     """The model with adapters that are trained in its place, and of a classifier the head.
 
     Raises:
@@ -181,8 +182,8 @@ def _with_lora(model: Any, options: Model, *, is_causal: bool) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
-        r=options.lora_r,
-        lora_alpha=options.lora_alpha or 2 * options.lora_r,
+        r=rank,
+        lora_alpha=options.lora_alpha or 2 * rank,
         lora_dropout=options.lora_dropout or 0.0,
         target_modules=options.lora_targets,
         task_type=TaskType.CAUSAL_LM if is_causal else TaskType.SEQ_CLS,

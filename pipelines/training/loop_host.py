@@ -227,8 +227,8 @@ class Host:
             self.clock = time.perf_counter()
 
     @torch.no_grad()
-    def _test(self) -> None:
-        """Compute the test metrics, over all ranks."""
+    def evaluate(self) -> dict[str, float]:
+        """The test metrics of the network as it is, over all ranks; collective."""
         self.network.eval()
         if self.settings.fsdp:  # checkpoints have those of rank 0; DDP hands them round by itself
             for buffer in self.network.buffers():
@@ -239,7 +239,10 @@ class Host:
                 outputs, targets = self.task.evaluate(self.loaders.test_transform(self.on_device(batch)))
             for metric in metrics:
                 metric.update(outputs, targets)
-        self.metrics = {type(metric).__name__: float(metric.compute()) for metric in metrics}
+        return {type(metric).__name__: float(metric.compute()) for metric in metrics}
+
+    def _test(self) -> None:
+        self.metrics = self.evaluate()
         self.tested_at = self.batches
         self.tests.add(batch=self.batches, samples=self.samples, metrics=self.metrics)
 

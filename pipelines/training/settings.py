@@ -122,7 +122,7 @@ class Model:
     """Compute activations again in the backward pass instead of keeping them."""
     lora_r: int | None = None
     """Rank of the adapters (LoRA) that are trained in place of the weights; null trains all."""
-    lora_alpha: float | None = None
+    lora_alpha: int | None = None
     """Adapters are multiplied by this divided by lora_r; null takes twice lora_r."""
     lora_dropout: float | None = None
     """Share that is dropped of what enters an adapter."""

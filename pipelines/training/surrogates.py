@@ -19,7 +19,7 @@ from ted_stream.skip_list import DatasetLayout, SkipList
 
 from ..corpora.prepared import Description
 from ..corpora.tokens import bos_id_of
-from .checkpoints import load_checkpoint
+from .checkpoints import load_checkpoint, load_weights
 from .datasets import build_loaders
 from .loop_host import Host
 from .score_settings import Scoring
@@ -142,7 +142,7 @@ class Surrogate:
     def _load(self, path: str) -> None:
         state = self.ranks.on_every_rank(lambda: load_checkpoint(path))
         try:
-            self.host.network.load_state_dict(state["network"])
+            load_weights(self.host.network, state["network"])
         except RuntimeError as error:
             raise ConfigError(
                 f"the checkpoint {path} is of another model than the config's ({str(error).splitlines()[-1].strip()}); "

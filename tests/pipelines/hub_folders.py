@@ -26,7 +26,7 @@ def pair_tokenizer(texts: Iterable[str], size: int) -> Any:
 
 def write_llama(folder: Path, *, max_length: int = 64) -> Path:
     """A small Llama with its tokenizer."""
-    tokenizer = train_tokenizer(WORDS, 280)
+    tokenizer: Any = train_tokenizer(WORDS, 280)
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=280,

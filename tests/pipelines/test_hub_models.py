@@ -174,12 +174,13 @@ def test_a_classifier(glue: Callable[[str], Overrides], hub: Path, tmp_path: Pat
 
 @pytest.mark.long
 def test_scores(glue: Callable[[str], Overrides], hub: Path, tmp_path: Path) -> None:
-    result = train(load_settings(GLUE, glue("stsb")("run", "trainer=loop", "max_duration=12ep")))
+    result = train(load_settings(GLUE, glue("stsb")("run", "trainer=loop", "max_duration=20ep")))
     outputs, labels = predicted(tmp_path / "run" / "model", hub / "stsb")
     found = outputs.squeeze(1)
+    assert result.metrics["PearsonCorrCoef"] > 0.9
     assert result.metrics == {
-        "PearsonCorrCoef": pytest.approx(pearsonr(found, labels).statistic, rel=1e-4),
-        "SpearmanCorrCoef": pytest.approx(spearmanr(found, labels).statistic, rel=1e-3),
+        "PearsonCorrCoef": pytest.approx(pearsonr(found, labels)[0], rel=1e-3),
+        "SpearmanCorrCoef": pytest.approx(spearmanr(found, labels)[0], abs=0.05),
         "MeanSquaredError": pytest.approx((found - labels).square().mean().item(), rel=1e-4),
     }
 
