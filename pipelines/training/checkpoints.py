@@ -29,6 +29,7 @@ __all__ = [
     "load_weights",
     "newest_checkpoint",
     "refuse_damaged",
+    "refuse_missing",
     "save_checkpoint",
 ]
 
@@ -157,3 +158,17 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any]) -> None:
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     own = {name: value for name, value in network.state_dict().items() if name in frozen}
     network.load_state_dict({**own, **weights})
+
+
+def refuse_missing(path: str, network: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights which are trained: torch would leave the network's own in their place.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    if missing := sorted(trained - weights.keys()):
+        raise ConfigError(
+            f"{path} holds no weights of {missing[0]}, which this run trains: it is of another model. Go on with the "
+            "settings that it was written with, or set folder= to another place."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,13 +24,13 @@ from ted_stream.files import join
 from ted_stream.methods import Method
 from ted_stream.pruning.batches import batch_size, map_tensors
 
-from .checkpoints import CHECKPOINTS, load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoints import CHECKPOINTS, load_checkpoint, newest_checkpoint, refuse_missing, save_checkpoint
 from .datasets import Loaders
 from .durations import parse_duration
 from .metrics_record import MetricsRecord
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
-from .settings import INTERVAL_UNITS, ConfigError, Settings, epochs, steps
+from .settings import INTERVAL_UNITS, Settings, epochs, steps
 from .tasks import Task
 from .text_batches import count_tokens
 from .whole_epochs import WholeEpochs
@@ -271,7 +271,7 @@ class Host:
         if path is None:
             return
         state = self.ranks.on_every_rank(lambda: load_checkpoint(path))
-        self._refuse_missing(path, state["network"])
+        refuse_missing(path, self.network, state["network"])
         set_state_dict(
             self.network,
             self.optimizer,
@@ -290,16 +290,3 @@ class Host:
     def _all_tokens(self) -> int:
         """Trained on so far, over all ranks; collective."""
         return int(self.ranks.communicator.all_reduce_sum(np.array([self.tokens]))[0])
-
-    def _refuse_missing(self, path: str, weights: Mapping[str, Any]) -> None:
-        """Refuse weights of which some are not there: torch would leave the model's own in their place.
-
-        Raises:
-            ConfigError: naming one.
-        """
-        trained = {name for name, parameter in self.network.named_parameters() if parameter.requires_grad}
-        if missing := sorted(trained - weights.keys()):
-            raise ConfigError(
-                f"{path} holds no weights of {missing[0]}, which this run trains: it is of another model. Go on with "
-                "the settings that it was written with, or set folder= to another place."
-            )

@@ -115,7 +115,7 @@ class Model:
     dropout: float | None = None
     """Share that is dropped."""
     pretrained: str | None = None
-    """Weights to start from: a folder, or a name on the Hugging Face hub; of `causal_lm` and `sequence_classifier`."""
+    """Weights to start from: a folder, or a name on the Hugging Face hub."""
     dtype: str | None = None
     """What the weights are held in: `float32`, or `bfloat16`, which takes half the memory."""
     gradient_checkpointing: bool | None = None
@@ -275,7 +275,6 @@ class Settings:
 
 
 _LORA = ("lora_alpha", "lora_dropout", "lora_targets")
-_PRETRAINED = frozenset({"pretrained", "dtype", "gradient_checkpointing", "lora_r", *_LORA})
 # What each choice is called and which of its section's options it takes.
 CHOICES: Mapping[str, Mapping[str, frozenset[str]]] = {
     "model": {
@@ -284,9 +283,13 @@ CHOICES: Mapping[str, Mapping[str, frozenset[str]]] = {
         "resnet50": frozenset({"label_smoothing", "channels_last"}),
         "resnet9": frozenset({"label_smoothing", "channels_last"}),
         "gpt": frozenset({"n_layer", "n_head", "n_embd", "dropout"}),
-        "causal_lm": _PRETRAINED,
+        "causal_lm": frozenset(
+            {"pretrained", "dtype", "gradient_checkpointing", "lora_r", "lora_alpha", "lora_dropout", "lora_targets"}
+        ),
         "bert": frozenset({"n_layer", "n_head", "n_embd", "dropout"}),
-        "sequence_classifier": _PRETRAINED,
+        "sequence_classifier": frozenset(
+            {"pretrained", "dtype", "gradient_checkpointing", "lora_r", "lora_alpha", "lora_dropout", "lora_targets"}
+        ),
     },
     "optimizer": {
         "sgd": frozenset({"lr", "momentum", "nesterov", "weight_decay"}),

@@ -78,7 +78,7 @@ def test_the_settings_of_choices_say_whose_they_are() -> None:
     told = {setting.name: setting.told for setting in training_settings()}
     for section, choices in CHOICES.items():
         assert f"One of {', '.join(choices)}." in told[f"{section}.name"]
-    assert told["model.n_head"] == "Attention heads. Of gpt."
+    assert told["model.n_head"] == "Attention heads. Of gpt, bert."
     assert told["optimizer.momentum"].endswith("Of sgd, lars.")
 
 
