@@ -25,6 +25,7 @@ from .settings import ConfigError
 __all__ = [
     "CHECKPOINTS",
     "NEWEST",
+    "frozen_names",
     "load_checkpoint",
     "load_weights",
     "newest_checkpoint",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 CHECKPOINTS = "checkpoints"  # the folder within that of a run
-FORMAT = "ted-stream loop 1"
+FORMAT = "ted-stream loop 2"
 NEWEST = "newest"
 
 
@@ -155,9 +156,16 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: they are of another network.
     """
-    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    own = {name: value for name, value in network.state_dict().items() if name in frozen}
-    network.load_state_dict({**own, **weights})
+    told = network.load_state_dict(weights, strict=False)
+    missing = {*told.missing_keys} - frozen_names(network)
+    if missing or told.unexpected_keys:
+        raise RuntimeError(f"missing: {sorted(missing)}, unexpected: {told.unexpected_keys}")
+
+
+def frozen_names(network: nn.Module) -> set[str]:
+    """The parameters that are not trained, by every name that they have."""
+    named = network.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}
 
 
 def refuse_missing(path: str, network: nn.Module, weights: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from .settings import ConfigError, Model
 __all__ = ["MODEL_FOLDER", "bert", "gpt", "pretrained", "refuse_other_tokenizer", "save_model"]
 
 MODEL_FOLDER = "model"
+_OFFSET = ("camembert", "longformer", "roberta", "xlm-roberta")  # whose positions begin behind the pad token's id
 
 
 def gpt(description: Description, *, n_layer: int = 4, n_head: int = 4, n_embd: int = 128, dropout: float = 0.0) -> Any:
@@ -108,26 +109,37 @@ def pretrained(options: Model, description: Description) -> Any:
     Raises:
         ConfigError: it cannot be loaded, or is of other tokens, or for shorter texts, than the dataset.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     is_causal, name = options.name == "causal_lm", options.pretrained
     assert name is not None, "checked before"
+    kind: Any = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
+    # A head of other classes gives way to a new one.
+    head = {} if is_causal else {**_head(description), "ignore_mismatched_sizes": True}
     dtype = getattr(torch, options.dtype or "float32")
     try:
-        if is_causal:
-            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-        else:
-            model = AutoModelForSequenceClassification.from_pretrained(name, dtype=dtype, **_head(description))
-    except (OSError, ValueError) as error:
+        model, told = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **head)
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"model.pretrained: no model could be loaded from {name!r}: {error}") from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ConfigError(
+            f"model.pretrained: {name} holds adapters alone, and nothing of it would be trained; merge them into their "
+            "model (peft's merge_and_unload and save_pretrained), and name that."
+        )
+    new = sorted({*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])})
+    if is_causal and (new or (type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not model.config.is_decoder)):
+        why = f"has no weights of {new[0]}" if new else "is an encoder, whose tokens see those that come after them"
+        raise ConfigError(f"model.pretrained: {name} {why}, so it is no causal language model; name one that is.")
     _refuse_other_sizes(model, name, description)
     model.config.use_cache = False  # of texts that are generated
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = description.pad_id  # where a classifier finds the end of a text
+    if not is_causal:
+        model.config.pad_token_id = description.pad_id  # where a decoder's head finds the end of a text
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    rank = options.lora_r
-    return model if rank is None else _with_lora(model, rank, options, is_causal=is_causal)
+    if options.lora_r is None:
+        return model
+    whole = sorted({key.rpartition(".")[0] for key in new})  # what was not loaded is trained, and saved
+    return _with_lora(model, options.lora_r, whole, options, is_causal=is_causal)
 
 
 def _refuse_other_sizes(model: Any, name: str, description: Description) -> None:
@@ -142,8 +154,10 @@ def _refuse_other_sizes(model: Any, name: str, description: Description) -> None
             f"model.pretrained: {name} has embeddings of {rows} tokens, and the dataset's tokenizer has "
             f"{description.vocab_size}; prepare the dataset with the model's tokenizer: --tokenizer {name}."
         )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and positions < description.max_length:
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    if model.config.model_type in _OFFSET:
+        positions -= model.config.pad_token_id + 1
+    if 0 < positions < description.max_length:
         raise ConfigError(
             f"model.pretrained: {name} takes {positions} tokens, and the dataset's samples may have "
             f"{description.max_length}; prepare it with --max-length {positions}."
@@ -173,8 +187,8 @@ def refuse_other_tokenizer(options: Model, data: str) -> None:
             )
 
 
-def _with_lora(model: Any, rank: int, options: Model, *, is_causal: bool) -> Any:
-    """The model with adapters that are trained in its place, and of a classifier the head.
+def _with_lora(model: Any, rank: int, whole: list[str], options: Model, *, is_causal: bool) -> Any:
+    """The model with adapters that are trained in its place, and the layers that are trained whole beside them.
 
     Raises:
         ConfigError: peft finds no layers to adapt.
@@ -186,12 +200,20 @@ def _with_lora(model: Any, rank: int, options: Model, *, is_causal: bool) -> Any
         lora_alpha=options.lora_alpha or 2 * rank,
         lora_dropout=options.lora_dropout or 0.0,
         target_modules=options.lora_targets,
+        modules_to_save=whole or None,
         task_type=TaskType.CAUSAL_LM if is_causal else TaskType.SEQ_CLS,
     )
     try:
-        return get_peft_model(model, config)
+        adapted: Any = get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"model.lora_targets is {options.lora_targets}: {error}") from error
+        raise ConfigError(
+            f"model.lora_targets is {options.lora_targets}, by which no layer is found; name some, such as [q_proj, "
+            f"v_proj]. ({error})"
+        ) from error
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # peft leaves layers that are trained whole as they were loaded
+    return adapted
 
 
 # For other tools --------------------------------------------------------------------------------------------------
@@ -200,23 +222,33 @@ def _with_lora(model: Any, rank: int, options: Model, *, is_causal: bool) -> Any
 def save_model(network: nn.Module, folder: str, data: str) -> None:
     """Write a trained model of transformers as its ``from_pretrained`` reads it; collective.
 
-    Adapters are written alone, as peft does, and the dataset's tokenizer beside them where it is on this machine.
+    Of a model with adapters what is trained is written alone, as peft does; and the dataset's tokenizer beside it where
+    that is on this machine.
 
     Args:
         network: the model, on any number of ranks, sharded or not.
         folder: of the run.
         data: the dataset.
     """
-    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    Ranks().on_rank_zero(lambda: _write(network, weights, join(folder, MODEL_FOLDER), data))
+    from peft import PeftModel
+
+    has_adapters = isinstance(network, PeftModel)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=has_adapters)
+    weights = get_model_state_dict(network, options=options)
+    Ranks().on_rank_zero(lambda: _write(network, weights, folder, data))
 
 
-def _write(network: Any, weights: dict[str, Any], out: str, data: str) -> None:
-    with tempfile.TemporaryDirectory() as made:
-        target = made if is_remote(out) else out
-        network.save_pretrained(target, state_dict=weights)
+def _write(network: Any, weights: dict[str, Any], folder: str, data: str) -> None:
+    """Write the model beside its place, and put it there when it is whole."""
+    is_local, out = not is_remote(folder), join(folder, MODEL_FOLDER)
+    with tempfile.TemporaryDirectory(prefix=f".{MODEL_FOLDER}-", dir=folder if is_local else None) as made:
+        new = Path(made, MODEL_FOLDER)
+        network.save_pretrained(new, state_dict=weights)
         if not is_remote(data) and Path(data, TOKENIZER_FOLDER).is_dir():
-            shutil.copytree(Path(data, TOKENIZER_FOLDER), target, dirs_exist_ok=True)
-        if is_remote(out):
-            for file in sorted(Path(made).iterdir()):
+            shutil.copytree(Path(data, TOKENIZER_FOLDER), new, dirs_exist_ok=True)
+        if is_local:
+            shutil.rmtree(out, ignore_errors=True)
+            new.rename(out)
+        else:
+            for file in sorted(new.iterdir()):
                 write_bytes(join(out, file.name), file.read_bytes())

@@ -24,7 +24,14 @@ from ted_stream.files import join
 from ted_stream.methods import Method
 from ted_stream.pruning.batches import batch_size, map_tensors
 
-from .checkpoints import CHECKPOINTS, load_checkpoint, newest_checkpoint, refuse_missing, save_checkpoint
+from .checkpoints import (
+    CHECKPOINTS,
+    frozen_names,
+    load_checkpoint,
+    newest_checkpoint,
+    refuse_missing,
+    save_checkpoint,
+)
 from .datasets import Loaders
 from .durations import parse_duration
 from .metrics_record import MetricsRecord
@@ -251,7 +258,8 @@ class Host:
     def _save(self) -> None:
         weights, moments = get_state_dict(self.network, self.optimizer, options=WHOLE)
         state = {
-            "network": weights,
+            # Tied ones have another name, under which torch leaves them in.
+            "network": {name: value for name, value in weights.items() if name not in frozen_names(self.network)},
             "optimizer": moments,
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -282,8 +290,8 @@ class Host:
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.run.load_state_dict(state["run"])
-        self.epoch, self.batches, self.samples, *tokens = state["counts"]
-        self.tokens = sum(tokens) if self.ranks.rank == 0 else 0
+        self.epoch, self.batches, self.samples, tokens = state["counts"]
+        self.tokens = tokens if self.ranks.rank == 0 else 0
         self.seconds = state["seconds"]
         self.between_epochs = not state["run"]["done"]
 

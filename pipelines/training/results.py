@@ -18,7 +18,9 @@ from .settings import Settings, counts_batches
 __all__ = ["FREE_SETTINGS", "RESULT_FILE", "Result", "Trained", "digest_of", "result_of"]
 
 RESULT_FILE = "result.json"
-FREE_SETTINGS = ("autoresume", "overwrite", "progress_bar", "folder", "save_interval", "eval_interval")
+FREE_SETTINGS = (
+    *("autoresume", "overwrite", "progress_bar", "folder", "save_interval", "eval_interval", "save_model"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,8 @@ class Result:
         save_ratio: 1 − forwarded / what full data forwards in as many epochs: samples · epochs, with what ranks are
             padded by, and without what data.drop_last leaves out of full data too.
         tokens: put through the model in training, padding apart; ``None`` of images.
-        token_save_ratio: 1 − tokens / (those of the training split · epochs); ``None`` of images, and where the split's
-            are not known.
+        token_save_ratio: 1 − tokens / (those of full data in as many epochs), as `save_ratio`; ``None`` of images, and
+            where the split's are not known.
         planned_save_ratio: what the schedule promised; 0 without pruning, ``None`` where the method decides as it goes.
         seconds: of training, evaluation apart.
         wall_seconds: of this process' training, with evaluation and checkpoints.
@@ -104,7 +106,8 @@ def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch:
     """
     folder, pruning = settings.folder, trained.pruning
     pruned = pruning is not None and bool(pruned_epochs(pruning))
-    has_all = bool(trained.tokens) and settings.data.skip_list is None and not counts_batches(settings)
+    whole = (all_tokens or 0) * full_epoch / samples * trained.epochs
+    has_all = bool(trained.tokens and whole) and settings.data.skip_list is None and not counts_batches(settings)
     return Result(
         run_name=settings.run_name,
         trainer=settings.trainer,
@@ -124,6 +127,8 @@ def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch:
         manifest=join(folder, MANIFEST) if pruned else None,
         asked=digest_of(settings),
         tokens=trained.tokens or None,
-        token_save_ratio=1 - trained.tokens / (all_tokens * trained.epochs) if all_tokens and has_all else None,
-        model=None if settings.model.pretrained is None else join(folder, MODEL_FOLDER),
+        token_save_ratio=1 - trained.tokens / (all_tokens * full_epoch / samples * trained.epochs)
+        if all_tokens and has_all
+        else None,
+        model=join(folder, MODEL_FOLDER) if settings.model.pretrained and settings.save_model else None,
     )

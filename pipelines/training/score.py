@@ -22,7 +22,7 @@ from .loop_host import join_ranks
 from .results import FREE_SETTINGS
 from .score_results import SCORE_FILE, SCORES_FILE, SKIP_LIST_FILE, ScoreResult, seeds_of, write_results
 from .score_settings import Scoring
-from .settings import ConfigError, replaced
+from .settings import ConfigError
 from .surrogates import SCORING, SURROGATES, Surrogate, Told, num_surrogates
 from .train import LEFTOVERS, check_data, claim_folder
 
@@ -122,8 +122,8 @@ def _claim(scoring: Scoring, layout: DatasetLayout, held: ExitStack) -> None:
     asked = _asked(scoring, layout)
     if settings.autoresume:
         _refuse_other(settings.folder, asked)
-    # A given model's checkpoint is none of this run, which does not go on from it.
-    claim_folder(replaced(settings, {"load_path": None}), (*LEFTOVERS, *OWN_LEFTOVERS))
+    # Not from load_path: the checkpoint of a given model is none of this run.
+    claim_folder(settings, (*LEFTOVERS, *OWN_LEFTOVERS), goes_on=settings.autoresume)
     if is_local:
         for name in (SCORES_FILE, SKIP_LIST_FILE, SCORE_FILE):  # of a run that had come to its end
             (Path(settings.folder) / name).unlink(missing_ok=True)

@@ -117,7 +117,7 @@ class Model:
     pretrained: str | None = None
     """Weights to start from: a folder, or a name on the Hugging Face hub."""
     dtype: str | None = None
-    """What the weights are held in: `float32`, or `bfloat16`, which takes half the memory."""
+    """What the weights beside adapters are held in: `float32`, or `bfloat16`, which takes half the memory."""
     gradient_checkpointing: bool | None = None
     """Compute activations again in the backward pass instead of keeping them."""
     lora_r: int | None = None
@@ -268,6 +268,8 @@ class Settings:
     """Write checkpoints this often, and at the end; null writes none."""
     autoresume: bool = False
     """Go on from the newest checkpoint of the run folder."""
+    save_model: bool = True
+    """Write a model that began as `model.pretrained` into `model/` of the run folder when it is trained."""
     load_path: str | None = None
     """Go on from this checkpoint; the run folder must be the one that it was written with."""
     progress_bar: bool = True
@@ -553,6 +555,11 @@ def _check_model(model: Model) -> None:
         raise ConfigError(f"no value for model.pretrained, which {model.name} needs: a folder, or a name on the hub.")
     if model.dtype is not None:
         check_choice("model.dtype", model.dtype, DTYPES)
+    if model.dtype == "bfloat16" and model.lora_r is None:
+        raise ConfigError(
+            "model.dtype is bfloat16, in which steps of a usual learning rate round to nothing; it is for the frozen "
+            "weights beside adapters: set model.lora_r, or model.dtype=float32 with precision=amp_bf16."
+        )
     for name in _LORA if "lora_r" in takes and model.lora_r is None else ():
         if getattr(model, name) is not None:
             raise ConfigError(f"model.{name} is of adapters, and model.lora_r is null, so there are none; set both.")

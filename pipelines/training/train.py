@@ -71,12 +71,12 @@ def train(settings: Settings) -> Result:
     host.join_ranks()
     ranks = Ranks()
     description = read_description(settings.data.path)
-    check_data(settings, description, ranks.world_size)
+    ranks.on_every_rank(lambda: check_data(settings, description, ranks.world_size))
     check_method(settings)
     if settings.autoresume and (finished := ranks.on_rank_zero(lambda: _finished(settings))) is not None:
         return finished
     seed_generators(settings.seed)
-    task = build_task(settings.model, description)
+    task = ranks.on_every_rank(lambda: build_task(settings.model, description))
     loaders = build_loaders(settings, description, ranks=ranks.world_size)
     run = host.Host(settings, task, loaders)
     lock = None if is_remote(settings.folder) else RunLock(settings.folder, what="ted-stream train", lends=True)
@@ -90,7 +90,7 @@ def train(settings: Settings) -> Result:
         full_epoch = full_epoch_forwards(data, loaders.train, world_size=ranks.world_size)
         sizes = {"samples": data.full_epoch_size, "full_epoch": full_epoch, "all_tokens": description.tokens("train")}
         result = result_of(settings, run.fit(), **sizes)
-        if settings.model.pretrained is not None:
+        if result.model is not None:
             save_model(task.network, settings.folder, settings.data.path)
         if ranks.rank == 0:
             write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
@@ -219,6 +219,11 @@ def check_data(settings: Settings, description: Description, ranks: int) -> None
         size = getattr(settings.data, name)
         if size % ranks:
             raise ConfigError(f"data.{name} is {size}, which {ranks} ranks cannot share equally.")
+    if settings.fsdp and settings.model.dtype == "bfloat16":
+        raise ConfigError(
+            "fsdp shards weights of one dtype, and with model.dtype=bfloat16 adapters have another; set "
+            "model.dtype=float32, or fsdp=false."
+        )
     if settings.fsdp and settings.trainer == "loop" and ranks == 1:
         raise ConfigError(
             "fsdp shards over ranks, and there is one; launch several (torchrun --nproc-per-node 8 -m ted_stream.cli "
@@ -240,20 +245,28 @@ def _check_in_memory(settings: Settings, description: Description) -> None:
         )
 
 
-def claim_folder(settings: Settings, leftovers: Sequence[str] = LEFTOVERS, *, length: int | None = None) -> None:
+def claim_folder(
+    settings: Settings,
+    leftovers: Sequence[str] = LEFTOVERS,
+    *,
+    length: int | None = None,
+    goes_on: bool | None = None,
+) -> None:
     """Make the run folder this run's own, and keep its settings there; called on rank 0 for all.
 
     Args:
         settings: of the run.
         leftovers: names of what a run of this kind leaves in its folder.
         length: batches of an epoch on full data, of a run that may go on for longer than it was begun for.
+        goes_on: whether with what the folder holds; by default with ``autoresume`` or ``load_path``.
 
     Raises:
         ConfigError: the settings go on with a run of another trainer, of other settings, or for less than it.
         FileExistsError: the folder holds another run, which is not to be replaced.
     """
     folder = settings.folder
-    goes_on = settings.autoresume or settings.load_path is not None
+    if goes_on is None:
+        goes_on = settings.autoresume or settings.load_path is not None
     if is_remote(folder) and not goes_on and not settings.overwrite and exists(join(folder, CONFIG_FILE)):
         raise FileExistsError(
             f"{folder} holds an earlier run; set overwrite=true to write over it, autoresume=true to go on with it, or "

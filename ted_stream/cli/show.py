@@ -133,7 +133,7 @@ def show_arms(title: str, arms: "Sequence[Arm]") -> None:
     table.add_column(LABELS.get(metric, metric), justify="right", no_wrap=True)
     several = len(arms[0].results) > 1
     baselines = [arm for arm in arms if arm.method in BASELINES and several]
-    has_tokens = arms[0].mean_of("token_save_ratio") is not None
+    has_tokens = any(arm.mean_of("token_save_ratio") is not None for arm in arms)
     columns = [*(f"less {arm.method}" for arm in baselines), "samples forwarded", "save ratio planned"]
     columns += ["save ratio measured", *(["save ratio of tokens"] if has_tokens else []), "seconds"]
     for column in columns:
@@ -147,7 +147,7 @@ def show_arms(title: str, arms: "Sequence[Arm]") -> None:
             f"{arm.mean_of('forwarded'):,.0f}",
             _planned(arm.mean_of("planned_save_ratio")),
             f"{arm.mean_of('save_ratio'):.4f}",
-            *([f"{tokens:.4f}"] if has_tokens and tokens is not None else []),
+            *(["" if tokens is None else f"{tokens:.4f}"] if has_tokens else []),
             f"{arm.mean_of('seconds'):.1f}",
         )
     if baselines:

@@ -80,7 +80,7 @@ def write_texts(out: Path, tokenizer: Path, task: str = "sst2", *, size: int = 4
             text = WORDS[(5 * at + (split == "train")) % 12]
             score = float("fine" in text or "happy" in text)
             if task == "stsb":
-                rows.append({"sentence1": text, "sentence2": "a fine day", "label": 1 + 3 * score})
+                rows.append({"sentence1": text, "sentence2": "a fine day", "label": 1 + 3 * score + at % 12 / 12})
             else:
                 rows.append({"sentence": text, "label": int(score)})
         (source / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

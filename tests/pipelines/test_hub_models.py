@@ -15,11 +15,12 @@ import pytest
 import torch
 from hub_folders import write_bert, write_instructions, write_llama, write_texts
 from outcomes import outcome, weights_of
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, LoraConfig
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import matthews_corrcoef
 from streaming import LocalDataset
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForSequenceClassification as AutoModel
 
 from ted_stream import read_skip_list
 from ted_stream.export.run_files import SCORES
@@ -47,6 +48,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     write_instructions(folder / "instructions", write_llama(folder / "llama"))
     bert = write_bert(folder / "bert")
+    write_instructions(folder / "with_bert", bert)
     for task in ("sst2", "stsb"):
         write_texts(folder / task, bert, task)
     return folder
@@ -151,7 +153,8 @@ def glue(hub: Path, tmp_path: Path) -> Callable[[str], Overrides]:
 @torch.no_grad()
 def predicted(model: Path, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs of the saved model for the test samples one by one, and their labels."""
-    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    kind = AutoPeftModelForSequenceClassification if (model / "adapter_config.json").exists() else AutoModel
+    network: Any = kind.from_pretrained(model).eval()
     samples: Any = LocalDataset(str(data / "test"))
     ids = [torch.from_numpy(samples[at]["input_ids"].astype(np.int64))[None] for at in range(len(samples))]
     outputs = torch.cat([network(input_ids=one).logits for one in ids])
@@ -174,13 +177,12 @@ def test_a_classifier(glue: Callable[[str], Overrides], hub: Path, tmp_path: Pat
 
 @pytest.mark.long
 def test_scores(glue: Callable[[str], Overrides], hub: Path, tmp_path: Path) -> None:
-    result = train(load_settings(GLUE, glue("stsb")("run", "trainer=loop", "max_duration=20ep")))
+    result = train(load_settings(GLUE, glue("stsb")("run", "trainer=loop", "max_duration=20ep", "optimizer.lr=0.003")))
     outputs, labels = predicted(tmp_path / "run" / "model", hub / "stsb")
     found = outputs.squeeze(1)
-    assert result.metrics["PearsonCorrCoef"] > 0.9
     assert result.metrics == {
         "PearsonCorrCoef": pytest.approx(pearsonr(found, labels)[0], rel=1e-3),
-        "SpearmanCorrCoef": pytest.approx(spearmanr(found, labels)[0], abs=0.05),
+        "SpearmanCorrCoef": pytest.approx(spearmanr(found, labels)[0], rel=1e-3),
         "MeanSquaredError": pytest.approx((found - labels).square().mean().item(), rel=1e-4),
     }
 
@@ -201,16 +203,36 @@ def test_both_trainers_classify_and_rate_the_same_to_the_bit(
 @pytest.mark.long
 @pytest.mark.parametrize("trainer", ["composer", "loop"])
 def test_a_head_beside_adapters_goes_on_to_the_bit(
-    trainer: str, glue: Callable[[str], Overrides], tmp_path: Path
+    trainer: str, glue: Callable[[str], Overrides], hub: Path, tmp_path: Path
 ) -> None:
     killed, lived = resumed(GLUE, glue("sst2"), tmp_path, f"trainer={trainer}", "model.lora_r=4")
     assert any("classifier" in name for name in killed["weights"])
     assert killed == lived
-    model: Any = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "killed" / "model", num_labels=2)
-    saved = {name: value.tolist() for name, value in weights(model).items() if "modules_to_save.default" in name}
-    assert saved
-    trained = weights_of(tmp_path / "killed")
-    assert saved == {name: trained[name].tolist() for name in saved}
+    logits, labels = predicted(tmp_path / "killed" / "model", hub / "sst2")
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert killed["metrics"]["CrossEntropy"] == pytest.approx(loss, rel=1e-4)  # with the pooler that was drawn
+
+
+@pytest.mark.long
+def test_two_ranks_in_sixteen_bits(
+    alpaca: Overrides, launch: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in bfloat16, and adapters beside them in float32: on two ranks about what one makes of them."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = ROOT / "ted_stream" / "cli" / "__main__.py"
+    more = ["model.dtype=bfloat16", "save_interval=3ep", "pruning.progress=epochs"]
+    train(load_settings(ALPACA, alpaca("one", "trainer=loop", *more)))
+    for trainer in ("composer", "loop"):
+        launch(command, "train", ALPACA, *alpaca(trainer, f"trainer={trainer}", *more), ranks=2)
+    one = outcome(tmp_path / "one")
+    for trainer in ("composer", "loop"):
+        found = outcome(tmp_path / trainer)
+        # Of several ranks Composer's checkpoint holds the frozen weights, too.
+        adapters = {name: value for name, value in weights_of(tmp_path / trainer).items() if "lora_" in name}
+        assert {value.dtype for value in adapters.values()} == {torch.float32}
+        assert found["forwarded"] == one["forwarded"]
+        loss = one["metrics"]["LanguageCrossEntropy"]
+        assert found["metrics"]["LanguageCrossEntropy"] == pytest.approx(loss, rel=1e-2)
 
 
 # Refused
@@ -230,6 +252,17 @@ def test_what_does_not_fit_is_refused(alpaca: Overrides, hub: Path, tmp_path: Pa
     assert "set one of gpt, causal_lm" in refusal("model.name=sequence_classifier")
     assert "set one of bert, sequence_classifier" in refusal(f"data.path={hub / 'sst2'}")
     assert refusal("model.dtype=float16").endswith("There is float32, bfloat16.")
+    assert "in which steps of a usual learning rate round to nothing" in refusal(
+        "model.dtype=bfloat16", "model.lora_r=null", "model.lora_alpha=null"
+    )
+    assert "fsdp shards weights of one dtype" in refusal("model.dtype=bfloat16", "fsdp=true")
+    told = refusal(f"model.pretrained={hub / 'bert'}", f"data.path={hub / 'with_bert'}")
+    assert "so it is no causal language model" in told
+    adapters = tmp_path / "adapters"
+    base = AutoModelForCausalLM.from_pretrained(hub / "llama")
+    base.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    base.save_pretrained(adapters)
+    assert "holds adapters alone" in refusal(f"model.pretrained={adapters}")
     assert "model.lora_alpha is of adapters, and model.lora_r is null" in refusal(
         "model.lora_r=null", "model.lora_alpha=8"
     )
