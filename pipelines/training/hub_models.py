@@ -21,6 +21,7 @@ from .settings import ConfigError, Model
 __all__ = ["MODEL_FOLDER", "bert", "gpt", "pretrained", "refuse_other_tokenizer", "save_model"]
 
 MODEL_FOLDER = "model"
+_PROBE = "A fine Film, isn't it?\n  It cost 1,234.50 € at the Café."  # capitals, accents, spaces, numbers
 _OFFSET = ("camembert", "longformer", "roberta", "xlm-roberta")  # whose positions begin behind the pad token's id
 
 
@@ -109,6 +110,7 @@ def pretrained(options: Model, description: Description) -> Any:
     Raises:
         ConfigError: it cannot be loaded, or is of other tokens, or for shorter texts, than the dataset.
     """
+    from safetensors import SafetensorError
     from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     is_causal, name = options.name == "causal_lm", options.pretrained
@@ -119,7 +121,7 @@ def pretrained(options: Model, description: Description) -> Any:
     dtype = getattr(torch, options.dtype or "float32")
     try:
         model, told = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **head)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ConfigError(f"model.pretrained: no model could be loaded from {name!r}: {error}") from error
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ConfigError(
@@ -175,16 +177,18 @@ def refuse_other_tokenizer(options: Model, data: str) -> None:
     if is_remote(data) or not Path(data, TOKENIZER_FOLDER).is_dir():
         return
     try:
-        expected = AutoTokenizer.from_pretrained(options.pretrained).get_vocab()
+        expected: Any = AutoTokenizer.from_pretrained(options.pretrained)
     except (OSError, ValueError):
         return  # there are weights alone
-    found = AutoTokenizer.from_pretrained(Path(data, TOKENIZER_FOLDER)).get_vocab()
-    for token, at in expected.items():
-        if found.get(token) != at:
-            raise ConfigError(
-                f"data.path: {data} was tokenized by another tokenizer than that of {options.pretrained}: token {at}, "
-                f"{token!r}, is {found.get(token)} there; prepare it with --tokenizer {options.pretrained}."
-            )
+    found: Any = AutoTokenizer.from_pretrained(Path(data, TOKENIZER_FOLDER))
+    differs = f"data.path: {data} was tokenized by another tokenizer than that of {options.pretrained}: "
+    cure = f"; prepare it with --tokenizer {options.pretrained}."
+    ids = found.get_vocab()
+    for token, at in expected.get_vocab().items():
+        if ids.get(token) != at:
+            raise ConfigError(f"{differs}token {at}, {token!r}, is {ids.get(token)} there{cure}")
+    if found(_PROBE)["input_ids"] != expected(_PROBE)["input_ids"]:
+        raise ConfigError(f"{differs}{_PROBE!r} becomes other tokens{cure}")
 
 
 def _with_lora(model: Any, rank: int, whole: list[str], options: Model, *, is_causal: bool) -> Any:

@@ -502,6 +502,15 @@ def _check_values(settings: Settings) -> None:
             if option.name not in choices[options.name]:
                 warnings.warn(f"{section}.{option.name} has no effect: {options.name} does not take it.", stacklevel=4)
     _check_model(settings.model)
+    if (
+        settings.model.name == "sequence_classifier"
+        and settings.model.dtype == "bfloat16"
+        and settings.precision == "fp32"
+    ):
+        raise ConfigError(
+            "model.dtype is bfloat16 and precision fp32, in which the head of a classifier, in float32, cannot be applied; "
+            "set precision=amp_bf16, or model.dtype=float32."
+        )
     if settings.scheduler.name == "multistep" and not settings.scheduler.milestones:
         raise ConfigError("scheduler.milestones: multistep needs at least one, as times: [30ep, 60ep].")
     if settings.pruning.output_layer is not None and not settings.pruning.output_layer.strip():

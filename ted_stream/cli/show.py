@@ -134,8 +134,8 @@ def show_arms(title: str, arms: "Sequence[Arm]") -> None:
     several = len(arms[0].results) > 1
     baselines = [arm for arm in arms if arm.method in BASELINES and several]
     has_tokens = any(arm.mean_of("token_save_ratio") is not None for arm in arms)
-    columns = [*(f"less {arm.method}" for arm in baselines), "samples forwarded", "save ratio planned"]
-    columns += ["save ratio measured", *(["save ratio of tokens"] if has_tokens else []), "seconds"]
+    columns = ["samples forwarded", "save ratio planned", "save ratio measured"]
+    columns += [*(["save ratio of tokens"] if has_tokens else []), "seconds"]
     for column in columns:
         table.add_column(column, justify="right")
     for arm in arms:
@@ -143,15 +143,25 @@ def show_arms(title: str, arms: "Sequence[Arm]") -> None:
         table.add_row(
             arm.method,
             shown_metric(metric, *arm.spread(metric)),
-            *("" if arm is other else _difference(metric, *arm.less(other, metric)) for other in baselines),
             f"{arm.mean_of('forwarded'):,.0f}",
             _planned(arm.mean_of("planned_save_ratio")),
             f"{arm.mean_of('save_ratio'):.4f}",
             *(["" if tokens is None else f"{tokens:.4f}"] if has_tokens else []),
             f"{arm.mean_of('seconds'):.1f}",
         )
+    console.print(table)
     if baselines:
-        table.caption = "less …: mean difference over the seeds, which runs share, and half of its 95 % interval"
+        _show_differences(metric, arms, baselines)
+
+
+def _show_differences(metric: str, arms: "Sequence[Arm]", baselines: "Sequence[Arm]") -> None:
+    table = Table(title=f"{LABELS.get(metric, metric)}, differences: mean over the seeds ± half of its 95 % interval")
+    table.add_column("method", no_wrap=True)
+    for other in baselines:
+        table.add_column(f"less {other.method}", justify="right", no_wrap=True)
+    for arm in arms:
+        differences = ("" if arm is other else _difference(metric, *arm.less(other, metric)) for other in baselines)
+        table.add_row(arm.method, *differences)
     console.print(table)
 
 
