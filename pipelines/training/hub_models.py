@@ -111,7 +111,8 @@ def pretrained(options: Model, description: Description) -> Any:
         ConfigError: it cannot be loaded, or is of other tokens, or for shorter texts, than the dataset.
     """
     from safetensors import SafetensorError
-    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     is_causal, name = options.name == "causal_lm", options.pretrained
     assert name is not None, "checked before"

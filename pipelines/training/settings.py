@@ -501,16 +501,7 @@ def _check_values(settings: Settings) -> None:
                 continue
             if option.name not in choices[options.name]:
                 warnings.warn(f"{section}.{option.name} has no effect: {options.name} does not take it.", stacklevel=4)
-    _check_model(settings.model)
-    if (
-        settings.model.name == "sequence_classifier"
-        and settings.model.dtype == "bfloat16"
-        and settings.precision == "fp32"
-    ):
-        raise ConfigError(
-            "model.dtype is bfloat16 and precision fp32, in which the head of a classifier, in float32, cannot be applied; "
-            "set precision=amp_bf16, or model.dtype=float32."
-        )
+    _check_model(settings.model, settings.precision)
     if settings.scheduler.name == "multistep" and not settings.scheduler.milestones:
         raise ConfigError("scheduler.milestones: multistep needs at least one, as times: [30ep, 60ep].")
     if settings.pruning.output_layer is not None and not settings.pruning.output_layer.strip():
@@ -558,7 +549,7 @@ def schedule_times(scheduler: Scheduler) -> dict[str, str]:
     return times
 
 
-def _check_model(model: Model) -> None:
+def _check_model(model: Model, precision: str) -> None:
     takes = CHOICES["model"][model.name]
     if "pretrained" in takes and model.pretrained is None:
         raise ConfigError(f"no value for model.pretrained, which {model.name} needs: a folder, or a name on the hub.")
@@ -568,6 +559,11 @@ def _check_model(model: Model) -> None:
         raise ConfigError(
             "model.dtype is bfloat16, in which steps of a usual learning rate round to nothing; it is for the frozen "
             "weights beside adapters: set model.lora_r, or model.dtype=float32 with precision=amp_bf16."
+        )
+    if model.dtype == "bfloat16" and model.name == "sequence_classifier" and precision == "fp32":
+        raise ConfigError(
+            "model.dtype is bfloat16 and precision fp32, in which a classifier's head, in float32, cannot be applied; set "
+            "precision=amp_bf16, or model.dtype=float32."
         )
     for name in _LORA if "lora_r" in takes and model.lora_r is None else ():
         if getattr(model, name) is not None:
