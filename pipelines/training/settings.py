@@ -562,7 +562,7 @@ def _check_model(model: Model, precision: str) -> None:
         )
     if model.dtype == "bfloat16" and model.name == "sequence_classifier" and precision == "fp32":
         raise ConfigError(
-            "model.dtype is bfloat16 and precision fp32, in which a classifier's head, in float32, cannot be applied; set "
+            "model.dtype is bfloat16 and precision fp32, which the float32 head of a classifier does not take; set "
             "precision=amp_bf16, or model.dtype=float32."
         )
     for name in _LORA if "lora_r" in takes and model.lora_r is None else ():
