@@ -11,7 +11,7 @@ EXTRAS = {
     "foundry": ("llmfoundry",),
     "pipelines": (
         *("PIL", "datasets", "jinja2", "matplotlib", "omegaconf", "peft", "scipy", "sklearn", "tokenizers"),
-        *("torchmetrics", "torchvision"),
+        *("safetensors", "torchmetrics", "torchvision"),
     ),
     "transformers": ("accelerate", "transformers"),
     "webdataset": ("braceexpand", "webdataset"),

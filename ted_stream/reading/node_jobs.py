@@ -234,9 +234,7 @@ def _closing_what_is_looked_at() -> Iterator[None]:
 
 
 def _claim(streams_local: list[str]) -> tuple[int, SharedMemory]:
-    prefix = _FIRST + secrets.randbelow(_NUMBERS)
-    path = _folder() / str(prefix)
-    descriptor = _locked(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    prefix, path, descriptor = _drawn()
     try:
         os.write(descriptor, json.dumps({"pid": os.getpid(), "root": gettempdir()}).encode())
         data = _pack_locals(streams_local, prefix)
@@ -248,6 +246,15 @@ def _claim(streams_local: list[str]) -> tuple[int, SharedMemory]:
     memory.buf[: len(data)] = data
     _held[prefix] = descriptor
     return prefix, memory
+
+
+def _drawn() -> tuple[int, Path, int]:
+    """A number that is not in use, its file and the descriptor that holds that."""
+    while True:
+        prefix = _FIRST + secrets.randbelow(_NUMBERS)
+        path = _folder() / str(prefix)
+        with suppress(FileExistsError):
+            return prefix, path, _locked(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
 
 def _sweep() -> Iterator[tuple[int, list[str]]]:

@@ -83,6 +83,17 @@ def test_numbers_are_drawn_and_removed_by_one_process_at_a_time(
     assert is_free(path)
 
 
+def test_a_number_that_is_taken_is_drawn_again(make_mds: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_mds(20)
+    first = PrunedStreamingDataset(local=data, batch_size=4)
+    list(first)  # whose folder may be used again
+    taken = first._shm_prefix_int - node_jobs._FIRST
+    drawn = iter([taken, taken, 12345])
+    monkeypatch.setattr(node_jobs.secrets, "randbelow", lambda _: next(drawn))
+    second = PrunedStreamingDataset(local=data, batch_size=4)
+    assert second._shm_prefix_int == node_jobs._FIRST + 12345
+
+
 @pytest.mark.usefixtures("other_jobs_apart")
 def test_a_process_that_is_forked_meanwhile_holds_nobody_up() -> None:
     """It has the descriptor of the lock, too, for as long as it lives."""
