@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from ted_stream.engine import Ranks
 from ted_stream.files import is_remote, join, write_bytes
+from ted_stream.folders import new_folder
 
 from ..corpora.prepared import Description
 from ..corpora.tokens import TOKENIZER_FOLDER
@@ -244,16 +245,19 @@ def save_model(network: nn.Module, folder: str, data: str) -> None:
 
 
 def _write(network: Any, weights: dict[str, Any], folder: str, data: str) -> None:
-    """Write the model beside its place, and put it there when it is whole."""
-    is_local, out = not is_remote(folder), join(folder, MODEL_FOLDER)
-    with tempfile.TemporaryDirectory(prefix=f".{MODEL_FOLDER}-", dir=folder if is_local else None) as made:
-        new = Path(made, MODEL_FOLDER)
-        network.save_pretrained(new, state_dict=weights)
+    out = join(folder, MODEL_FOLDER)
+
+    def write(made: str | Path) -> None:
+        network.save_pretrained(made, state_dict=weights)
         if not is_remote(data) and Path(data, TOKENIZER_FOLDER).is_dir():
-            shutil.copytree(Path(data, TOKENIZER_FOLDER), new, dirs_exist_ok=True)
-        if is_local:
-            shutil.rmtree(out, ignore_errors=True)
-            new.rename(out)
-        else:
-            for file in sorted(new.iterdir()):
-                write_bytes(join(out, file.name), file.read_bytes())
+            shutil.copytree(Path(data, TOKENIZER_FOLDER), made, dirs_exist_ok=True)
+
+    if not is_remote(folder):
+        # In the run's own folder, where a run that goes on replaces what it wrote before.
+        with new_folder(out, kind="trained model", is_finished=lambda _: True, overwrite=True) as made:
+            write(made)
+        return
+    with tempfile.TemporaryDirectory() as made:
+        write(made)
+        for file in sorted(Path(made).iterdir()):
+            write_bytes(join(out, file.name), file.read_bytes())

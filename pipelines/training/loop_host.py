@@ -257,9 +257,10 @@ class Host:
 
     def _save(self) -> None:
         weights, moments = get_state_dict(self.network, self.optimizer, options=WHOLE)
+        for name in frozen_names(self.network):  # a tied one has a second name, under which torch leaves it in
+            weights.pop(name, None)
         state = {
-            # Tied ones have another name, under which torch leaves them in.
-            "network": {name: value for name, value in weights.items() if name not in frozen_names(self.network)},
+            "network": weights,
             "optimizer": moments,
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),

@@ -18,9 +18,7 @@ from .settings import Settings, counts_batches
 __all__ = ["FREE_SETTINGS", "RESULT_FILE", "Result", "Trained", "digest_of", "result_of"]
 
 RESULT_FILE = "result.json"
-FREE_SETTINGS = (
-    *("autoresume", "overwrite", "progress_bar", "folder", "save_interval", "eval_interval", "save_model"),
-)
+FREE_SETTINGS = ("autoresume", "overwrite", "progress_bar", "folder", "save_interval", "eval_interval", "save_model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +125,6 @@ def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch:
         manifest=join(folder, MANIFEST) if pruned else None,
         asked=digest_of(settings),
         tokens=trained.tokens or None,
-        token_save_ratio=1 - trained.tokens / (all_tokens * full_epoch / samples * trained.epochs)
-        if all_tokens and has_all
-        else None,
+        token_save_ratio=1 - trained.tokens / whole if has_all else None,
         model=join(folder, MODEL_FOLDER) if settings.model.pretrained and settings.save_model else None,
     )

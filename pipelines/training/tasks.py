@@ -97,12 +97,8 @@ class Classification:
 
 
 @dataclass(frozen=True)
-class LanguageModelling:
-    """Token-mean cross entropy of a Hugging Face causal language model; batches are mappings.
-
-    Attributes:
-        network: the model, which makes the loss itself.
-    """
+class _OfTransformers:
+    """By a Hugging Face model, which makes the loss itself; batches are mappings."""
 
     network: nn.Module
 
@@ -119,6 +115,15 @@ class LanguageModelling:
         """(see Task)."""
         del batch
         return outputs.loss
+
+
+@dataclass(frozen=True)
+class LanguageModelling(_OfTransformers):
+    """Token-mean cross entropy of a Hugging Face causal language model; batches are mappings.
+
+    Attributes:
+        network: the model, which makes the loss itself.
+    """
 
     def sample_losses(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """(see Task); 0 for a sample without targets."""
@@ -136,7 +141,7 @@ class LanguageModelling:
 
 
 @dataclass(frozen=True)
-class TextClassification:
+class TextClassification(_OfTransformers):
     """A class, or a score, of texts, by a Hugging Face model with such a head; batches are mappings.
 
     Attributes:
@@ -144,22 +149,7 @@ class TextClassification:
         classes: how many; 0 of scores.
     """
 
-    network: nn.Module
     classes: int
-
-    @property
-    def loss_function(self) -> None:
-        """(see Task)."""
-        return
-
-    def forward(self, model: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
-        """(see Task)."""
-        return model(**batch)
-
-    def loss(self, outputs: Any, batch: Any) -> Tensor:
-        """(see Task)."""
-        del batch
-        return outputs.loss
 
     def sample_losses(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """(see Task)."""

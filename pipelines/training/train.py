@@ -41,7 +41,16 @@ _KEPT = ("seed", "data", "model", "optimizer", "scheduler")
 _FREE = ("path", "cache", "in_memory", "eval_batch_size", "num_workers")
 # What a run leaves in its folder; only this is removed when a run is replaced.
 LEFTOVERS = (
-    *(LISTS, "scores", CHECKPOINTS, RUN_FILE, SCORES, CONFIG_FILE, MANIFEST, RESULT_FILE, METRICS_FILE, MODEL_FOLDER),
+    LISTS,
+    "scores",
+    CHECKPOINTS,
+    RUN_FILE,
+    SCORES,
+    CONFIG_FILE,
+    MANIFEST,
+    RESULT_FILE,
+    METRICS_FILE,
+    MODEL_FOLDER,
 )
 # What names the newest checkpoint: the loop's, Composer's, and Composer's in an object store.
 _NEWEST = (NEWEST, "latest-rank0.pt", "latest-rank0.pt.symlink")
