@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ted_stream.export import write_origins
 from ted_stream.files import join, read_bytes
@@ -34,12 +36,14 @@ __all__ = [
     "embeddings_of",
     "load_tokenizer",
     "pad_id",
+    "read_lengths",
     "token_encoding",
     "train_tokenizer",
     "write_tokens",
 ]
 
 TOKENIZER_FOLDER = "tokenizer"
+LENGTHS_FILE = "lengths.npy"  # of a split: the tokens of every sample
 CHUNK = 512  # records handed to a worker at a time
 WORTH = 16  # chunks of which a worker is worth its start
 
@@ -85,9 +89,9 @@ def write_tokens(
     report: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int | None], None] = lambda *_: None,
 ) -> dict[str, dict[str, int]]:
-    """Write splits of tokens and where each sample came from, in the order of their items, whatever the workers.
+    """Write splits of tokens, their lengths and origins, in the order of their items, whatever the workers.
 
-    Memory holds the samples of a few chunks, and a number for each that was written.
+    Memory holds the samples of a few chunks, and two numbers for each that was written.
 
     Args:
         folder: of the dataset.
@@ -115,8 +119,7 @@ def write_tokens(
     encoded = in_order(partial(_of_split, encode), chunks, min(workers, most // WORTH))
     counts = {}
     for name, of_split in groupby(encoded, key=lambda done: done[0][0]):
-        split, written = splits[name], array("q")
-        tokens = truncated = 0
+        split, written, lengths, truncated = splits[name], array("q"), array("i"), 0
         with MDSWriter(out=str(folder / name), columns=dict(columns), size_limit=size_limit, hashes=HASHES) as writer:
             for (_, chunk), samples in of_split:
                 for (at, _), sample in zip(chunk, samples, strict=True):
@@ -125,11 +128,12 @@ def write_tokens(
                         continue
                     writer.write(sample.columns)
                     written.append(at)
-                    tokens += len(sample.columns["input_ids"])
+                    lengths.append(len(sample.columns["input_ids"]))
                     truncated += sample.truncated
                 progress(len(chunk), total)
         if not written:
             raise ValueError(f"no sample of {name} is left; see what is wrong with the first without --skip-bad.")
+        np.save(folder / name / LENGTHS_FILE, np.array(lengths, np.int32))
         origins = ((*split.records.origin(at), split.label(at)) for at in written)
         write_origins(folder / name, origins, key=split.records.key, source=split.records.source)
         if truncated:
@@ -137,7 +141,7 @@ def write_tokens(
                 f"{name}: {truncated} of {len(written)} samples were longer than {max_length} tokens and lost their "
                 "end."
             )
-        counts[name] = {"written": len(written), "tokens": tokens, "truncated": truncated}
+        counts[name] = {"written": len(written), "tokens": sum(lengths), "truncated": truncated}
     return counts
 
 
@@ -163,6 +167,25 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
+
+
+def read_lengths(path: str | os.PathLike[str], split: str) -> NDArray[np.int32]:
+    """The tokens of every sample of a prepared dataset's split, (N,) int32 by sample id.
+
+    Args:
+        path: the dataset's folder, local or a URI.
+        split: its name.
+
+    Raises:
+        ValueError: the file is missing or damaged; an object store raises its own error.
+    """
+    file = join(join(path, split), LENGTHS_FILE)
+    try:
+        return np.load(io.BytesIO(read_bytes(file)), allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}); prepare the dataset again, as this version of ted-stream does it."
+        ) from error
 
 
 def bos_id_of(path: str | os.PathLike[str]) -> int | None:

@@ -31,7 +31,7 @@ from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
 from .settings import ConfigError, Settings, epochs, steps
 from .tasks import Classification, LanguageModelling, Task
-from .text_batches import count_tokens
+from .text_batches import count_tokens, progress_of
 
 __all__ = ["Host", "composer_model", "join_ranks"]
 
@@ -114,7 +114,7 @@ class Host:
                 pruning.value,
                 folder=settings.folder,
                 seed=settings.seed,
-                progress=pruning.progress,
+                progress=progress_of(settings),
                 output_layer=pruning.output_layer,
                 overwrite=settings.overwrite,
             )

@@ -39,7 +39,7 @@ from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
 from .settings import INTERVAL_UNITS, Settings, epochs, steps
 from .tasks import Task
-from .text_batches import count_tokens
+from .text_batches import count_tokens, progress_of
 from .whole_epochs import WholeEpochs
 
 __all__ = ["Host", "join_ranks"]
@@ -129,7 +129,7 @@ class Host:
             folder=settings.folder,
             run_name=settings.run_name,
             seed=settings.seed,
-            progress=pruning.progress,
+            progress=progress_of(settings),
             output_layer=pruning.output_layer,
             loss_function=self.task.loss_function,
             overwrite=settings.overwrite,

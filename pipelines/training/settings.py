@@ -191,8 +191,8 @@ class Pruning:
     method: str = "none"
     """`none`, or a dynamic method that `ted-stream methods` lists."""
     progress: str | None = None
-    """How far the learning rate comes in a pruned epoch: its share of the `samples`, or one of the `epochs`; null takes
-    samples, or epochs where a method's counts are its own."""
+    """How far the learning rate comes in a pruned epoch: its share of the `samples`, of their `tokens`, or one of the
+    `epochs`; null takes samples, or epochs where a method's counts are its own."""
     output_layer: str | None = None
     """Dotted name of the layer that makes the logits, where it is not found."""
 
@@ -306,7 +306,7 @@ CHOICES: Mapping[str, Mapping[str, frozenset[str]]] = {
         "onecycle": frozenset({"max_lr", "pct_start", "div_factor", "final_div_factor", "cycle_momentum"}),
     },
 }
-PROGRESS = ("epochs", "samples")
+PROGRESS = ("epochs", "samples", "tokens")
 TRAINERS = ("composer", "loop")
 PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
 # Units of times, in which every trainer counts the same, and those of how often a trainer does what.

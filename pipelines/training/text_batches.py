@@ -1,4 +1,4 @@
-"""From token samples to a padded batch."""
+"""From token samples to a padded batch, and what is counted of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from ..corpora.instructions import IGNORED
+from ted_stream.engine import ProgressLike
 
-__all__ = ["PaddingCollator", "count_tokens"]
+from ..corpora.instructions import IGNORED
+from ..corpora.tokens import read_lengths
+from .settings import Settings
+
+__all__ = ["PaddingCollator", "count_tokens", "progress_of"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,13 @@ def count_tokens(batch: Any) -> int:
     """The tokens of a batch, padding apart; 0 of what has none."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return 0 if mask is None else int(mask.sum())
+
+
+def progress_of(settings: Settings) -> ProgressLike | None:
+    """By what the learning rate comes on: as the settings say, where tokens are the lengths of the training samples.
+
+    Raises:
+        ValueError: the lengths cannot be read.
+    """
+    progress = settings.pruning.progress
+    return read_lengths(settings.data.path, "train") if progress == "tokens" else progress

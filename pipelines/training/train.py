@@ -170,7 +170,8 @@ def check_method(settings: Settings) -> None:
     if pruning.value is None:
         return
     try:
-        check_settings(pruning.value, pruning.progress, allow_other_settings=False)
+        progress = "samples" if pruning.progress == "tokens" else pruning.progress  # of both the method knows as much
+        check_settings(pruning.value, progress, allow_other_settings=False)
     except ValueError as error:
         raise ConfigError(f"pruning: {error}") from error
 
@@ -201,6 +202,11 @@ def check_data(settings: Settings, description: Description, ranks: int) -> None
         raise ConfigError(
             f"model.name: {settings.model.name} cannot train on {settings.data.path}, which holds {description.kind}; "
             f"set one of {', '.join(fitting)}."
+        )
+    if settings.pruning.progress == "tokens" and description.tokens("train") is None:
+        raise ConfigError(
+            f"pruning.progress: tokens, but {settings.data.path} holds {description.kind}, of which none were counted; "
+            "set samples."
         )
     if settings.model.pretrained is not None:
         refuse_other_tokenizer(settings.model, settings.data.path)

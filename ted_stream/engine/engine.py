@@ -19,6 +19,7 @@ from ted_stream.engine.guard import Guard
 from ted_stream.engine.metrics import tell_epoch
 from ted_stream.engine.pace import Pace
 from ted_stream.engine.plan import RunPlan
+from ted_stream.engine.progress import Progress
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord, forwarded_in
 from ted_stream.engine.run_folder import RunFolder
@@ -61,6 +62,7 @@ class PruningEngine:
         folder: of the run, a local path or a URI.
         seed: of ties and draws.
         ranks: among which an epoch is shared out; all ranks of torch's default process group where it is ``None``.
+        progress: by what learning rates come on.
         output_layer: name of the layer that makes the logits, where it is not found by what enters the loss.
         loss: the model's own loss function of (outputs, batch), where the trainer has one.
         allow_other_settings: go on with a state that another method, other settings or another seed made.
@@ -84,6 +86,7 @@ class PruningEngine:
         folder: str,
         seed: int = 0,
         ranks: Ranks | None = None,
+        progress: Progress = Progress("epochs"),  # noqa: B008 (frozen)
         output_layer: str | None = None,
         loss: Callable[[Any, Any], Any] | None = None,
         allow_other_settings: bool = False,
@@ -96,6 +99,8 @@ class PruningEngine:
         self.active: SkipList | None = None
         samples, communicator = self.ranks.on_every_rank(lambda: data.layout.num_samples), self.ranks.communicator
         self.store = ScoreStore(samples, method.running(), labelled=method.needs_labels, communicator=communicator)
+        progress.refuse_other_length(samples)
+        self.progress = progress
         self._given = self.ranks.on_every_rank(lambda: Given(method, data.layout, self.store))
         self.plan = RunPlan(method=method, num_samples=samples, epochs=0)
         self._probe = StepProbe(method.measure(), weighted=method.weighs_samples, output_layer=output_layer, loss=loss)
@@ -186,6 +191,7 @@ class PruningEngine:
         if before and before[-1] is not self.records[-1]:
             previous = read_list(self.folder, before[-1], self.data.layout)
         record = make_record(owned, skip_list, previous if before else None, factor)
+        record.kept_size = self.progress.kept_size(skip_list)
         file = cache(partial(to_bytes, skip_list))  # made once, for the run folder and for the readers beside rank 0
         self.folder.write(record.skip_list, file)
         self.records[:] = *before, record
@@ -236,6 +242,16 @@ class PruningEngine:
     def save_ratio(self) -> float:
         """1 - forwarded / what full data forwards, over the epochs that have ended; padding counts in both."""
         return self.plan.saved(forwarded_in(self.records))
+
+    def position(self, full_length: int, at: At, batches: int) -> float:
+        """How far learning-rate schedules have come, in batches (or steps) of the full run.
+
+        Args:
+            full_length: those of a full epoch.
+            at: the epoch, and how many of its batches have been trained on.
+            batches: that it has.
+        """
+        return self.progress.positions(self.plan, self.records, full_length)(*at, batches)
 
     def summary(self) -> dict[str, Any]:
         """What ``run.json`` holds."""

@@ -100,11 +100,12 @@ class RunPlan:
         planned = {epoch: ratio for epoch, ratio in ratios.items() if ratio is not None}
         return min(planned.items(), key=lambda item: item[1]) if planned else None
 
-    def forecast(self, begun: Mapping[int, int]) -> list[int]:
+    def forecast(self, begun: Mapping[int, int], *, progress: str = "samples") -> list[int]:
         """How many samples every epoch keeps.
 
         Args:
             begun: by epoch, what those that have begun do keep; the others as planned.
+            progress: for which it must be known, for messages.
 
         Raises:
             ValueError: if the method decides in an epoch itself.
@@ -112,7 +113,7 @@ class RunPlan:
         kept = [begun.get(epoch, self.kept(epoch)) for epoch in range(self.epochs)]
         if None in kept:
             raise ValueError(
-                f"progress is 'samples', but {self.method!r} has a count of its own, so the "
+                f"progress is {progress!r}, but {self.method!r} has a count of its own, so the "
                 "samples of the whole run are not known in advance. Pass progress='epochs'."
             )
         return [count for count in kept if count is not None]
@@ -122,7 +123,8 @@ class RunPlan:
 
         Args:
             full_length: L, batches of a full epoch.
-            kept: samples of every epoch, to advance by samples forwarded; ``None`` advances by epochs.
+            kept: of every epoch, the samples or the sum of their sizes, to advance by what is forwarded; ``None``
+                advances by epochs.
 
         Returns:
             A function of (epoch, its batches done, its batches).

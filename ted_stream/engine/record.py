@@ -17,6 +17,7 @@ class EpochRecord:
         epoch: 0-based.
         keep_ratio: r_t; what was kept of all samples, where the method decides on a count of its own.
         kept: samples of the dataset that the skip-list keeps.
+        kept_size: the sum of their sizes, where learning rates come on by these; else ``None``.
         returning: kept samples that the epoch before had pruned. Near zero over many epochs, the method is frozen.
         expected_returning: how many these would be on average of a uniform draw: kept · pruned in the epoch before / N.
         unmeasured: samples without a score when the epoch was selected.
@@ -46,6 +47,7 @@ class EpochRecord:
     expected_returning: float = 0.0
     scores_alike: bool = False
     score_quantiles: dict[str, float] = field(default_factory=dict)
+    kept_size: int | None = None
     forwarded: int = 0
     non_finite: int = 0
     scarce_classes: list[int] = field(default_factory=list)

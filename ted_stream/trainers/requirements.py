@@ -6,11 +6,11 @@ from warnings import warn
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import PruningEngine
+from ted_stream.engine import Progress, PruningEngine, checked_progress
 from ted_stream.engine.batch_ids import order_difference
 from ted_stream.engine.plan import RunPlan
 from ted_stream.methods import Method
-from ted_stream.pruning.settings import check_choice, check_flag
+from ted_stream.pruning.settings import check_flag
 
 __all__ = [
     "check_settings",
@@ -22,12 +22,12 @@ __all__ = [
 
 
 def check_settings(
-    method: object, progress: str | None, allow_other_settings: object, overwrite: object = False
-) -> str:
+    method: object, progress: object, allow_other_settings: object, overwrite: object = False
+) -> Progress:
     """Refuse settings that no run can have.
 
     Returns:
-        By what learning rates come on: as asked, or ``samples`` where the method's counts are known in advance.
+        By what learning rates come on.
 
     Raises:
         TypeError: for one of another type.
@@ -38,11 +38,7 @@ def check_settings(
     check_flag("allow_other_settings", allow_other_settings, fix="whether to resume what other settings made.")
     check_flag("overwrite", overwrite, fix="whether to replace an earlier run in the folder.")
     plan = RunPlan(method=method, num_samples=1, epochs=2)
-    if progress is None:
-        return "epochs" if plan.save_ratio is None else "samples"
-    if check_choice("progress", progress, ("epochs", "samples")) == "samples":
-        plan.forecast({})  # refuses what is not known in advance
-    return progress
+    return checked_progress(progress, plan)
 
 
 def checked_output_layer(output_layer: object, method: Method) -> str | None:

@@ -50,9 +50,7 @@ def catch_up(scheduler: LRScheduler, position: float) -> None:
         scheduler.step()
 
 
-def steps_done(
-    engine: PruningEngine, at: tuple[int, int], lengths: tuple[int, int], *, accumulation: int, progress: str
-) -> float:
+def steps_done(engine: PruningEngine, at: tuple[int, int], lengths: tuple[int, int], *, accumulation: int) -> float:
     """The optimizer steps of a full-data run that stand for those that were made, a fraction included.
 
     Args:
@@ -60,13 +58,10 @@ def steps_done(
         at: the epoch, and how many of its batches have been trained on.
         lengths: batches of that epoch, and of a full one.
         accumulation: batches to an optimizer step; the last ones of an epoch make a step too.
-        progress: by what the run comes on, full ``epochs`` or ``samples`` forwarded.
     """
-    kept, (epoch, done), (length, full_length) = None, at, lengths
-    if progress == "samples":
-        kept = engine.plan.forecast({record.epoch: record.kept for record in engine.records})
-    position = engine.plan.positions(-(-full_length // accumulation), kept)
-    return position(epoch, -(-done // accumulation), -(-length // accumulation))
+    (epoch, done), (length, full_length) = at, lengths
+    full_steps, steps = -(-full_length // accumulation), -(-length // accumulation)
+    return engine.position(full_steps, (epoch, -(-done // accumulation)), steps)
 
 
 class StretchedScheduler:

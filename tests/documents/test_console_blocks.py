@@ -312,6 +312,7 @@ def _(code: str, given: Given) -> None:
     """With models of the same architectures, in folders."""
     del given
     Path("hub").mkdir()
+    Path("data").mkdir()
     bert, llama = write_bert(Path("hub/bert")), write_llama(Path("hub/llama"))
     write_instructions(Path("data/alpaca"), llama)
     write_texts(Path("data/other"), bert)
@@ -320,6 +321,7 @@ def _(code: str, given: Given) -> None:
         "meta-llama/Llama-3.1-8B": str(llama),
     }
     config = ("precision=fp32", "model.dtype=float32", "max_duration=2ep", "data.num_workers=0", "data.batch_size=8")
+    config += ("progress_bar=false",)
     for line in swapped(code, places).splitlines():
         own = (f"model.pretrained={bert}",) if "glue_bert" in line else ("scheduler.warmup=2ba",)
         run(line, config=(*config, *own))

@@ -1,5 +1,6 @@
 """Recipes that fine-tune models as a hub has them: whole or by adapters, language models and classifiers."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from ted_stream.pipelines.training.train import train
 
 ROOT = Path(__file__).parents[2]
 ALPACA = str(ROOT / "configs" / "alpaca_llama2_7b_lora.yaml")
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 GLUE = str(ROOT / "configs" / "glue_bert_base.yaml")
 KILLED = Path(__file__).with_name("killed_training.py")
 SMALL = [
@@ -100,6 +102,32 @@ def test_composer_and_the_loop_make_the_same_to_the_bit(more: list[str], alpaca:
     for trainer in ("composer", "loop"):
         train(load_settings(ALPACA, alpaca(trainer, f"trainer={trainer}", "save_interval=3ep", *more)))
     assert outcome(tmp_path / "loop") == outcome(tmp_path / "composer")
+
+
+@pytest.mark.quick("loop")
+@pytest.mark.parametrize("trainer", ["composer", "loop"])
+def test_the_rate_comes_on_by_tokens(trainer: str, alpaca: Overrides, hub: Path, tmp_path: Path) -> None:
+    """Which every epoch's record counts; with another rate the run is another."""
+    losses = {}
+    for progress in ("samples", "tokens"):
+        more = (f"trainer={trainer}", f"pruning.progress={progress}", "max_duration=3ep", "pruning.method=random")
+        losses[progress] = train(load_settings(ALPACA, alpaca(progress, *more))).metrics
+    samples: Any = LocalDataset(str(hub / "instructions" / "train"))
+    lengths = np.array([len(samples[at]["input_ids"]) for at in range(len(samples))])
+    records = json.loads((tmp_path / "tokens" / "run.json").read_text())["epochs"]
+    lists = [read_skip_list(tmp_path / "tokens" / record["skip_list"]) for record in records]
+    assert [record["kept_size"] for record in records] == [lengths[one.kept_ids()].sum() for one in lists]
+    assert losses["tokens"] != losses["samples"]
+
+
+def test_tokens_that_were_not_counted_are_refused(alpaca: Overrides, hub: Path, tmp_path: Path, digits: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(hub / "instructions", old)
+    (old / "train" / "lengths.npy").unlink()
+    with pytest.raises(ValueError, match=r"old/train/lengths.npy cannot be read .*; prepare the dataset again"):
+        train(load_settings(ALPACA, alpaca("run", f"data.path={old}", "trainer=loop", "pruning.progress=tokens")))
+    with pytest.raises(ConfigError, match=r"pruning.progress: tokens, but .* holds images, of which none were counted"):
+        train(load_settings(QUICKSTART, [f"data.path={digits}", "pruning.progress=tokens"]))
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ted_stream.pipelines.corpora import tokens
 from ted_stream.pipelines.corpora.instructions import IGNORED, prepare_instructions
 from ted_stream.pipelines.corpora.prepared import read_description
-from ted_stream.pipelines.corpora.tokens import embeddings_of, token_encoding, train_tokenizer
+from ted_stream.pipelines.corpora.tokens import embeddings_of, read_lengths, token_encoding, train_tokenizer
 from ted_stream.pipelines.training.text_batches import PaddingCollator
 
 PAIRS = [{"question": f"What is {a} plus {b}?", "answer": f"{a} + {b} = {a + b} ✓"} for a in range(6) for b in range(6)]
@@ -64,7 +64,9 @@ def test_the_description_and_split(prepared):
     assert description.kind == "instructions"
     assert description.samples == {"train": 27, "test": 9}
     assert description.vocab_size <= 300
-    assert read_split(prepared / "train")[0]["input_ids"].dtype == np.int16
+    samples = read_split(prepared / "train")
+    assert samples[0]["input_ids"].dtype == np.int16
+    assert read_lengths(prepared, "train").tolist() == [len(sample["input_ids"]) for sample in samples]
 
 
 LONG = [

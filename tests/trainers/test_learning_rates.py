@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from composer import Callback, State, Trainer
@@ -23,7 +24,7 @@ from small_run import make_ted as make_ted_by
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, MultiStepLR, OneCycleLR
 from torch.utils.data import DataLoader
 
-from ted_stream import TED, DataPruning
+from ted_stream import TED, DataPruning, read_skip_list
 
 EPOCHS = 6
 BATCHES = 10  # of a full epoch: 80 samples in batches of 8
@@ -297,8 +298,9 @@ def test_rates_within_pruned_epochs_are_exact(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("by_sizes", [False, True])
 def test_progress_by_samples_advances_by_what_is_forwarded(
-    make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
+    by_sizes: bool, make_mds: Callable[..., str], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     """The rate falls evenly over all batches of the run, so that annealing is not spent at the schedule's end."""
     model = make_model()
@@ -309,7 +311,8 @@ def test_progress_by_samples_advances_by_what_is_forwarded(
         def batch_start(self, state: State, logger: Any) -> None:
             rates.append(optimizer.param_groups[0]["lr"])
 
-    pruning = DataPruning(TED(0.6, annealing=0.2), folder=tmp_path, progress="samples")
+    sizes = np.random.default_rng(0).integers(1, 500, 80)
+    pruning = DataPruning(TED(0.6, annealing=0.2), folder=tmp_path, progress=sizes if by_sizes else "samples")
     schedule = LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=EPOCHS * BATCHES)
     make_trainer(
         make_mds(80),
@@ -321,10 +324,19 @@ def test_progress_by_samples_advances_by_what_is_forwarded(
         step_schedulers_every_batch=True,
     ).fit()
     kept = [record.kept for record in pruning.records]
-    expected = []
+    known, forecast, expected = kept, kept, []
+    if by_sizes:
+        lists = [read_skip_list(tmp_path / record.skip_list) for record in pruning.records]
+        known = [int(sizes[skip_list.kept_ids()].sum()) for skip_list in lists]
+        forecast = [round(count * sizes.mean()) for count in kept]
+        assert [record.kept_size for record in pruning.records] == known != forecast
     for epoch, count in enumerate(kept):
         batches = -(-count // 8)
-        expected += [0.1 * (1 - (sum(kept[:epoch]) + count * batch / batches) / sum(kept)) for batch in range(batches)]
+        for at in range(batches):
+            begun = epoch + (at > 0)  # a rate is set after the batch before
+            forwarded = known[:begun] + forecast[begun:]
+            position = sum(forwarded[:epoch]) + forwarded[epoch] * at / batches
+            expected.append(0.1 * (1 - position / sum(forwarded)))
     assert rates == pytest.approx(expected, rel=1e-9)
     assert schedule.last_epoch == pytest.approx(EPOCHS * BATCHES)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -235,6 +236,11 @@ def _pruner(tmp_path: Path, model: nn.Module, method: Method = METHODS["ted"], *
     return Pruner(method, model, make_loader(), epochs=EPOCHS, folder=tmp_path / "run", **options)
 
 
+def _lists(tmp_path: Path) -> list[SkipList]:
+    """Of the epochs so far."""
+    return [read_skip_list(path) for path in sorted(tmp_path.glob("run/skip_lists/*.parquet"))]
+
+
 def test_accumulated_gradients_and_scaled_losses(tmp_path: Path) -> None:
     """A score is that of the batch's own loss, whatever it is divided or multiplied by afterwards."""
     outcomes = []
@@ -392,7 +398,7 @@ SCHEDULERS: dict[str, tuple[Callable[[Any, int], Any], Callable[[float, int], fl
 }
 
 
-@pytest.mark.parametrize("progress", ["epochs", "samples"])
+@pytest.mark.parametrize("progress", ["epochs", "samples", "sizes"])
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_rates_are_those_of_the_full_run_at_every_step(
@@ -402,13 +408,17 @@ def test_rates_are_those_of_the_full_run_at_every_step(
     model = make_net()
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     full = math.ceil(BATCHES / accumulation)
-    pruner = _pruner(tmp_path, model, progress=progress)
+    sizes = np.random.default_rng(0).integers(1, 500, NUM_SAMPLES)
+    pruner = _pruner(tmp_path, model, progress=sizes if progress == "sizes" else progress)
     scheduler = pruner.stretch(build(optimizer, EPOCHS * full), accumulation=accumulation)
     with pruner:
         for epoch in pruner:
             batches = len(pruner.loader)
             steps = math.ceil(batches / accumulation)
             kept = pruner.engine.plan.forecast({})
+            if progress == "sizes":  # as far as they are known
+                kept = [round(count * sizes.mean()) for count in kept]
+                kept[: epoch + 1] = [int(sizes[skip_list.kept_ids()].sum()) for skip_list in _lists(tmp_path)]
             for batch, (x, y) in enumerate(pruner.batches(), 1):
                 pruner.loss(F.cross_entropy(model(x), y)).backward()
                 if batch % accumulation and batch < batches:

@@ -363,13 +363,39 @@ def test_what_is_no_method_is_refused_at_construction() -> None:
 
 def test_progress_is_by_samples_where_they_are_known() -> None:
     for method, progress in ((TED(0.5), "samples"), (RandomPruning(0.5), "samples"), (InfoBatch(0.5), "epochs")):
-        assert DataPruning(method).progress == progress
-    assert DataPruning(TED(0.5), progress="epochs").progress == "epochs"
+        assert DataPruning(method).progress.name == progress
+    assert DataPruning(TED(0.5), progress="epochs").progress.name == "epochs"
 
 
 def test_progress_by_samples_needs_a_plan() -> None:
     with pytest.raises(ValueError, match=r"(?s)'samples'.*InfoBatch.*not known in advance"):
         DataPruning(InfoBatch(0.5), progress="samples")
+    with pytest.raises(ValueError, match=r"(?s)'sizes [0-9a-f]{12}'.*InfoBatch.*not known in advance"):
+        DataPruning(InfoBatch(0.5), progress=[3, 4])
+
+
+@pytest.mark.parametrize(
+    ("progress", "error", "words"),
+    [
+        ("tokens", ValueError, "progress is 'tokens'.*samples"),
+        (0.5, TypeError, "progress is 0.5, but it must be .* the size of every sample"),
+        ([], TypeError, r"progress is an array of float64 of shape \(0,\)"),
+        ([1.5, 2.0], TypeError, r"progress is an array of float64 of shape \(2,\)"),
+        ([[1, 2]], TypeError, r"progress is an array of int64 of shape \(1, 2\)"),
+        ([True, False], TypeError, "progress is an array of bool"),
+        ([3, 0, 2], ValueError, "progress has the size 0 for sample 1; sizes start at 1"),
+    ],
+)
+def test_sizes_are_whole_numbers(progress: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        DataPruning(TED(0.5), progress=progress)
+
+
+def test_sizes_of_other_data_are_refused(folder: str, make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    pruning = DataPruning(TED(0.6), folder=tmp_path, progress=[1, 2, 3])
+    assert_refused(
+        make_trainer(folder, [pruning]), f"sizes of 3 samples, but the dataset has {NUM_SAMPLES}", "by sample id"
+    )
 
 
 def test_a_method_that_keeps_another_number_than_planned_is_refused(
@@ -432,7 +458,7 @@ def test_a_checkpoint_of_another_progress_is_refused_unless_asked_for(
 ) -> None:
     saving = {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "1ep"}
 
-    def pruning(progress: str, **settings: Any) -> DataPruning:
+    def pruning(progress: Any, **settings: Any) -> DataPruning:
         return DataPruning(TED(0.6), folder=tmp_path, progress=progress, **settings)
 
     make_trainer(folder, [pruning("samples")], max_duration="2ep", **saving).fit()
@@ -440,6 +466,8 @@ def test_a_checkpoint_of_another_progress_is_refused_unless_asked_for(
     trainer = make_trainer(folder, [pruning("epochs")], load_path=str(load))
     with pytest.raises(ValueError, match=r"progress='samples'.*progress='epochs'.*allow_other_settings=True"):
         trainer.fit()
+    with pytest.raises(ValueError, match=r"progress='samples'.*progress='sizes [0-9a-f]{12}'"):
+        make_trainer(folder, [pruning([2] * NUM_SAMPLES)], load_path=str(load)).fit()
     for other in (pruning("samples"), pruning("epochs", allow_other_settings=True)):
         make_trainer(folder, [other], load_path=str(load), max_duration="4ep").fit()
         assert len(other.records) == 4

@@ -7,7 +7,7 @@ from typing import Any
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from ted_stream.engine import EpochRecord, PruningEngine, RunFolder, checked_folder
+from ted_stream.engine import EpochRecord, ProgressLike, PruningEngine, RunFolder, checked_folder
 from ted_stream.methods import Method
 from ted_stream.pruning.settings import check_whole
 from ted_stream.trainers.composer.checkpoints import link_newest_of
@@ -42,7 +42,8 @@ class DataPruning(Algorithm):
         folder: of the run, a local path or a URI that streaming can up- and download; ``{run_name}`` is filled in.
         seed: of ties and draws.
         progress: how far learning-rate schedules come in a pruned epoch: its share of all ``samples`` that the run is
-            planned to forward; or ``epochs``, one full epoch, as it is by default where a method's counts are its own.
+            planned to forward; of the sizes of these, (N,) whole numbers by sample id, such as tokens; or ``epochs``,
+            one full epoch, as it is by default where a method's counts are its own.
         output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the loss.
         allow_other_settings: resume a checkpoint of another method, of other settings, another seed or progress, with
             its scores.
@@ -63,7 +64,7 @@ class DataPruning(Algorithm):
         *,
         folder: str | PathLike[str] = "ted_stream_runs/{run_name}",
         seed: int = 0,
-        progress: str | None = None,
+        progress: ProgressLike | None = None,
         output_layer: str | None = None,
         allow_other_settings: bool = False,
         overwrite: bool = False,

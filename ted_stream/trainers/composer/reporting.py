@@ -18,7 +18,7 @@ def hyperparameters(settings: "DataPruning", engine: PruningEngine) -> dict[str,
     method = settings.method
     values = {field.name: getattr(method, field.name) for field in fields(method)}
     values |= {"method": type(method).__name__, "folder": engine.folder.location}
-    values |= {name: getattr(settings, name) for name in ("seed", "progress")}
+    values |= {"seed": settings.seed, "progress": settings.progress.name}
     return {f"pruning/{name}": value for name, value in values.items()}
 
 

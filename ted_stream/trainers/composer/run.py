@@ -58,6 +58,7 @@ class ComposerRun:
             folder=folder,
             seed=settings.seed,
             ranks=self._ranks,
+            progress=settings.progress,
             output_layer=settings.output_layer,
             loss=loss_of(state),
             allow_other_settings=settings.allow_other_settings,
@@ -102,11 +103,8 @@ class ComposerRun:
         engine.start(state.model, loader, **length, run=state.run_name, at=(epoch, batches_done))
         rows, bound = state.device_train_microbatch_size, self._subset_length
         requirements.warn_of_single_rows(state.model, engine, loader, epoch, rows, bound)
-        begun = {record.epoch: record.kept for record in engine.records}
-        kept = engine.plan.forecast(begun) if self.settings.progress == "samples" else None
-        position = engine.plan.positions(full_length, kept)
         shown = plan.shown(full_length, full_samples)
-        self._stretcher = ScheduleStretcher(full_length, position, shown, full_samples / full_length)
+        self._stretcher = ScheduleStretcher(full_length, engine.position, shown, full_samples / full_length)
         if batches_done:  # no EPOCH_START comes before the rest of this epoch
             plan.refuse_to_end_before(batches_done, self._set_length(state))
         self._stretcher.wrap(state)
@@ -226,7 +224,7 @@ class ComposerRun:
         return {
             "engine": self.engine.state_dict(everywhere=self._any_rank_saves),
             "plan": asdict(self._plan),
-            "progress": self.settings.progress,
+            "progress": self.settings.progress.name,
             "order": self._ids.order,
             "generators": get_generators(self._ranks),
         }
@@ -234,7 +232,7 @@ class ComposerRun:
     def _restore(self, state: State, loaded: dict[str, Any]) -> None:
         self._loaded = None
         self.engine.load_state_dict(loaded["engine"])
-        requirements.refuse_other_progress(loaded, self.settings.progress, self.settings.allow_other_settings)
+        requirements.refuse_other_progress(loaded, self.settings.progress.name, self.settings.allow_other_settings)
         in_epoch = state.timestamp.batch_in_epoch > 0
         if in_epoch:
             requirements.refuse_other_order(loaded, self._ids.order, state.timestamp.epoch.value)

@@ -21,7 +21,6 @@ class Lengths:
         loader: of the training set, as yet of full epochs.
         epochs: T.
         accumulation: batches to an optimizer step; an epoch's last ones make a step too.
-        progress: by what the learning rate comes on, ``epochs`` or ``samples``.
 
     Attributes:
         in_epoch: whether an epoch has begun, whose length the loader has.
@@ -36,11 +35,10 @@ class Lengths:
         *,
         epochs: int,
         accumulation: int,
-        progress: str,
     ) -> None:
         self._engine, self._reader, self._loader = engine, reader, loader
         self.epochs = epochs
-        self._accumulation, self._progress = accumulation, progress
+        self._accumulation = accumulation
         self._full_length = len(loader)
         self.in_epoch, self.steps_before = False, 0
 
@@ -89,7 +87,7 @@ class Lengths:
     def position(self) -> float:
         """How far the run has come, in steps of the one without pruning."""
         at, lengths = (self._reader.epoch, self._reader.done), (len(self._loader), self._full_length)
-        return steps_done(self._engine, at, lengths, accumulation=self._accumulation, progress=self._progress)
+        return steps_done(self._engine, at, lengths, accumulation=self._accumulation)
 
 
 class StepsPerEpoch(int):

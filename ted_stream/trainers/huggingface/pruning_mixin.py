@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Sampler
 from transformers import Trainer
 
-from ted_stream.engine import EpochRecord, PruningEngine, checked_folder
+from ted_stream.engine import EpochRecord, ProgressLike, PruningEngine, checked_folder
 from ted_stream.methods import Method
 from ted_stream.pruning.settings import check_whole
 from ted_stream.sampler import PrunedSampler
@@ -46,8 +46,9 @@ class PruningMixin(_Base):
         pruning: what to measure, keep and weigh.
         pruning_folder: of the run, a path or a URI, with ``{run_name}`` filled in; else ``pruning`` in ``output_dir``.
         pruning_seed: of ties and draws.
-        pruning_progress: by what the learning rate comes on in pruned epochs: ``samples`` forwarded, or full
-            ``epochs``; by default the samples, or epochs where the method's counts are its own.
+        pruning_progress: by what the learning rate comes on in pruned epochs: ``samples`` forwarded, the sizes of
+            these, (N,) whole numbers by sample id, such as tokens, or full ``epochs``; by default the samples, or
+            epochs where the method's counts are its own.
         pruning_output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the
             loss.
         pruning_allow_other_settings: go on from a checkpoint of another method, of other settings, another seed or
@@ -81,7 +82,7 @@ class PruningMixin(_Base):
         pruning: Method,
         pruning_folder: str | PathLike[str] | None = None,
         pruning_seed: int = 0,
-        pruning_progress: str | None = None,
+        pruning_progress: ProgressLike | None = None,
         pruning_output_layer: str | None = None,
         pruning_allow_other_settings: bool = False,
         pruning_overwrite: bool = False,

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from ted_stream.engine import PruningEngine, Ranks, RunFolder, filled_in
+from ted_stream.engine import Progress, PruningEngine, Ranks, RunFolder, filled_in
 from ted_stream.engine.metrics import boundary_metrics, epoch_metrics
 from ted_stream.files import write_bytes
 from ted_stream.methods import Method
@@ -33,7 +33,7 @@ class Settings:
     method: Method
     folder: str | None
     seed: int
-    progress: str
+    progress: Progress
     output_layer: str | None
     allow_other_settings: bool
     overwrite: bool
@@ -110,6 +110,7 @@ class HuggingFaceRun:
             folder=filled_in(settings.folder, self._name) if settings.folder else os.path.join(folder, "pruning"),
             seed=settings.seed,
             ranks=ranks,
+            progress=settings.progress,
             output_layer=settings.output_layer,
             allow_other_settings=settings.allow_other_settings,
             overwrite=settings.overwrite,
@@ -124,7 +125,6 @@ class HuggingFaceRun:
             loader,
             epochs=int(trainer.args.num_train_epochs),
             accumulation=trainer.args.gradient_accumulation_steps,
-            progress=settings.progress,
         )
         if checkpoint is not None:
             state = ranks.on_every_rank(lambda: read_state(checkpoint))
@@ -220,7 +220,7 @@ class HuggingFaceRun:
         state = {
             **self._reader.state_dict(),
             "engine": self.engine.state_dict(everywhere=args.save_on_each_node),
-            "progress": self._settings.progress,
+            "progress": self._settings.progress.name,
             "global_step": self._trainer.state.global_step,
         }
         if args.should_save:

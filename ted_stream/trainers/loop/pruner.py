@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ted_stream.engine import EpochRecord, PruningEngine, Ranks, RunFolder, checked_folder, filled_in
+from ted_stream.engine import EpochRecord, ProgressLike, PruningEngine, Ranks, RunFolder, checked_folder, filled_in
 from ted_stream.engine.metrics import boundary_metrics, epoch_metrics
 from ted_stream.methods import Method
 from ted_stream.pruning.settings import check_whole
@@ -48,7 +48,8 @@ class Pruner:
         folder: of the run, a local path or a URI; ``{run_name}`` is filled in.
         run_name: by default the time at which rank 0 makes this object, and four random digits.
         seed: of ties and draws.
-        progress: by what stretched schedulers come on: ``samples``, or ``epochs``, where a method has its own counts.
+        progress: by what stretched schedulers come on: ``samples``, (N,) sizes of these by id, such as tokens, or
+            ``epochs``, where a method has its own counts.
         output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the loss.
         loss_function: of (outputs, batch), as the loop computes it: to be looked at more closely, and for ``Loss``.
         allow_other_settings: go on with a state of another method, of other settings, another seed or progress.
@@ -72,7 +73,7 @@ class Pruner:
         folder: str | PathLike[str] = "ted_stream_runs/{run_name}",
         run_name: str | None = None,
         seed: int = 0,
-        progress: str | None = None,
+        progress: ProgressLike | None = None,
         output_layer: str | None = None,
         loss_function: Callable[[Any, Any], Any] | None = None,
         allow_other_settings: bool = False,
@@ -92,7 +93,7 @@ class Pruner:
         self.run_name = ranks.on_rank_zero(lambda: run_name or new_run_name())
         self._keeps_folder = run_name is None and "{run_name}" in folder
         folder, options = filled_in(folder, self.run_name), {"output_layer": output_layer, "loss": loss_function}
-        options |= {"allow_other_settings": allow_other_settings, "overwrite": overwrite}
+        options |= {"allow_other_settings": allow_other_settings, "overwrite": overwrite, "progress": self.progress}
         self.engine = PruningEngine(method, data, folder=folder, seed=seed, ranks=ranks, **options)
         self._steps = LoopSteps(self.engine.step, model, moves_batches=loss_function is not None)
         self.metrics: dict[str, float] = {}
@@ -220,7 +221,7 @@ class Pruner:
         def position() -> float:
             at = self._reader.epoch, self._reader.done + self._steps.has_batch
             lengths = len(self.loader), self.full_length
-            return steps_done(self.engine, at, lengths, accumulation=accumulation, progress=self.progress)
+            return steps_done(self.engine, at, lengths, accumulation=accumulation)
 
         return StretchedScheduler(scheduler, position)
 
@@ -232,7 +233,7 @@ class Pruner:
         """
         self._settle()
         engine, run = self.engine.state_dict(), self.run_name
-        return {**self._reader.state_dict(), "engine": engine, "run": run, "progress": self.progress}
+        return {**self._reader.state_dict(), "engine": engine, "run": run, "progress": self.progress.name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken, before the first epoch; every rank must call it.
@@ -247,4 +248,4 @@ class Pruner:
         if self._keeps_folder:
             self.run_name, self.engine.folder = state["run"], RunFolder(state["engine"]["folder"], self._ranks)
         self.engine.load_state_dict(state["engine"])
-        requirements.refuse_other_progress(state, self.progress, self.allow_other_settings)
+        requirements.refuse_other_progress(state, self.progress.name, self.allow_other_settings)
