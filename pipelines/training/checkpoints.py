@@ -6,7 +6,9 @@ another weight.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import re
 import zipfile
@@ -25,17 +27,19 @@ from .settings import ConfigError
 __all__ = [
     "CHECKPOINTS",
     "NEWEST",
+    "frozen_digest",
     "frozen_names",
     "load_checkpoint",
     "load_weights",
     "newest_checkpoint",
     "refuse_damaged",
     "refuse_missing",
+    "refuse_other_frozen",
     "save_checkpoint",
 ]
 
 CHECKPOINTS = "checkpoints"  # the folder within that of a run
-FORMAT = "ted-stream loop 2"
+FORMAT = "ted-stream loop 3"
 NEWEST = "newest"
 
 
@@ -166,6 +170,41 @@ def frozen_names(network: nn.Module) -> set[str]:
     """The parameters that are not trained, by every name that they have."""
     named = network.named_parameters(remove_duplicate=False)
     return {name for name, parameter in named if not parameter.requires_grad}
+
+
+def frozen_digest(network: nn.Module) -> str:
+    """What tells frozen weights, which checkpoints leave out, and settings of adapters from others.
+
+    Of every tensor about a thousand elements are looked at: weights of another model differ everywhere.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            values = parameter.detach().flatten()
+            digest.update(name.encode())
+            digest.update(values[:: max(1, len(values) // 1024)].double().cpu().numpy().tobytes())
+    for name, adapter in sorted(getattr(network, "peft_config", {}).items()):
+        given = {key: value for key, value in adapter.to_dict().items() if key != "base_model_name_or_path"}
+        digest.update(f"{name} {json.dumps(given, sort_keys=True, default=sorted)}".encode())
+    return digest.hexdigest()
+
+
+def refuse_other_frozen(path: str | None, before: str, now: str) -> None:
+    """Refuse to put trained weights onto other frozen ones than they were trained on.
+
+    Args:
+        path: of the checkpoint, for the message.
+        before: digest of the frozen weights when it was written.
+        now: that of those of this run.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if before != now:
+        raise ConfigError(
+            f"{path or 'The checkpoint'} was written beside other frozen weights, or other settings of adapters, than "
+            "this run has. Put back the model that model.pretrained named, or set folder= to another place."
+        )
 
 
 def refuse_missing(path: str, network: nn.Module, weights: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from composer.loggers import Logger
 from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
 from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
 
@@ -22,7 +23,7 @@ from ted_stream.export.runs import finish_run
 from ted_stream.files import is_remote, join
 from ted_stream.trainers.composer.checkpoints import link_newest
 
-from .checkpoints import CHECKPOINTS, refuse_damaged
+from .checkpoints import CHECKPOINTS, frozen_digest, refuse_damaged, refuse_other_frozen
 from .composer_resuming import Resuming
 from .datasets import Loaders
 from .durations import beyond_the_end
@@ -85,6 +86,21 @@ class RecordTests(Callback):
         self.tests.add(batch=now.batch.value, samples=now.sample.value, metrics=tested(state))
 
 
+class SameFrozen(Callback):
+    """Refuses to go on upon other frozen weights, which Composer's checkpoints of adapters leave out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._digest = frozen_digest(network)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The digest of the frozen weights."""
+        return {"frozen": self._digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare."""
+        refuse_other_frozen(None, state["frozen"], self._digest)
+
+
 def tested(state: State) -> dict[str, float]:
     """The metrics of the last test, over all ranks."""
     return {name: float(metric.compute()) for name, metric in state.eval_metrics["test"].items()}
@@ -101,6 +117,7 @@ class Host:
 
     def __init__(self, settings: Settings, task: Task, loaders: Loaders) -> None:
         self.settings, self.loaders = settings, loaders
+        self.same_frozen = SameFrozen(task.network)
         self.model = composer_model(task)
         self.optimizer = build_optimizer(settings.optimizer, self.model)
         length = len(loaders.train)
@@ -157,7 +174,7 @@ class Host:
             schedulers=self.scheduler,
             step_schedulers_every_batch=True,
             algorithms=self.pruning,
-            callbacks=[tests] if self.pruning is not None else [tests, Resuming()],
+            callbacks=[tests, self.same_frozen, *([] if self.pruning is not None else [Resuming()])],
             seed=settings.seed,
             run_name=settings.run_name,
             precision=settings.precision,

@@ -27,6 +27,8 @@ from transformers import AutoModelForSequenceClassification as AutoModel
 from ted_stream import read_skip_list
 from ted_stream.export.run_files import SCORES
 from ted_stream.pipelines.corpora.prepared import read_description
+from ted_stream.pipelines.training.score import score
+from ted_stream.pipelines.training.score_settings import load_scoring
 from ted_stream.pipelines.training.settings import ConfigError, Model, load_settings
 from ted_stream.pipelines.training.tasks import build_task
 from ted_stream.pipelines.training.train import train
@@ -163,6 +165,30 @@ def resumed(config: str, overrides: Overrides, out: Path, *more: str) -> tuple[d
 def test_adapters_go_on_to_the_bit(trainer: str, alpaca: Overrides, tmp_path: Path) -> None:
     killed, lived = resumed(ALPACA, alpaca, tmp_path, f"trainer={trainer}")
     assert killed == lived
+
+
+@pytest.mark.quick("loop")
+@pytest.mark.parametrize("trainer", ["composer", "loop"])
+def test_other_frozen_weights_are_refused(trainer: str, alpaca: Overrides, hub: Path, tmp_path: Path) -> None:
+    """A folder of the same name, or a checkpoint that is named."""
+    base = tmp_path / "base"
+    shutil.copytree(hub / "llama", base)
+    common = [f"trainer={trainer}", f"model.pretrained={base}", "save_interval=1ep"]
+    train(load_settings(ALPACA, alpaca("run", *common, "max_duration=2ep")))
+    written = "ep1-ba*.pt" if trainer == "loop" else "ep1-ba*-rank0.pt"
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob(written)
+    with pytest.raises(ConfigError, match="other settings of adapters"):
+        train(load_settings(ALPACA, alpaca("other", *common, f"load_path={checkpoint}", "model.lora_alpha=64")))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+    model.save_pretrained(base)
+    with pytest.raises(ConfigError, match="written beside other frozen weights"):
+        train(load_settings(ALPACA, alpaca("run", *common, "max_duration=3ep", "autoresume=true")))
+    if trainer == "loop":
+        given = ["method=ifd", "train=false", f"load_path={checkpoint}", f"model.pretrained={base}"]
+        with pytest.raises(ConfigError, match="written beside other frozen weights"):
+            score(load_scoring(ALPACA, alpaca("scored", *given)))
 
 
 @pytest.fixture
