@@ -45,6 +45,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if file.suffix == ".py" and file.is_file() and needed_of_extras(file) else None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem(name: str) -> Iterator[None]:
+    """Refuse a mark ``quick`` that names a case which the test does not have: it would be long unasked."""
+    made: Any = yield
+    for item in made if isinstance(made, list) else ():
+        if quick := item.get_closest_marker("quick"):
+            unknown = {*quick.args} - {other.callspec.id for other in made}
+            if unknown:
+                raise pytest.UsageError(f"{name}: the mark quick names {sorted(unknown)}, which is no case of it.")
+    return made
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     for item in items:

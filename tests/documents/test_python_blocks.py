@@ -21,7 +21,7 @@ from PIL import Image
 from streaming import MDSWriter
 from test_trl import instructions, settings, tokenizer
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import TrainingArguments
+from transformers import AutoTokenizer, TrainingArguments
 from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 from webdataset.writer import TarWriter
 
@@ -153,6 +153,25 @@ def _(code: str, given: Given) -> None:
     kept = [record.kept for record in names["trainer"].pruning_records]
     assert kept[0] == 32 > min(kept)
     assert kept[-1] < 32  # without annealing
+
+
+@python.of("pipelines/corpora/README.md", "trl import SFTTrainer")
+def _(code: str, given: Given) -> None:
+    """The prepared samples arrive as they are, and the ids of the lists are those of the dataset."""
+    lines = [f'{{"prompt": "{at} and {at}", "response": "is {2 * at}"}}' for at in range(40)]
+    Path("pairs.jsonl").write_text("\n".join(lines))
+    prepare_instructions("data/mine", "pairs.jsonl", test_fraction=0.2, train_tokenizer_size=300)
+    args = SFTConfig(**settings(str(given.folder)))
+    names: dict[str, Any] = {"model": tiny_lm(vocabulary=300), "args": args}
+    code = swapped(keeping_the_trainer(code, "PrunedSFTTrainer"), {"pruning=": "processing_class=tokenizer, pruning="})
+    names["tokenizer"] = AutoTokenizer.from_pretrained("data/mine/tokenizer")
+    with pytest.warns(UserWarning, match="measures samples at their logits"):
+        exec(code, names)
+    trained, prepared = names["trainer"].train_dataset, names["samples"]
+    assert len(trained) == len(prepared) == 32
+    for name in ("input_ids", "labels"):
+        assert [sample[name] for sample in trained] == [sample[name].tolist() for sample in prepared]
+    assert min(record.kept for record in names["trainer"].pruning_records) < 32
 
 
 # A loop

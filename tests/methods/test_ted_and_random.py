@@ -38,6 +38,7 @@ def test_ted_draws_by_gumbel_keys(temperature: float | None, floor: float) -> No
     assert np.flatnonzero(chosen.keep).tolist() == highest(np.nan_to_num(keys, nan=np.inf), K, 7)
 
 
+@pytest.mark.long
 def test_a_floor_lets_small_scores_be_drawn_as_it_says() -> None:
     """Two halves of scores 0 and 1, and a floor of 1: drawn as 0.5 and 1.5, one to three."""
     scores = np.repeat([0.0, 1.0], 100)

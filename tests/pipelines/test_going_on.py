@@ -83,7 +83,7 @@ def test_a_finished_run_says_so(
     assert contents(tmp_path / "run") == before
 
 
-@pytest.mark.quick("optimizer.lr=0.01-composer", "pruning.prune_ratio=0.5-loop", "max_duration=2ep-composer")
+@pytest.mark.quick("optimizer.lr=0.01-composer", "pruning.prune_ratio=0.5-loop")
 @each_trainer
 @pytest.mark.parametrize("override", ["optimizer.lr=0.01", "pruning.prune_ratio=0.5", "max_duration=2ep"])
 def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(

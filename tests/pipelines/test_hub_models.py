@@ -167,7 +167,7 @@ def test_adapters_go_on_to_the_bit(trainer: str, alpaca: Overrides, tmp_path: Pa
     assert killed == lived
 
 
-@pytest.mark.quick("loop")
+@pytest.mark.long
 @pytest.mark.parametrize("trainer", ["composer", "loop"])
 def test_other_frozen_weights_are_refused(trainer: str, alpaca: Overrides, hub: Path, tmp_path: Path) -> None:
     """A folder of the same name, or a checkpoint that is named."""

@@ -300,7 +300,7 @@ def test_samples_without_targets_have_importance_zero(site):
 # Training stays what it is
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("site", "norm"), [*((site, None) for site in SITES), ("features", 2), ("output", 1)])
 @each_family
 def test_gradients_are_those_without_the_mask(family, site, norm, dtype):

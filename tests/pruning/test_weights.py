@@ -90,7 +90,7 @@ def test_equals_weights_in_the_loss(family, loss, microbatch):
         assert probe.layer == ("lm.lm_head" if family.is_language_model else "head")
 
 
-@pytest.mark.quick("convnet")
+@pytest.mark.long
 @each_case
 def test_equals_weights_in_the_loss_of_a_compiled_model(family, loss):
     torch.compiler.reset()

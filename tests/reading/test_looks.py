@@ -44,6 +44,7 @@ def shards_asked(front: FaultyS3) -> list[tuple[str, int]]:
     return asked
 
 
+@pytest.mark.long
 def test_samples_that_are_tried_before_a_run_come_alone(
     stored: StreamingDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

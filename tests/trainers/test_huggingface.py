@@ -43,7 +43,7 @@ each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 # What the loop makes
 
 
-@pytest.mark.quick("map-style-ted", "streaming-random", "map-style-infobatch", "streaming-importance")
+@pytest.mark.quick("map-style-ted", "streaming-importance")
 @each_method
 @pytest.mark.parametrize("kind", ["map-style", "streaming"])
 def test_makes_the_lists_and_weights_that_the_loop_makes(
@@ -306,7 +306,7 @@ CLOSED_FORMS: dict[str, tuple[dict[str, Any], Callable[[float, int], float]]] = 
 }
 
 
-@pytest.mark.quick("linear-8-1", "linear-3-3", "cosine-3-3", "constant_with_warmup-8-1", "polynomial-3-3")
+@pytest.mark.quick("linear-8-1", "cosine-3-3")
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (3, 3)])
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 def test_the_rate_of_the_trainers_own_schedulers(name: str, batch_size: int, accumulation: int, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ METHODS = [
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-@pytest.mark.parametrize("stop", [(2, 0), (2, 1), (4, 1)])
+@pytest.mark.parametrize(
+    "stop", [pytest.param((2, 0), marks=pytest.mark.long), (2, 1), pytest.param((4, 1), marks=pytest.mark.long)]
+)
 def test_goes_on_to_the_bit(method: Method, stop: tuple[int, int], tmp_path: Path) -> None:
     """In the middle of an epoch too, where the choice's columns are not in force yet."""
     whole, _ = train(method, LABELS, tmp_path / "whole")
