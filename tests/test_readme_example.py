@@ -124,7 +124,7 @@ def test_tar_shards(make_examples: Callable[[], Examples]) -> None:
     make_examples().run(["empty"], start="fork", ranks=1, remote=TARS, timeout=240)
 
 
-# Every worker that is spawned imports torch.
+# Every worker that is spawned imports torch, which takes longer than all else.
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("start", "ranks", "remote", "cases"),
@@ -132,10 +132,9 @@ def test_tar_shards(make_examples: Callable[[], Examples]) -> None:
         ("fork", 1, TARS, ["empty", "half", "full", "resumed"]),
         ("fork", 2, REMOTE, ["empty", "half", "full", "resumed"]),
         ("fork", 2, TARS, ["empty", "half", "full", "resumed"]),
-        ("spawn", 1, REMOTE, ["empty", "half", "full", "resumed"]),
-        ("spawn", 1, TARS, ["half", "resumed"]),
-        ("spawn", 2, REMOTE, ["half", "resumed"]),
-        ("spawn", 2, TARS, ["full"]),
+        ("spawn", 1, REMOTE, ["empty", "resumed"]),
+        ("spawn", 1, TARS, ["half"]),
+        ("spawn", 2, REMOTE, ["half"]),
     ],
 )
 def test_every_way(
