@@ -51,7 +51,7 @@ def pytest_pycollect_makeitem(name: str) -> Iterator[None]:
     made: Any = yield
     for item in made if isinstance(made, list) else ():
         if quick := item.get_closest_marker("quick"):
-            unknown = {*quick.args} - {other.callspec.id for other in made}
+            unknown = {*quick.args} - {other.callspec.id for other in made if hasattr(other, "callspec")}
             if unknown:
                 raise pytest.UsageError(f"{name}: the mark quick names {sorted(unknown)}, which is no case of it.")
     return made

@@ -177,7 +177,7 @@ def read_lengths(path: str | os.PathLike[str], split: str) -> NDArray[np.int32]:
         split: its name.
 
     Raises:
-        ValueError: the file is missing or damaged; an object store raises its own error.
+        ValueError: the file is missing, or is no array; an object store raises its own error.
     """
     file = join(join(path, split), LENGTHS_FILE)
     try:

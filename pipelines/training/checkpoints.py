@@ -13,6 +13,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,14 +28,13 @@ from .settings import ConfigError
 __all__ = [
     "CHECKPOINTS",
     "NEWEST",
-    "frozen_digest",
+    "Frozen",
     "frozen_names",
     "load_checkpoint",
     "load_weights",
     "newest_checkpoint",
     "refuse_damaged",
     "refuse_missing",
-    "refuse_other_frozen",
     "save_checkpoint",
 ]
 
@@ -172,39 +172,63 @@ def frozen_names(network: nn.Module) -> set[str]:
     return {name for name, parameter in named if not parameter.requires_grad}
 
 
-def frozen_digest(network: nn.Module) -> str:
-    """What tells frozen weights, which checkpoints leave out, and settings of adapters from others.
+@dataclass(frozen=True)
+class Frozen:
+    """What a network has beside the weights that are trained, which checkpoints leave out.
 
-    Of every tensor about a thousand elements are looked at: weights of another model differ everywhere.
+    Attributes:
+        weights: a digest of the frozen ones: names, shapes, dtypes, and the sum of all their bits.
+        adapters: settings of the adapters, as text.
     """
-    digest = hashlib.sha256()
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            values = parameter.detach().flatten()
-            digest.update(name.encode())
-            digest.update(values[:: max(1, len(values) // 1024)].double().cpu().numpy().tobytes())
-    for name, adapter in sorted(getattr(network, "peft_config", {}).items()):
-        given = {key: value for key, value in adapter.to_dict().items() if key != "base_model_name_or_path"}
-        digest.update(f"{name} {json.dumps(given, sort_keys=True, default=sorted)}".encode())
-    return digest.hexdigest()
+
+    weights: str
+    adapters: str
+
+    @staticmethod
+    def of(network: nn.Module) -> Frozen:
+        """What a network has, before it is sharded or moved."""
+        digest = hashlib.sha256()
+        for name, parameter in network.named_parameters():
+            # Of a head that is trained beside adapters peft keeps the first, which it never calls.
+            if not parameter.requires_grad and ".original_module." not in name:
+                bits = parameter.detach().contiguous().view(_INTEGERS[parameter.element_size()])
+                told = name, tuple(parameter.shape), parameter.dtype, int(bits.sum(dtype=torch.int64))
+                digest.update(repr(told).encode())
+        adapters = {
+            name: {key: _plain(getattr(config, key, None)) for key in _OF_ADAPTERS}
+            for name, config in sorted(getattr(network, "peft_config", {}).items())
+        }
+        return Frozen(digest.hexdigest(), json.dumps(adapters))
+
+    def refuse_other(self, before: Mapping[str, str], path: str | None = None) -> None:
+        """Refuse to put trained weights beside others than they were trained beside.
+
+        Args:
+            before: the fields of the one that a checkpoint was written with.
+            path: of the checkpoint.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        where = path or "The checkpoint"
+        if before["adapters"] != self.adapters:
+            raise ConfigError(
+                f"{where} was written with the adapters {before['adapters']}, and this run has {self.adapters}; set "
+                "model.lora_* as they were, or begin anew, without it and in another folder."
+            )
+        if before["weights"] != self.weights:
+            raise ConfigError(
+                f"{where} was written beside other frozen weights than this run loads; put back what model.pretrained "
+                "and model.dtype named, or begin anew, without it and in another folder."
+            )
 
 
-def refuse_other_frozen(path: str | None, before: str, now: str) -> None:
-    """Refuse to put trained weights onto other frozen ones than they were trained on.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+_OF_ADAPTERS = ("r", "lora_alpha", "target_modules", "modules_to_save", "use_rslora", "use_dora")
 
-    Args:
-        path: of the checkpoint, for the message.
-        before: digest of the frozen weights when it was written.
-        now: that of those of this run.
 
-    Raises:
-        ConfigError: they differ.
-    """
-    if before != now:
-        raise ConfigError(
-            f"{path or 'The checkpoint'} was written beside other frozen weights, or other settings of adapters, than "
-            "this run has. Put back the model that model.pretrained named, or set folder= to another place."
-        )
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, frozenset, list, tuple)) else value
 
 
 def refuse_missing(path: str, network: nn.Module, weights: Mapping[str, Any]) -> None:

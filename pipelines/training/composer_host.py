@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ted_stream.export.runs import finish_run
 from ted_stream.files import is_remote, join
 from ted_stream.trainers.composer.checkpoints import link_newest
 
-from .checkpoints import CHECKPOINTS, frozen_digest, refuse_damaged, refuse_other_frozen
+from .checkpoints import CHECKPOINTS, Frozen, refuse_damaged
 from .composer_resuming import Resuming
 from .datasets import Loaders
 from .durations import beyond_the_end
@@ -90,15 +91,15 @@ class SameFrozen(Callback):
     """Refuses to go on upon other frozen weights, which Composer's checkpoints of adapters leave out."""
 
     def __init__(self, network: nn.Module) -> None:
-        self._digest = frozen_digest(network)
+        self._frozen = Frozen.of(network)
 
     def state_dict(self) -> dict[str, Any]:
-        """The digest of the frozen weights."""
-        return {"frozen": self._digest}
+        """What is frozen."""
+        return asdict(self._frozen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Compare."""
-        refuse_other_frozen(None, state["frozen"], self._digest)
+        self._frozen.refuse_other(state)
 
 
 def tested(state: State) -> dict[str, float]:

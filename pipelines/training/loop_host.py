@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,11 @@ from ted_stream.pruning.batches import batch_size, map_tensors
 
 from .checkpoints import (
     CHECKPOINTS,
-    frozen_digest,
+    Frozen,
     frozen_names,
     load_checkpoint,
     newest_checkpoint,
     refuse_missing,
-    refuse_other_frozen,
     save_checkpoint,
 )
 from .datasets import Loaders
@@ -90,7 +90,7 @@ class Host:
         if torch.cuda.is_available():
             self.device = torch.device("cuda", torch.cuda.current_device())
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as Composer has it
-        self.frozen = frozen_digest(task.network)
+        self.frozen = Frozen.of(task.network)
         self.network = task.network.to(self.device)
         self.model = self._called()
         self.optimizer = build_optimizer(settings.optimizer, self.network)
@@ -264,7 +264,7 @@ class Host:
             weights.pop(name, None)
         state = {
             "network": weights,
-            "frozen": self.frozen,
+            "frozen": asdict(self.frozen),
             "optimizer": moments,
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -285,7 +285,7 @@ class Host:
             return
         state = self.ranks.on_every_rank(lambda: load_checkpoint(path))
         refuse_missing(path, self.network, state["network"])
-        refuse_other_frozen(path, state["frozen"], self.frozen)
+        self.frozen.refuse_other(state["frozen"], path)
         set_state_dict(
             self.network,
             self.optimizer,

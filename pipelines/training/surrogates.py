@@ -19,7 +19,7 @@ from ted_stream.skip_list import DatasetLayout, SkipList
 
 from ..corpora.prepared import Description
 from ..corpora.tokens import bos_id_of
-from .checkpoints import load_checkpoint, load_weights, refuse_other_frozen
+from .checkpoints import load_checkpoint, load_weights
 from .datasets import build_loaders
 from .loop_host import Host
 from .score_settings import Scoring
@@ -148,7 +148,7 @@ class Surrogate:
                 f"the checkpoint {path} is of another model than the config's ({str(error).splitlines()[-1].strip()}); "
                 "score with the config that it was trained with."
             ) from error
-        refuse_other_frozen(path, state["frozen"], self.host.frozen)
+        self.host.frozen.refuse_other(state["frozen"], path)
         self.host.epoch = state["counts"][0]
 
     def tell(self) -> Told | None:

@@ -17,12 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from ted_stream.engine import Ranks, full_epoch_forwards
 from ted_stream.engine.generators import seed_generators
+from ted_stream.engine.plan import RunPlan
 from ted_stream.engine.run_folder import RunLock
 from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES
 from ted_stream.files import exists, is_remote, join, read_bytes, write_bytes
 from ted_stream.trainers.requirements import check_settings
 
 from ..corpora.prepared import Description, read_description
+from ..corpora.tokens import read_lengths
 from .checkpoints import CHECKPOINTS, NEWEST
 from .datasets import build_loaders
 from .durations import parse_duration
@@ -170,8 +172,10 @@ def check_method(settings: Settings) -> None:
     if pruning.value is None:
         return
     try:
-        progress = "samples" if pruning.progress == "tokens" else pruning.progress  # of both the method knows as much
-        check_settings(pruning.value, progress, allow_other_settings=False)
+        by_tokens = pruning.progress == "tokens"
+        check_settings(pruning.value, None if by_tokens else pruning.progress, allow_other_settings=False)
+        if by_tokens:
+            RunPlan(method=pruning.value, num_samples=1, epochs=2).forecast({}, progress="tokens")
     except ValueError as error:
         raise ConfigError(f"pruning: {error}") from error
 
@@ -203,11 +207,8 @@ def check_data(settings: Settings, description: Description, ranks: int) -> None
             f"model.name: {settings.model.name} cannot train on {settings.data.path}, which holds {description.kind}; "
             f"set one of {', '.join(fitting)}."
         )
-    if settings.pruning.progress == "tokens" and description.tokens("train") is None:
-        raise ConfigError(
-            f"pruning.progress: tokens, but {settings.data.path} holds {description.kind}, of which none were counted; "
-            "set samples."
-        )
+    if settings.pruning.progress == "tokens":
+        _check_lengths(settings.data.path, description)
     if settings.model.pretrained is not None:
         refuse_other_tokenizer(settings.model, settings.data.path)
     valid = AUGMENTATIONS[description.kind]
@@ -243,6 +244,25 @@ def check_data(settings: Settings, description: Description, ranks: int) -> None
         raise ConfigError(
             "fsdp shards over ranks, and there is one; launch several (torchrun --nproc-per-node 8 -m ted_stream.cli "
             "train …), or set fsdp=false."
+        )
+
+
+def _check_lengths(path: str, description: Description) -> None:
+    """Refuse a schedule by tokens where the dataset does not tell those of its samples."""
+    tokens = description.tokens("train")
+    if tokens is None:
+        raise ConfigError(
+            f"pruning.progress: tokens, but {path} holds {description.kind}, of which none were counted; set samples."
+        )
+    try:
+        lengths = read_lengths(path, "train")
+    except ValueError as error:
+        raise ConfigError(f"pruning.progress: tokens, but {error}") from error
+    samples = description.samples["train"]
+    if (len(lengths), int(lengths.sum())) != (samples, tokens):
+        raise ConfigError(
+            f"pruning.progress: tokens, but the lengths in {path}/train are of {len(lengths)} samples and "
+            f"{lengths.sum()} tokens, and the dataset has {samples} and {tokens}; prepare it again."
         )
 
 

@@ -19,7 +19,7 @@ from ted_stream.engine.guard import Guard
 from ted_stream.engine.metrics import tell_epoch
 from ted_stream.engine.pace import Pace
 from ted_stream.engine.plan import RunPlan
-from ted_stream.engine.progress import Progress
+from ted_stream.engine.progress import BY_EPOCHS, Progress, refuse_other_progress
 from ted_stream.engine.ranks import Ranks
 from ted_stream.engine.record import EpochRecord, forwarded_in
 from ted_stream.engine.run_folder import RunFolder
@@ -86,7 +86,7 @@ class PruningEngine:
         folder: str,
         seed: int = 0,
         ranks: Ranks | None = None,
-        progress: Progress = Progress("epochs"),  # noqa: B008 (frozen)
+        progress: Progress = BY_EPOCHS,
         output_layer: str | None = None,
         loss: Callable[[Any, Any], Any] | None = None,
         allow_other_settings: bool = False,
@@ -99,7 +99,7 @@ class PruningEngine:
         self.active: SkipList | None = None
         samples, communicator = self.ranks.on_every_rank(lambda: data.layout.num_samples), self.ranks.communicator
         self.store = ScoreStore(samples, method.running(), labelled=method.needs_labels, communicator=communicator)
-        progress.refuse_other_length(samples)
+        self.ranks.on_every_rank(lambda: progress.refuse_other_length(samples))
         self.progress = progress
         self._given = self.ranks.on_every_rank(lambda: Given(method, data.layout, self.store))
         self.plan = RunPlan(method=method, num_samples=samples, epochs=0)
@@ -243,16 +243,6 @@ class PruningEngine:
         """1 - forwarded / what full data forwards, over the epochs that have ended; padding counts in both."""
         return self.plan.saved(forwarded_in(self.records))
 
-    def position(self, full_length: int, at: At, batches: int) -> float:
-        """How far learning-rate schedules have come, in batches (or steps) of the full run.
-
-        Args:
-            full_length: those of a full epoch.
-            at: the epoch, and how many of its batches have been trained on.
-            batches: that it has.
-        """
-        return self.progress.positions(self.plan, self.records, full_length)(*at, batches)
-
     def summary(self) -> dict[str, Any]:
         """What ``run.json`` holds."""
         return summary_of_run(self, self._run)
@@ -275,6 +265,7 @@ class PruningEngine:
             **self._identity,
             "folder": self.folder.location,
             "output_layer": self.output_layer or "",
+            "progress": self.progress.name,
             "records": [asdict(record) for record in self.records],
             **self._guard.state_dict(measurements),
             "scores": self.store.state_dict(everywhere=everywhere),
@@ -285,13 +276,19 @@ class PruningEngine:
         """Take over what :meth:`state_dict` gave, on any number of ranks.
 
         Raises:
-            ValueError: if the state is of another version, dataset, method or seed, or was made with other settings.
+            ValueError: if the state is of another version, dataset, method, seed or progress, or of other settings.
             SkipListError: if the skip-list of its last epoch, or in a local folder of any, is another than it was.
             OSError: if that skip-list cannot be read.
         """
         refuse_other_state(state, self._identity, allow_other_settings=self._allow_other_settings)
         self.store.load_state_dict(state["scores"])
         self.records[:] = (EpochRecord(**record) for record in state["records"])
+        before = state.get("progress", "epochs")  # as it was before there was a choice
+        if not self._allow_other_settings:
+            refuse_other_progress(before, self.progress)
+        elif before != self.progress.name:
+            for record in self.records:
+                record.kept_size = self.progress.kept_size(read_list(self.folder, record, self.data.layout))
         self._guard.load_state_dict(state)
         self.output_layer = self._probe.output_layer = goes_on_at(self.output_layer, state["output_layer"])
         self.step.clear(load_measurements(state["measurements"], self.ranks))

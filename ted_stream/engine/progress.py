@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from ted_stream.engine.plan import Position, RunPlan
 from ted_stream.engine.record import EpochRecord
-from ted_stream.pruning.settings import check_choice
 from ted_stream.skip_list import SkipList
 
-__all__ = ["Progress", "ProgressLike", "checked_progress"]
+__all__ = ["BY_EPOCHS", "Progress", "ProgressLike", "checked_progress", "refuse_other_progress"]
 
 ProgressLike: TypeAlias = str | Sequence[int] | NDArray[np.integer]
+LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +27,12 @@ class Progress:
     Attributes:
         name: ``epochs``, ``samples``, or ``sizes`` and a digest of them; what a checkpoint holds.
         sizes: (N,) int64 by sample id, such as tokens, where an epoch counts for the sum of those that it keeps.
+        mean: of the sizes.
     """
 
     name: str
     sizes: NDArray[np.int64] | None = None
+    mean: float = 1.0
 
     def __repr__(self) -> str:
         return repr(self.name)
@@ -40,9 +42,10 @@ class Progress:
         return None if self.sizes is None else int(self.sizes[skip_list.keep_mask()].sum())
 
     def positions(self, plan: RunPlan, records: Sequence[EpochRecord], full_length: int) -> Position:
-        """How far a run has come, in batches (or steps) of the full run.
+        """How far a run has come, in batches (or steps) of the full run, as far as the records tell of its epochs.
 
-        An epoch to come counts for what the plan keeps in it, of samples of the mean size.
+        An epoch to come counts for what the plan keeps in it, of samples of the mean size. With sizes, what an epoch
+        really keeps decides on its part of what is left of the run: what has been left behind does not move again.
 
         Args:
             plan: of the run.
@@ -57,12 +60,30 @@ class Progress:
         """
         if self.name == "epochs":
             return plan.positions(full_length, None)
-        amounts = plan.forecast({record.epoch: record.kept for record in records}, progress=self.name)
-        if self.sizes is not None:
-            known = {record.epoch: record.kept_size for record in records}
-            mean = float(self.sizes.mean())
-            amounts = [known.get(epoch) or round(count * mean) for epoch, count in enumerate(amounts)]
-        return plan.positions(full_length, amounts)
+        kept = plan.forecast({record.epoch: record.kept for record in records})
+        if self.sizes is None:
+            return plan.positions(full_length, kept)
+        sizes = {record.epoch: record.kept_size for record in records if record.kept_size is not None}
+        starts = self._starts(plan, full_length, [count * self.mean for count in kept], sizes)
+
+        def position(epoch: int, done: int, batches: int) -> float:
+            if epoch >= plan.epochs:
+                return starts[-1]
+            start, end = starts[epoch : epoch + 2]
+            return end if done == batches else start + (end - start) * (done / batches)
+
+        return position
+
+    @staticmethod
+    def _starts(plan: RunPlan, full_length: int, forecast: list[float], known: Mapping[int, int]) -> list[float]:
+        """Where the epochs start, and at last where the run ends."""
+        total = full_length * plan.full_epochs(range(plan.epochs))
+        starts = [0.0]
+        for epoch in range(plan.epochs - 1):
+            size = plan.share(epoch) * known.get(epoch, forecast[epoch])
+            later = sum(plan.share(other) * forecast[other] for other in range(epoch + 1, plan.epochs))
+            starts.append(starts[-1] + (total - starts[-1]) * (size / (size + later)))
+        return [*starts, total]
 
     def refuse_other_length(self, num_samples: int) -> None:
         """Refuse sizes of another dataset.
@@ -77,6 +98,9 @@ class Progress:
             )
 
 
+BY_EPOCHS = Progress("epochs")
+
+
 def checked_progress(given: Any, plan: RunPlan) -> Progress:
     """What progress a host was given.
 
@@ -86,32 +110,57 @@ def checked_progress(given: Any, plan: RunPlan) -> Progress:
         plan: of the method.
 
     Raises:
-        TypeError: sizes are no whole numbers.
-        ValueError: there is no such progress, a size is below 1, or the method cannot have that progress.
+        TypeError: it is neither text nor whole numbers.
+        ValueError: there is no such progress, a size is out of bounds, or the method cannot have that progress.
     """
     if given is None:
         return Progress("epochs" if plan.save_ratio is None else "samples")
-    progress = (
-        Progress(check_choice("progress", given, ("epochs", "samples"))) if isinstance(given, str) else _by_sizes(given)
-    )
+    if isinstance(given, str) and given in ("epochs", "samples"):
+        progress = Progress(given)
+    elif isinstance(given, str):
+        raise ValueError(f"progress is {given!r}, {_BUT}")
+    else:
+        progress = _by_sizes(given)
     if progress.name != "epochs":
-        plan.forecast({}, progress=progress.name)  # refuses what is not known in advance
+        plan.forecast({}, progress=progress.name.split()[0])  # refuses what is not known in advance
     return progress
 
 
+_BUT = (
+    "but it must be 'epochs', 'samples', or the size of every sample as a whole number, such as its tokens: an array "
+    "of shape (N,), by sample id."
+)
+
+
 def _by_sizes(given: Any) -> Progress:
-    sizes = np.asarray(given)
+    try:
+        sizes = np.asarray(given)
+    except ValueError as error:  # rows of different lengths
+        raise TypeError(f"progress is a {type(given).__name__} of no one shape ({error}), {_BUT}") from error
     if sizes.dtype.kind not in "iu" or sizes.ndim != 1 or not len(sizes):
-        raise TypeError(
-            f"progress is {_shown(given, sizes)}, but it must be 'epochs', 'samples', or the size of every sample as "
-            "a whole number, such as its tokens: an array of shape (N,), by sample id."
-        )
-    if sizes.min() < 1:
-        at = int(sizes.argmin())
-        raise ValueError(f"progress has the size {sizes[at]} for sample {at}; sizes start at 1.")
+        shown = f"an array of {sizes.dtype} of shape {sizes.shape}" if sizes.ndim else repr(given)
+        raise TypeError(f"progress is {shown}, {_BUT}")
+    for at in (int(sizes.argmin()), int(sizes.argmax())):
+        if not 1 <= sizes[at] <= LARGEST:
+            raise ValueError(f"progress has the size {sizes[at]} for sample {at}; sizes are from 1 to {LARGEST}.")
     sizes = sizes.astype(np.int64)
-    return Progress(f"sizes {hashlib.sha256(sizes.tobytes()).hexdigest()[:12]}", sizes)
+    name = f"sizes {hashlib.sha256(sizes.tobytes()).hexdigest()[:12]}"
+    return Progress(name, sizes, float(sizes.mean()))
 
 
-def _shown(given: Any, array: NDArray[Any]) -> str:
-    return f"an array of {array.dtype} of shape {array.shape}" if array.ndim else repr(given)
+def refuse_other_progress(before: str, now: Progress) -> None:
+    """Refuse to go on with learning-rate schedules that have come elsewhere.
+
+    Args:
+        before: the name of the checkpoint's.
+        now: this run's.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if before != now.name:
+        raise ValueError(
+            f"The checkpoint was made with progress={before!r}, but this run has progress={now.name!r}: the learning "
+            "rate would jump to where the other one has it. Pass the progress of the checkpoint, start a new run, or "
+            "pass allow_other_settings=True if you want the jump."
+        )

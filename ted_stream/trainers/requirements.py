@@ -16,7 +16,6 @@ __all__ = [
     "check_settings",
     "checked_output_layer",
     "refuse_other_order",
-    "refuse_other_progress",
     "warn_of_single_rows",
 ]
 
@@ -84,26 +83,6 @@ def refuse_other_order(loaded: dict[str, Any], order: dict[str, Any], epoch: int
             f"The checkpoint is in the middle of epoch {epoch}, and the order of its samples hangs on what has changed "
             f"since: {order_difference(loaded['order'], order)}. Samples would be trained on twice or not at all in "
             "the rest of the epoch. Change it back, or load a checkpoint of an epoch's end instead."
-        )
-
-
-def refuse_other_progress(loaded: dict[str, Any], progress: str, allow_other_settings: bool) -> None:
-    """Refuse to go on with learning-rate schedules that have come elsewhere.
-
-    Args:
-        loaded: the checkpoint's state; one of before there was a choice does not tell.
-        progress: of this run.
-        allow_other_settings: pass over it.
-
-    Raises:
-        ValueError: naming both values.
-    """
-    before = loaded.get("progress", "epochs")
-    if before != progress and not allow_other_settings:
-        raise ValueError(
-            f"The checkpoint was made with progress={before!r}, but this run has progress={progress!r}: the learning "
-            "rate would jump to where the other one has it. Pass the progress of the checkpoint, start a new run, or "
-            "pass allow_other_settings=True if you want the jump."
         )
 
 

@@ -60,8 +60,8 @@ def steps_done(engine: PruningEngine, at: tuple[int, int], lengths: tuple[int, i
         accumulation: batches to an optimizer step; the last ones of an epoch make a step too.
     """
     (epoch, done), (length, full_length) = at, lengths
-    full_steps, steps = -(-full_length // accumulation), -(-length // accumulation)
-    return engine.position(full_steps, (epoch, -(-done // accumulation)), steps)
+    position = engine.progress.positions(engine.plan, engine.records, -(-full_length // accumulation))
+    return position(epoch, -(-done // accumulation), -(-length // accumulation))
 
 
 class StretchedScheduler:

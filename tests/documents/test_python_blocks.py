@@ -155,23 +155,30 @@ def _(code: str, given: Given) -> None:
     assert kept[-1] < 32  # without annealing
 
 
-@python.of("pipelines/corpora/README.md", "trl import SFTTrainer")
+@python.of("pipelines/corpora/README.md", "trl import SFTConfig")
 def _(code: str, given: Given) -> None:
-    """The prepared samples arrive as they are, and the ids of the lists are those of the dataset."""
-    lines = [f'{{"prompt": "{at} and {at}", "response": "is {2 * at}"}}' for at in range(40)]
+    """The prepared samples arrive as they are, a long one too, and the ids of the lists are those of the dataset."""
+    answers = [f"is {2 * at}" for at in range(39)] + ["and so on" * 800]
+    lines = [f'{{"prompt": "{at} and {at}", "response": "{answer}"}}' for at, answer in enumerate(answers)]
     Path("pairs.jsonl").write_text("\n".join(lines))
-    prepare_instructions("data/mine", "pairs.jsonl", test_fraction=0.2, train_tokenizer_size=300)
-    args = SFTConfig(**settings(str(given.folder)))
-    names: dict[str, Any] = {"model": tiny_lm(vocabulary=300), "args": args}
-    code = swapped(keeping_the_trainer(code, "PrunedSFTTrainer"), {"pruning=": "processing_class=tokenizer, pruning="})
+    Path("test.jsonl").write_text(lines[0])
+    prepare_instructions("data/mine", "pairs.jsonl", test="test.jsonl", train_tokenizer_size=300, max_length=2048)
+    names: dict[str, Any] = {"model": tiny_lm(vocabulary=300)}
     names["tokenizer"] = AutoTokenizer.from_pretrained("data/mine/tokenizer")
+    own = {name: value for name, value in settings("").items() if name not in ("output_dir", "max_length")}
+    names["own"] = own
+    code = swapped(keeping_the_trainer(code, "PrunedSFTTrainer"), {'"runs/sft", ': '"runs/sft", **own, '})
     with pytest.warns(UserWarning, match="measures samples at their logits"):
         exec(code, names)
-    trained, prepared = names["trainer"].train_dataset, names["samples"]
-    assert len(trained) == len(prepared) == 32
+    trainer, prepared = names["trainer"], names["samples"]
+    assert len(trainer.train_dataset) == len(prepared) == 40
     for name in ("input_ids", "labels"):
-        assert [sample[name] for sample in trained] == [sample[name].tolist() for sample in prepared]
-    assert min(record.kept for record in names["trainer"].pruning_records) < 32
+        assert [sample[name] for sample in trainer.train_dataset] == [sample[name].tolist() for sample in prepared]
+    longest = max(range(40), key=lambda at: len(prepared[at]["input_ids"]))
+    (labels,) = trainer.data_collator([trainer.train_dataset[longest]])["labels"]
+    assert len(labels) > 1024
+    assert labels.tolist() == prepared[longest]["labels"].tolist()
+    assert min(record.kept for record in trainer.pruning_records) < 40
 
 
 # A loop

@@ -27,6 +27,7 @@ from transformers import AutoModelForSequenceClassification as AutoModel
 from ted_stream import read_skip_list
 from ted_stream.export.run_files import SCORES
 from ted_stream.pipelines.corpora.prepared import read_description
+from ted_stream.pipelines.training.checkpoints import Frozen
 from ted_stream.pipelines.training.score import score
 from ted_stream.pipelines.training.score_settings import load_scoring
 from ted_stream.pipelines.training.settings import ConfigError, Model, load_settings
@@ -126,8 +127,18 @@ def test_tokens_that_were_not_counted_are_refused(alpaca: Overrides, hub: Path, 
     old = tmp_path / "old"
     shutil.copytree(hub / "instructions", old)
     (old / "train" / "lengths.npy").unlink()
-    with pytest.raises(ValueError, match=r"old/train/lengths.npy cannot be read .*; prepare the dataset again"):
-        train(load_settings(ALPACA, alpaca("run", f"data.path={old}", "trainer=loop", "pruning.progress=tokens")))
+
+    def refusal() -> str:
+        with pytest.raises(ConfigError) as raised:
+            train(load_settings(ALPACA, alpaca("run", f"data.path={old}", "trainer=loop", "pruning.progress=tokens")))
+        return str(raised.value)
+
+    lengths = np.load(hub / "instructions" / "train" / "lengths.npy")
+    assert "old/train/lengths.npy cannot be read" in refusal()
+    (old / "train" / "lengths.npy").write_bytes(b"no array")
+    assert "old/train/lengths.npy cannot be read" in refusal()
+    np.save(old / "train" / "lengths.npy", lengths[::-1] + (np.arange(len(lengths)) == 0))
+    assert f"tokens, and the dataset has {len(lengths)} and {lengths.sum()}; prepare it again" in refusal()
     with pytest.raises(ConfigError, match=r"pruning.progress: tokens, but .* holds images, of which none were counted"):
         train(load_settings(QUICKSTART, [f"data.path={digits}", "pruning.progress=tokens"]))
 
@@ -177,7 +188,7 @@ def test_other_frozen_weights_are_refused(trainer: str, alpaca: Overrides, hub: 
     train(load_settings(ALPACA, alpaca("run", *common, "max_duration=2ep")))
     written = "ep1-ba*.pt" if trainer == "loop" else "ep1-ba*-rank0.pt"
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob(written)
-    with pytest.raises(ConfigError, match="other settings of adapters"):
+    with pytest.raises(ConfigError, match=r"was written with the adapters .*and this run has"):
         train(load_settings(ALPACA, alpaca("other", *common, f"load_path={checkpoint}", "model.lora_alpha=64")))
     model = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
@@ -189,6 +200,29 @@ def test_other_frozen_weights_are_refused(trainer: str, alpaca: Overrides, hub: 
         given = ["method=ifd", "train=false", f"load_path={checkpoint}", f"model.pretrained={base}"]
         with pytest.raises(ConfigError, match="written beside other frozen weights"):
             score(load_scoring(ALPACA, alpaca("scored", *given)))
+
+
+def test_what_is_frozen_is_told_from_others(hub: Path) -> None:
+    def told(change: Callable[[Any], None] = lambda _: None, seed: int = 0, **lora: Any) -> Frozen:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(hub / "llama")
+        given = {"r": 2, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["lm_head"]} | lora
+        model.add_adapter(LoraConfig(**given))
+        with torch.no_grad():
+            change(model)
+        return Frozen.of(model)
+
+    def one_element(model: Any) -> None:
+        model.model.layers[1].mlp.up_proj.weight[31, 17] += 1e-3
+
+    whole = told()
+    assert told(seed=1) == told(lambda model: model.lm_head.original_module.weight.zero_()) == whole
+    assert told(lora_dropout=0.5, target_modules=["v_proj", "q_proj"]) == whole
+    assert told(lambda model: model.model.layers[0].self_attn.q_proj.lora_A["default"].weight.add_(1)) == whole
+    assert told(one_element).weights != whole.weights
+    assert told(lambda model: model.model.to(torch.bfloat16)).weights != whole.weights
+    assert told(lora_alpha=3).adapters != whole.adapters
+    assert told(lora_alpha=3).weights == whole.weights
 
 
 @pytest.fixture

@@ -212,3 +212,18 @@ def leave() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     (main_killed if len(sys.argv) > 3 else main)(*sys.argv[1:])
+
+
+def starts_by_sizes(known: list[int], forecast: list[float], total: float) -> list[float]:
+    """Where epochs start, and the run ends, whose samples have sizes: each takes its part of what is left.
+
+    Args:
+        known: what those that have begun keep.
+        forecast: what all are planned to keep.
+        total: the length of the run.
+    """
+    starts = [0.0]
+    for epoch, planned in enumerate(forecast):
+        size = known[epoch] if epoch < len(known) else planned
+        starts.append(starts[-1] + (total - starts[-1]) * size / (size + sum(forecast[epoch + 1 :])))
+    return starts

@@ -19,6 +19,7 @@ from composer.optim import (
     MultiStepScheduler,
     StepScheduler,
 )
+from loop_runs import starts_by_sizes
 from small_run import TupleDataset, make_model
 from small_run import make_ted as make_ted_by
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, MultiStepLR, OneCycleLR
@@ -324,19 +325,17 @@ def test_progress_by_samples_advances_by_what_is_forwarded(
         step_schedulers_every_batch=True,
     ).fit()
     kept = [record.kept for record in pruning.records]
-    known, forecast, expected = kept, kept, []
+    starts = [sum(kept[:epoch]) / sum(kept) for epoch in range(EPOCHS + 1)]
     if by_sizes:
         lists = [read_skip_list(tmp_path / record.skip_list) for record in pruning.records]
         known = [int(sizes[skip_list.kept_ids()].sum()) for skip_list in lists]
-        forecast = [round(count * sizes.mean()) for count in kept]
-        assert [record.kept_size for record in pruning.records] == known != forecast
+        assert [record.kept_size for record in pruning.records] == known
+        starts = starts_by_sizes(known, [count * sizes.mean() for count in kept], 1.0)
+    expected = []
     for epoch, count in enumerate(kept):
         batches = -(-count // 8)
         for at in range(batches):
-            begun = epoch + (at > 0)  # a rate is set after the batch before
-            forwarded = known[:begun] + forecast[begun:]
-            position = sum(forwarded[:epoch]) + forwarded[epoch] * at / batches
-            expected.append(0.1 * (1 - position / sum(forwarded)))
+            expected.append(0.1 * (1 - starts[epoch] - (starts[epoch + 1] - starts[epoch]) * at / batches))
     assert rates == pytest.approx(expected, rel=1e-9)
     assert schedule.last_epoch == pytest.approx(EPOCHS * BATCHES)
 

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from loop_runs import EPOCHS, GLOBAL_BATCH_SIZE, METHODS, NUM_SAMPLES, features, make_loader, make_net, outcome, train
+from loop_runs import (
+    EPOCHS,
+    GLOBAL_BATCH_SIZE,
+    METHODS,
+    NUM_SAMPLES,
+    features,
+    make_loader,
+    make_net,
+    outcome,
+    starts_by_sizes,
+    train,
+)
 from torch import nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -416,9 +427,10 @@ def test_rates_are_those_of_the_full_run_at_every_step(
             batches = len(pruner.loader)
             steps = math.ceil(batches / accumulation)
             kept = pruner.engine.plan.forecast({})
-            if progress == "sizes":  # as far as they are known
-                kept = [round(count * sizes.mean()) for count in kept]
-                kept[: epoch + 1] = [int(sizes[skip_list.kept_ids()].sum()) for skip_list in _lists(tmp_path)]
+            starts = [0.0] * (EPOCHS + 1)
+            if progress == "sizes":
+                known = [int(sizes[skip_list.kept_ids()].sum()) for skip_list in _lists(tmp_path)]
+                starts = starts_by_sizes(known, [count * float(sizes.mean()) for count in kept], EPOCHS * full)
             for batch, (x, y) in enumerate(pruner.batches(), 1):
                 pruner.loss(F.cross_entropy(model(x), y)).backward()
                 if batch % accumulation and batch < batches:
@@ -429,6 +441,8 @@ def test_rates_are_those_of_the_full_run_at_every_step(
                 within = math.ceil(batch / accumulation) / steps
                 if progress == "epochs":
                     position = full * (epoch + within)
+                elif progress == "sizes":
+                    position = starts[epoch] + (starts[epoch + 1] - starts[epoch]) * within
                 else:
                     position = EPOCHS * full * (sum(kept[:epoch]) + kept[epoch] * within) / sum(kept)
                 expected = closed_form(position, EPOCHS * full)

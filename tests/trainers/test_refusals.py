@@ -473,7 +473,7 @@ def test_a_checkpoint_of_another_progress_is_refused_unless_asked_for(
         assert len(other.records) == 4
     checkpoint = torch.load(load, weights_only=False)
     ((_, state),) = checkpoint["state"]["algorithms"]
-    del state["progress"]  # as those of before
+    del state["engine"]["progress"]  # as those of before
     torch.save(checkpoint, tmp_path / "before.pt")
     make_trainer(folder, [pruning("epochs")], load_path=str(tmp_path / "before.pt"), max_duration="3ep").fit()
 

@@ -70,6 +70,6 @@ def test_many_epochs_whose_workers_start_anew(
         context,
         ranks=2,
         launcher="torch",
-        timeout=600,
+        timeout=1800,
     )
     assert [(tmp_path / f"epochs{rank}").read_text() for rank in range(2)] == ["100", "100"]

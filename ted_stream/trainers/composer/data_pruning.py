@@ -42,8 +42,8 @@ class DataPruning(Algorithm):
         folder: of the run, a local path or a URI that streaming can up- and download; ``{run_name}`` is filled in.
         seed: of ties and draws.
         progress: how far learning-rate schedules come in a pruned epoch: its share of all ``samples`` that the run is
-            planned to forward; of the sizes of these, (N,) whole numbers by sample id, such as tokens; or ``epochs``,
-            one full epoch, as it is by default where a method's counts are its own.
+            planned to forward, or of (N,) sizes of these by id, such as tokens; or ``epochs``, one full epoch, as it is
+            by default where a method's counts are its own.
         output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the loss.
         allow_other_settings: resume a checkpoint of another method, of other settings, another seed or progress, with
             its scores.

@@ -103,8 +103,9 @@ class ComposerRun:
         engine.start(state.model, loader, **length, run=state.run_name, at=(epoch, batches_done))
         rows, bound = state.device_train_microbatch_size, self._subset_length
         requirements.warn_of_single_rows(state.model, engine, loader, epoch, rows, bound)
+        position = engine.progress.positions(engine.plan, engine.records, full_length)
         shown = plan.shown(full_length, full_samples)
-        self._stretcher = ScheduleStretcher(full_length, engine.position, shown, full_samples / full_length)
+        self._stretcher = ScheduleStretcher(full_length, position, shown, full_samples / full_length)
         if batches_done:  # no EPOCH_START comes before the rest of this epoch
             plan.refuse_to_end_before(batches_done, self._set_length(state))
         self._stretcher.wrap(state)
@@ -126,7 +127,9 @@ class ComposerRun:
 
     def epoch_start(self, state: State, logger: Logger) -> None:
         """Choose what the epoch keeps."""
-        record = self.engine.begin_epoch(state.timestamp.epoch.value)
+        engine, stretcher = self.engine, self._stretcher
+        record = engine.begin_epoch(state.timestamp.epoch.value)
+        stretcher.position = engine.progress.positions(engine.plan, engine.records, stretcher.full_length)
         self._set_length(state)
         if self._iterator_is_late:
             # Workers that live on draw their seed once, in the run that was cut off; those of this run draw it next.
@@ -224,7 +227,6 @@ class ComposerRun:
         return {
             "engine": self.engine.state_dict(everywhere=self._any_rank_saves),
             "plan": asdict(self._plan),
-            "progress": self.settings.progress.name,
             "order": self._ids.order,
             "generators": get_generators(self._ranks),
         }
@@ -232,7 +234,6 @@ class ComposerRun:
     def _restore(self, state: State, loaded: dict[str, Any]) -> None:
         self._loaded = None
         self.engine.load_state_dict(loaded["engine"])
-        requirements.refuse_other_progress(loaded, self.settings.progress.name, self.settings.allow_other_settings)
         in_epoch = state.timestamp.batch_in_epoch > 0
         if in_epoch:
             requirements.refuse_other_order(loaded, self._ids.order, state.timestamp.epoch.value)

@@ -65,7 +65,8 @@ class ScheduleStretcher:
 
     Args:
         full_length: L in batches.
-        position: maps L, (epoch, batches of it that are done) and the batches that it has to batches of the full run.
+        position: maps (epoch, batches of it that are done, batches that it has) to batches of the full run; may be
+            replaced between epochs.
         duration: of the full run, in the unit that it is planned in.
         batch_samples: samples of a full epoch, by L.
     """
@@ -73,19 +74,15 @@ class ScheduleStretcher:
     def __init__(
         self,
         full_length: int,
-        position: Callable[[int, tuple[int, int], int], float],
+        position: Callable[[int, int, int], float],
         duration: Time[int],
         batch_samples: float,
     ) -> None:
         self.full_length = full_length
-        self._position = position
+        self.position = position
         self.duration = duration
         self.batch_samples = batch_samples
         self._counts: dict[int, float] = {}
-
-    def position(self, epoch: int, done: int, batches: int) -> float:
-        """How many batches of the full run stand for those that have been trained on."""
-        return self._position(self.full_length, (epoch, done), batches)
 
     def wrap(self, state: State) -> None:
         """Stretch Composer's compiled schedules, or stretch them anew; at the start of a fit."""

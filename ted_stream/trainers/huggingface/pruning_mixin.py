@@ -46,9 +46,8 @@ class PruningMixin(_Base):
         pruning: what to measure, keep and weigh.
         pruning_folder: of the run, a path or a URI, with ``{run_name}`` filled in; else ``pruning`` in ``output_dir``.
         pruning_seed: of ties and draws.
-        pruning_progress: by what the learning rate comes on in pruned epochs: ``samples`` forwarded, the sizes of
-            these, (N,) whole numbers by sample id, such as tokens, or full ``epochs``; by default the samples, or
-            epochs where the method's counts are its own.
+        pruning_progress: by what the learning rate comes on in pruned epochs: ``samples`` forwarded, (N,) sizes of
+            these by id, such as tokens, or full ``epochs``, where the method's counts are its own.
         pruning_output_layer: dotted name of the layer that makes the logits, where it is not found by what enters the
             loss.
         pruning_allow_other_settings: go on from a checkpoint of another method, of other settings, another seed or

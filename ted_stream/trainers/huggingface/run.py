@@ -130,7 +130,6 @@ class HuggingFaceRun:
             state = ranks.on_every_rank(lambda: read_state(checkpoint))
             self._reader.load_state_dict(state)
             self.engine.load_state_dict(state["engine"])
-            requirements.refuse_other_progress(state, settings.progress, settings.allow_other_settings)
             self.lengths.steps_before = state["global_step"]
 
     def begin(self) -> None:
@@ -220,7 +219,6 @@ class HuggingFaceRun:
         state = {
             **self._reader.state_dict(),
             "engine": self.engine.state_dict(everywhere=args.save_on_each_node),
-            "progress": self._settings.progress.name,
             "global_step": self._trainer.state.global_step,
         }
         if args.should_save:

@@ -83,7 +83,6 @@ class Pruner:
         check_model(model)
         self.epochs = at_least_one("epochs", epochs, fix="it is the number of passes over the training set.")
         self.model, self.loader = model, loader
-        self.allow_other_settings = allow_other_settings
         seed, folder = check_whole("seed", seed, fix="it seeds ties and draws."), checked_folder(folder)
         output_layer = requirements.checked_output_layer(output_layer, method)
         self._ranks = ranks = Ranks()
@@ -233,7 +232,7 @@ class Pruner:
         """
         self._settle()
         engine, run = self.engine.state_dict(), self.run_name
-        return {**self._reader.state_dict(), "engine": engine, "run": run, "progress": self.progress.name}
+        return {**self._reader.state_dict(), "engine": engine, "run": run}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken, before the first epoch; every rank must call it.
@@ -248,4 +247,3 @@ class Pruner:
         if self._keeps_folder:
             self.run_name, self.engine.folder = state["run"], RunFolder(state["engine"]["folder"], self._ranks)
         self.engine.load_state_dict(state["engine"])
-        requirements.refuse_other_progress(state, self.progress.name, self.allow_other_settings)
