@@ -4,6 +4,8 @@ import base64
 import datetime
 import json
 import ssl
+import threading
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -131,6 +133,26 @@ class Internet:
     def sent(self, suffix: str = "") -> int:
         """Bytes that were sent of files whose keys end so."""
         return sum(request.sent for request in self.requests if request.key.endswith(suffix))
+
+    def rest(self) -> None:
+        """Wait until no thread of this process is at work for a client.
+
+        A process that is forked while one is within OpenSSL (a handshake, the end of a thread) inherits a lock that
+        nobody will release, and hangs where it makes a connection.
+        """
+        own = {str(threading.get_native_id()), str(self._thread.native_id)}
+
+        def switches() -> dict[str, str] | None:
+            try:
+                tasks = [task for task in Path("/proc/self/task").iterdir() if task.name not in own]
+                return {task.name: (task / "status").read_text().partition("voluntary_ctxt")[2] for task in tasks}
+            except OSError:  # one has ended
+                return None
+
+        before, deadline = None, time.monotonic() + 10
+        while ((now := switches()) is None or now != before) and time.monotonic() < deadline:
+            before = now
+            time.sleep(0.05)
 
     def _netrc(self) -> str:
         path = self._folder / "netrc"

@@ -208,6 +208,7 @@ def test_a_pruned_dataset_reads_what_it_keeps(
     truth = StreamingDataset(local=str(shards[None]), batch_size=1)
     kept = [truth[index] for index in np.flatnonzero(mask)]
     assert dataset[0] == truth[0]  # the parent has connections when its workers are forked
+    net.rest()
     net.requests.clear()
     read = [sample for batch in DataLoader(dataset, batch_size=4, num_workers=2, collate_fn=list) for sample in batch]
     assert sorted(read, key=lambda sample: sample["id"]) == kept
