@@ -315,7 +315,7 @@ def test_two_ranks_in_sixteen_bits(
     more = ["model.dtype=bfloat16", "save_interval=3ep", "pruning.progress=epochs"]
     train(load_settings(ALPACA, alpaca("one", "trainer=loop", *more)))
     for trainer in ("composer", "loop"):
-        launch(command, "train", ALPACA, *alpaca(trainer, f"trainer={trainer}", *more), ranks=2)
+        launch(command, "train", ALPACA, *alpaca(trainer, f"trainer={trainer}", *more), ranks=2, timeout=900)
     one = outcome(tmp_path / "one")
     for trainer in ("composer", "loop"):
         found = outcome(tmp_path / trainer)
