@@ -286,7 +286,7 @@ class PruningEngine:
         before = state.get("progress", "epochs")  # as it was before there was a choice
         if not self._allow_other_settings:
             refuse_other_progress(before, self.progress)
-        elif before != self.progress.name:
+        elif before != self.progress.name and self.progress.sizes is not None:
             for record in self.records:
                 record.kept_size = self.progress.kept_size(read_list(self.folder, record, self.data.layout))
         self._guard.load_state_dict(state)

@@ -123,8 +123,7 @@ class RunPlan:
 
         Args:
             full_length: L, batches of a full epoch.
-            kept: of every epoch, the samples or the sum of their sizes, to advance by what is forwarded; ``None``
-                advances by epochs.
+            kept: samples of every epoch, to advance by samples forwarded; ``None`` advances by epochs.
 
         Returns:
             A function of (epoch, its batches done, its batches).

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,12 +29,10 @@ class Progress:
     Attributes:
         name: ``epochs``, ``samples``, or ``sizes`` and a digest of them; what a checkpoint holds.
         sizes: (N,) int64 by sample id, such as tokens, where an epoch counts for the sum of those that it keeps.
-        mean: of the sizes.
     """
 
     name: str
     sizes: NDArray[np.int64] | None = None
-    mean: float = 1.0
 
     def __repr__(self) -> str:
         return repr(self.name)
@@ -63,8 +63,8 @@ class Progress:
         kept = plan.forecast({record.epoch: record.kept for record in records})
         if self.sizes is None:
             return plan.positions(full_length, kept)
-        sizes = {record.epoch: record.kept_size for record in records if record.kept_size is not None}
-        starts = self._starts(plan, full_length, [count * self.mean for count in kept], sizes)
+        known = {record.epoch: record.kept_size for record in records if record.kept_size is not None}
+        starts = _starts(plan, full_length, [count * self._mean for count in kept], known)
 
         def position(epoch: int, done: int, batches: int) -> float:
             if epoch >= plan.epochs:
@@ -74,16 +74,10 @@ class Progress:
 
         return position
 
-    @staticmethod
-    def _starts(plan: RunPlan, full_length: int, forecast: list[float], known: Mapping[int, int]) -> list[float]:
-        """Where the epochs start, and at last where the run ends."""
-        total = full_length * plan.full_epochs(range(plan.epochs))
-        starts = [0.0]
-        for epoch in range(plan.epochs - 1):
-            size = plan.share(epoch) * known.get(epoch, forecast[epoch])
-            later = sum(plan.share(other) * forecast[other] for other in range(epoch + 1, plan.epochs))
-            starts.append(starts[-1] + (total - starts[-1]) * (size / (size + later)))
-        return [*starts, total]
+    @cached_property
+    def _mean(self) -> float:
+        """Of the sizes; once, since positions are asked for at every step."""
+        return 1.0 if self.sizes is None else float(self.sizes.mean())
 
     def refuse_other_length(self, num_samples: int) -> None:
         """Refuse sizes of another dataset.
@@ -99,6 +93,18 @@ class Progress:
 
 
 BY_EPOCHS = Progress("epochs")
+
+
+def _starts(plan: RunPlan, full_length: int, forecast: Sequence[float], known: Mapping[int, int]) -> list[float]:
+    """Where the epochs start, and at last where the run ends."""
+    total = full_length * plan.full_epochs(range(plan.epochs))
+    planned = [plan.share(epoch) * size for epoch, size in enumerate(forecast)]
+    left = [*accumulate(reversed(planned), initial=0.0)][::-1]  # from each epoch on
+    starts = [0.0]
+    for epoch in range(plan.epochs - 1):
+        size = plan.share(epoch) * known[epoch] if epoch in known else planned[epoch]
+        starts.append(starts[-1] + (total - starts[-1]) * (size / (size + left[epoch + 1])))
+    return [*starts, total]
 
 
 def checked_progress(given: Any, plan: RunPlan) -> Progress:
@@ -122,7 +128,7 @@ def checked_progress(given: Any, plan: RunPlan) -> Progress:
     else:
         progress = _by_sizes(given)
     if progress.name != "epochs":
-        plan.forecast({}, progress=progress.name.split()[0])  # refuses what is not known in advance
+        plan.forecast({}, progress="samples" if progress.sizes is None else "sizes")  # refuses what is not known yet
     return progress
 
 
@@ -145,7 +151,7 @@ def _by_sizes(given: Any) -> Progress:
             raise ValueError(f"progress has the size {sizes[at]} for sample {at}; sizes are from 1 to {LARGEST}.")
     sizes = sizes.astype(np.int64)
     name = f"sizes {hashlib.sha256(sizes.tobytes()).hexdigest()[:12]}"
-    return Progress(name, sizes, float(sizes.mean()))
+    return Progress(name, sizes)
 
 
 def refuse_other_progress(before: str, now: Progress) -> None:

@@ -4,13 +4,12 @@ import base64
 import datetime
 import json
 import ssl
-import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Thread, get_native_id
 from types import TracebackType
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -140,7 +139,7 @@ class Internet:
         A process that is forked while one is within OpenSSL (a handshake, the end of a thread) inherits a lock that
         nobody will release, and hangs where it makes a connection.
         """
-        own = {str(threading.get_native_id()), str(self._thread.native_id)}
+        own = {str(get_native_id()), str(self._thread.native_id)}
 
         def switches() -> dict[str, str] | None:
             try:
