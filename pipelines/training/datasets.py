@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from streaming import StreamingDataset
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from ted_stream import PrunedSampler, PrunedStreamingDataset
 from ted_stream.engine import PrunableData, Ranks, deciding_data
@@ -157,7 +157,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
     collate = PaddingCollator(description.pad_id) if is_text else None
     context = _worker_context(ranks) if data.num_workers else None
 
-    def loader(dataset: StreamingDataset, batch_size: int, generator: torch.Generator | None = None) -> DataLoader:
+    def loader(dataset: Dataset, batch_size: int, **more: Any) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=batch_size // ranks,
@@ -166,17 +166,26 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
             multiprocessing_context=context,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
-            generator=generator,
+            **more,
         )
 
+    by_id = Subset(test_set, range(test_set.num_samples))
     augmented, plain = (unchanged, unchanged) if is_text else _transforms(settings, description)
     return Loaders(
         loader(train_set, data.batch_size),
-        loader(test_set, data.eval_batch_size, torch.Generator()),  # so that testing leaves training's draws alone
+        loader(by_id, data.eval_batch_size, **_to_test(by_id, ranks)),
         augmented,
         plain,
         plain,
     )
+
+
+def _to_test(dataset: Dataset, ranks: int) -> dict[str, Any]:
+    """What a loader of a test set has: a sampler whose repeats, in the last batch, are known and not tested twice."""
+    return {
+        "sampler": DistributedSampler(dataset, ranks, Ranks().rank, shuffle=False),
+        "generator": torch.Generator(),  # so that testing leaves training's draws alone
+    }
 
 
 def _worker_context(ranks: int) -> str | None:
@@ -217,12 +226,7 @@ def _in_memory(settings: Settings, description: Description, *, ranks: int) -> L
     augmented, plain = _transforms(settings, description)
     return Loaders(
         DataLoader(train_set, data.batch_size // ranks, sampler=sampler, drop_last=data.drop_last),
-        DataLoader(
-            test_set,
-            data.eval_batch_size // ranks,
-            sampler=DistributedSampler(test_set, ranks, rank, shuffle=False),
-            generator=torch.Generator(),
-        ),
+        DataLoader(test_set, data.eval_batch_size // ranks, **_to_test(test_set, ranks)),
         FromMemory(train_set, augmented),
         FromMemory(train_set, plain),
         FromMemory(test_set, plain),

@@ -101,15 +101,17 @@ def _head(description: Description) -> dict[str, Any]:
 # With weights -----------------------------------------------------------------------------------------------------
 
 
-def pretrained(options: Model, description: Description) -> Any:
+def pretrained(options: Model, description: Description, *, is_trained: bool = True) -> Any:
     """The model whose weights a config names, and what is trained of it.
 
     Args:
         options: the config's section; ``causal_lm`` or ``sequence_classifier``.
         description: of the dataset that it is trained on.
+        is_trained: False where it is asked as it is, and so must have all its weights.
 
     Raises:
-        ConfigError: it cannot be loaded, or is of other tokens, or for shorter texts, than the dataset.
+        ConfigError: it cannot be loaded, or is of other tokens, or for shorter texts, than the dataset; or it lacks
+            weights that nothing trains.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -134,6 +136,12 @@ def pretrained(options: Model, description: Description) -> Any:
     if is_causal and (new or (type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not model.config.is_decoder)):
         why = f"has no weights of {new[0]}" if new else "is an encoder, whose tokens see those that come after them"
         raise ConfigError(f"model.pretrained: {name} {why}, so it is no causal language model; name one that is.")
+    if new and not is_trained:
+        raise ConfigError(
+            f"model.pretrained: {name} has no weights of {new[0]} for this dataset, and new, random ones would decide "
+            "on the scores; train first (train=true), name a model that was trained on such data, or the checkpoint of "
+            "one (load_path=)."
+        )
     _refuse_other_sizes(model, name, description)
     model.config.use_cache = False  # of texts that are generated
     if not is_causal:

@@ -244,11 +244,16 @@ class Host:
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, 0)
         metrics = [metric.to(self.device) for metric in self.task.metrics()]
+        tested_on: Any = self.loaders.test.dataset
+        # Without the repeat by which the ranks have equally many.
+        left = len(range(self.ranks.rank, len(tested_on), self.ranks.world_size))
         for batch in self.loaders.test:
             with self.autocast():
                 outputs, targets = self.task.evaluate(self.loaders.test_transform(self.on_device(batch)))
-            for metric in metrics:
-                metric.update(outputs, targets)
+            if left:
+                for metric in metrics:
+                    metric.update(outputs[:left], targets[:left])
+            left = max(0, left - len(targets))
         return {type(metric).__name__: float(metric.compute()) for metric in metrics}
 
     def _test(self) -> None:

@@ -79,7 +79,7 @@ class SamplesById:
         with preserved_generators():
             try:
                 if augmenting is not None:
-                    self._data.decode = testing.decode
+                    self._data.decode = testing.dataset.decode
                 yield
             finally:
                 if augmenting is not None:

@@ -98,13 +98,15 @@ class Surrogate:
         self.scoring, self.ranks = scoring, ranks
         settings = settings_of_surrogate(scoring, number)
         seed_generators(settings.seed)
-        task = build_task(settings.model, description)
+        self.method, self.passes = scoring.method, None
+        reference = scoring.reference
+        given = settings.load_path if reference is None else reference.checkpoint
+        task = build_task(settings.model, description, is_trained=self.is_trained or given is not None)
         loaders = build_loaders(settings, description, ranks=ranks.world_size)
         data = loaders.prunable
         self.layout: DatasetLayout = data.layout
         self.ids = np.arange(self.layout.num_samples)
-        self.method, self.passes = scoring.method, None
-        if (reference := scoring.reference) is not None and reference.checkpoint is None:
+        if reference is not None and reference.checkpoint is None:
             trained_on = reference.trained_on(len(self.ids), seed=scoring.settings.seed)[number]
             self._train_on(data, trained_on)
             if reference.folds is not None:
@@ -126,7 +128,6 @@ class Surrogate:
             bos_id=bos_id_of(settings.data.path) if self.method.needs_tokens else None,
         )
         ranks.on_every_rank(self.passes.rehearse)
-        given = settings.load_path if reference is None else reference.checkpoint
         if given is not None:
             self._load(given)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -109,7 +110,7 @@ class _OfTransformers:
 
     def forward(self, model: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
         """(see Task)."""
-        return model(**batch)
+        return model(**_taken(self.network, batch))
 
     def loss(self, outputs: Any, batch: Any) -> Tensor:
         """(see Task)."""
@@ -133,7 +134,7 @@ class LanguageModelling(_OfTransformers):
 
     def evaluate(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """(see Task); (B, S, V) logits and (B, S) the token that each position predicts."""
-        return self.network(**_without_labels(batch)).logits, _next_tokens(batch)
+        return self.network(**_taken(self.network, _without_labels(batch))).logits, _next_tokens(batch)
 
     def metrics(self) -> list[Metric]:
         """(see Task)."""
@@ -159,7 +160,7 @@ class TextClassification(_OfTransformers):
 
     def evaluate(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """(see Task); (B, classes) logits and (B,) classes, or (B,) predicted and true scores."""
-        logits = self.network(**_without_labels(batch)).logits
+        logits = self.network(**_taken(self.network, _without_labels(batch))).logits
         return logits if self.classes else logits.squeeze(1).float(), batch["labels"]
 
     def metrics(self) -> list[Metric]:
@@ -173,6 +174,16 @@ def _accuracy(classes: int) -> Metric:
     return MulticlassAccuracy(num_classes=classes, average="micro")
 
 
+def _taken(network: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The batch as a model takes it: some have no segments, of which their tokenizers tell all the same."""
+    if "token_type_ids" not in batch:
+        return batch
+    base = network.get_base_model() if hasattr(network, "get_base_model") else network
+    if "token_type_ids" in signature(base.forward).parameters:
+        return batch
+    return {name: value for name, value in batch.items() if name != "token_type_ids"}
+
+
 def _without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name != "labels"}
 
@@ -182,19 +193,20 @@ def _next_tokens(batch: Mapping[str, Any]) -> Tensor:
     return pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
 
 
-def build_task(options: Model, description: Description) -> Task:
+def build_task(options: Model, description: Description, *, is_trained: bool = True) -> Task:
     """The model of a config and its task; what is random is drawn from torch's global generator.
 
     Args:
         options: the config's section.
         description: of the dataset that it is trained on.
+        is_trained: False where the weights that the config names are asked as they are.
 
     Raises:
-        ConfigError: weights that cannot be loaded, or are not for such data.
+        ConfigError: weights that cannot be loaded, are not for such data, or are not all there.
     """
     classes = len(description.classes)
     if options.name in ("causal_lm", "sequence_classifier"):
-        network = pretrained(options, description)
+        network = pretrained(options, description, is_trained=is_trained)
         return LanguageModelling(network) if options.name == "causal_lm" else TextClassification(network, classes)
     given = {name: getattr(options, name) for name in sorted(CHOICES["model"][options.name])}
     given = {name: value for name, value in given.items() if value is not None}

@@ -38,7 +38,7 @@ from .tasks import build_task
 __all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "claim_folder", "train"]
 
 # What a run keeps from its first start to its end; how long it goes on, and where, may change.
-_KEPT = ("seed", "data", "model", "optimizer", "scheduler")
+_KEPT = ("seed", "data", "model", "optimizer", "scheduler", "pruning")
 # But of them: where data are, and how fast they come.
 _FREE = ("path", "cache", "in_memory", "eval_batch_size", "num_workers")
 # What a run leaves in its folder; only this is removed when a run is replaced.

@@ -1,6 +1,7 @@
 """Tables, progress bars and quiet libraries, shared by the commands."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ __all__ = [
     "shown_metric",
 ]
 
-console = Console()
+console = Console(quiet=os.environ.get("RANK", "0") not in ("", "0"))  # of several ranks one speaks
 
 
 def progress_bar() -> Progress:

@@ -1,6 +1,8 @@
 """A StreamingDataset that fetches the samples which a node needs, and reads local shards fast."""
 
 import copy
+import logging
+import os
 import shutil
 import time
 from bisect import bisect_right
@@ -33,6 +35,10 @@ from ted_stream.reading.tar_shards import set_decoders
 from ted_stream.stores.downloads import naming_credentials
 
 __all__ = ["ShardReading"]
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 60.0  # seconds
 
 # What streaming makes when it is first used (the lock: at every use), and cannot be used by another process; and the
 # list of local folders, which streaming empties where a dataset ends: a copy in a worker ends before the dataset does.
@@ -226,11 +232,29 @@ class ShardReading(StreamingDataset):
             request_latency=self.request_latency,
             min_gap=self.min_gap,
         )
+        tells_at = time.monotonic() + _PATIENCE
         while not preparer.prepare(positions, recheck=recheck, is_epochs=is_epochs):
             if not blocking:
                 return
             self._ahead.check()
+            if time.monotonic() > tells_at:
+                tells_at = float("inf")  # once
+                self._tell_waiting(shard_id)
             time.sleep(TICK)
+
+    def _tell_waiting(self, shard_id: int) -> None:
+        stream = self.streams[self.stream_per_shard[shard_id]]
+        log.warning(
+            "Process %d has waited %g s for shard %d, of %s, on which process %d is at work. A slow store or disk may "
+            "take so long. A DataLoader worker that was forked while another thread of its parent was within OpenSSL "
+            "(by boto3 or requests, say) never ends: it waits there for a lock that nobody will let go of. If nothing "
+            'goes on, kill this run, pass its DataLoaders multiprocessing_context="forkserver", and resume it.',
+            os.getpid(),
+            _PATIENCE,
+            shard_id,
+            stream.remote or stream.local,
+            self._cache.preparers[shard_id],
+        )
 
     def _share_work(self, sample_ids: NDArray[np.int64]) -> tuple[SharedMemory, SharedMemory | None]:
         """Called where an epoch is planned, before the node's other processes go on: tell them what is needed."""

@@ -116,7 +116,13 @@ def test_a_refused_beginning_leaves_no_config(trainer: str, run: Run, tmp_path: 
 
 
 @pytest.mark.quick(
-    "lr-composer", "scheduler-loop", "batch_size-composer", "model-loop", "nesterov-composer", "seed-loop"
+    "lr-composer",
+    "scheduler-loop",
+    "batch_size-composer",
+    "model-loop",
+    "nesterov-composer",
+    "seed-loop",
+    "progress-loop",
 )
 @each_trainer
 @pytest.mark.parametrize(
@@ -128,8 +134,10 @@ def test_a_refused_beginning_leaves_no_config(trainer: str, run: Run, tmp_path: 
         ("model.channels=[8, 8]", "model.channels is \\[8, 8\\], but .* set model.channels=\\[8, 16\\]"),
         ("optimizer.nesterov=true", "optimizer.nesterov is True, but .* set optimizer.nesterov=null"),
         ("seed=9", "seed is 9, but"),
+        ("pruning.progress=epochs", "pruning.progress is epochs, but .* set pruning.progress=null"),
+        ("pruning.prune_ratio=0.5", "pruning.prune_ratio is 0.5, but .* set pruning.prune_ratio="),
     ],
-    ids=["lr", "scheduler", "batch_size", "model", "nesterov", "seed"],
+    ids=["lr", "scheduler", "batch_size", "model", "nesterov", "seed", "progress", "ratio"],
 )
 def test_other_settings_do_not_go_on_with_a_run(
     trainer: str, override: str, told: str, finished: Callable[[str], tuple[Run, Path]]

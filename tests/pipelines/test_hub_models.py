@@ -21,7 +21,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import matthews_corrcoef
 from streaming import LocalDataset
 from tokenizers.normalizers import Lowercase
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DistilBertConfig, DistilBertForMaskedLM
 from transformers import AutoModelForSequenceClassification as AutoModel
 
 from ted_stream import read_skip_list
@@ -29,6 +29,7 @@ from ted_stream.export.run_files import SCORES
 from ted_stream.pipelines.corpora.prepared import read_description
 from ted_stream.pipelines.training.checkpoints import Frozen
 from ted_stream.pipelines.training.score import score
+from ted_stream.pipelines.training.score_results import SCORES_FILE
 from ted_stream.pipelines.training.score_settings import load_scoring
 from ted_stream.pipelines.training.settings import ConfigError, Model, load_settings
 from ted_stream.pipelines.training.tasks import build_task
@@ -38,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 ALPACA = str(ROOT / "configs" / "alpaca_llama2_7b_lora.yaml")
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 GLUE = str(ROOT / "configs" / "glue_bert_base.yaml")
+COMMAND = ROOT / "ted_stream" / "cli" / "__main__.py"
 KILLED = Path(__file__).with_name("killed_training.py")
 SMALL = [
     *("data.batch_size=6", "data.eval_batch_size=8", "scheduler.warmup=2ba", "progress_bar=false", "optimizer.lr=0.01"),
@@ -265,6 +267,55 @@ def test_a_classifier(glue: Callable[[str], Overrides], hub: Path, tmp_path: Pat
     assert result.metrics["MulticlassAccuracy"] > 0.7
     config = AutoConfig.from_pretrained(tmp_path / "run" / "model")
     assert config.id2label == {0: "negative", 1: "positive"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("trainer", ["composer", "loop"])
+def test_ranks_test_every_sample_once(
+    trainer: str, glue: Callable[[str], Overrides], hub: Path, tmp_path: Path, launch: Callable[..., None]
+) -> None:
+    """Of an odd number two ranks read one twice, in a batch of its own where four make a batch."""
+    write_texts(tmp_path / "odd", hub / "bert", size=45)
+    more = [f"trainer={trainer}", f"data.path={tmp_path / 'odd'}", "data.eval_batch_size=4", "max_duration=2ep"]
+    launch(COMMAND, "train", GLUE, *glue("sst2")("run", *more), ranks=2)
+    logits, labels = predicted(tmp_path / "run" / "model", tmp_path / "odd")
+    assert len(labels) == 45
+    told = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    assert told["MulticlassAccuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item(), rel=1e-6)
+    assert told["CrossEntropy"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_a_model_without_segments(glue: Callable[[str], Overrides], hub: Path, tmp_path: Path) -> None:
+    """DistilBERT's, whose tokenizers tell of segments all the same."""
+    config = DistilBertConfig(vocab_size=280, dim=32, hidden_dim=48, n_layers=1, n_heads=2, max_position_embeddings=64)
+    DistilBertForMaskedLM(config).save_pretrained(tmp_path / "distilled")
+    AutoTokenizer.from_pretrained(hub / "bert").save_pretrained(tmp_path / "distilled")
+    samples: Any = LocalDataset(str(hub / "sst2" / "train"))
+    assert "token_type_ids" in samples[0]
+    more = ["trainer=loop", f"model.pretrained={tmp_path / 'distilled'}", "max_duration=2ep"]
+    for lora in ((), ("model.lora_r=2", "model.lora_targets=[q_lin]")):
+        result = train(load_settings(GLUE, glue("sst2")(f"run-{len(lora)}", *more, *lora)))
+        assert np.isfinite(result.metrics["CrossEntropy"])
+
+
+def test_what_is_asked_as_it_is_has_all_its_weights(
+    glue: Callable[[str], Overrides], hub: Path, tmp_path: Path
+) -> None:
+    """Else the scores would be those of a new, random head."""
+    asked = glue("sst2")("scored", "method=el2n", "train=false", "prune_ratio=0.5")
+    with pytest.raises(ConfigError, match=r"bert has no weights of bert.pooler.dense.bias for this dataset, and new"):
+        score(load_scoring(GLUE, asked))
+    trained = AutoModel.from_pretrained(hub / "bert")
+    trained.save_pretrained(tmp_path / "trained")
+    AutoTokenizer.from_pretrained(hub / "bert").save_pretrained(tmp_path / "trained")
+    score(load_scoring(GLUE, [*asked, f"model.pretrained={tmp_path / 'trained'}"]))
+    samples: Any = LocalDataset(str(hub / "sst2" / "train"))
+    tokens = torch.from_numpy(samples[3]["input_ids"].astype(np.int64))[None]
+    with torch.no_grad():
+        chances = trained.eval()(input_ids=tokens).logits[0].softmax(0)
+    distance = (chances - torch.nn.functional.one_hot(torch.tensor(samples[3]["labels"]), 2)).norm().item()
+    scores = pq.read_table(tmp_path / "scored" / SCORES_FILE).to_pydict()
+    assert dict(zip(scores["sample_id"], scores["score"], strict=True))[3] == pytest.approx(distance, rel=1e-5)
 
 
 @pytest.mark.long

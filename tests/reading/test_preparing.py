@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,8 @@ import pytest
 from streaming.base.dataset import _Iterator, _ShardState
 
 from ted_stream import PrunedStreamingDataset
-from ted_stream.reading import node_cache, read_ahead
+from ted_stream.reading import node_cache, read_ahead, shard_reading
+from ted_stream.reading.fetching import Fetcher
 from ted_stream.reading.node_cache import READY, Claim
 
 NUM_SAMPLES = 120
@@ -40,6 +41,39 @@ class AtOnce:
         function(*arguments)
         done.set_result(None)
         return done
+
+
+def test_who_waits_for_another_says_so_once(
+    dataset: PrunedStreamingDataset,
+    remote: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Since the other may be stuck for ever, with a cure that a waiting engineer would not guess."""
+    at_work, may_go_on, fetch = threading.Event(), threading.Event(), Fetcher.fetch_whole
+
+    def slow(fetcher: Fetcher, stream: Any, shard: Any) -> None:
+        at_work.set()
+        assert may_go_on.wait(60)
+        fetch(fetcher, stream, shard)
+
+    monkeypatch.setattr(Fetcher, "fetch_whole", slow)
+    monkeypatch.setattr(shard_reading, "_PATIENCE", 0.1)
+    at = int(dataset.sample_offset_per_shard[3])
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(dataset.__getitem__, at)
+        assert at_work.wait(60)
+        second = pool.submit(dataset.__getitem__, at + 1)
+        while not caplog.records:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        may_go_on.set()
+        assert [one.result()["id"] for one in (first, second)] == [at, at + 1]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    told = f"Process {os.getpid()} has waited 0.1 s for shard 3, of {remote}, on which process {os.getpid()} is at work"
+    assert told in record.getMessage()
+    assert 'multiprocessing_context="forkserver"' in record.getMessage()
 
 
 @pytest.mark.long
