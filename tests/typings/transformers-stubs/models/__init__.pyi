@@ -6,6 +6,8 @@ from .auto import AutoTokenizer as AutoTokenizer
 from .bert import BertConfig as BertConfig
 from .bert import BertForMaskedLM as BertForMaskedLM
 from .bert import BertForSequenceClassification as BertForSequenceClassification
+from .distilbert import DistilBertConfig as DistilBertConfig
+from .distilbert import DistilBertForMaskedLM as DistilBertForMaskedLM
 from .gpt2 import GPT2Config as GPT2Config
 from .gpt2 import GPT2LMHeadModel as GPT2LMHeadModel
 from .llama import LlamaConfig as LlamaConfig
