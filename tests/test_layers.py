@@ -284,7 +284,7 @@ def test_what_is_not_used_is_not_imported(use: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="only /proc tells the names of threads")
 def test_reading_leaves_no_thread_of_arrow(tmp_path: Path) -> None:
     # One that frees bytes of Python's while the interpreter ends aborts a run that has done its work.
     code = FRESH["reading a skip-list"][0] + (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from typing import Any, Protocol
 
@@ -110,12 +111,26 @@ class _OfTransformers:
 
     def forward(self, model: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
         """(see Task)."""
-        return model(**_taken(self.network, batch))
+        return model(**self._inputs(batch))
 
     def loss(self, outputs: Any, batch: Any) -> Tensor:
         """(see Task)."""
         del batch
         return outputs.loss
+
+    @cached_property
+    def _takes_segments(self) -> bool:
+        network: Any = self.network
+        base = network.get_base_model() if hasattr(network, "get_base_model") else network  # of adapters
+        return "token_type_ids" in signature(base.forward).parameters
+
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch as the model takes it: some have no segments, of which their tokenizers tell all the same."""
+        return {name: value for name, value in batch.items() if name != "token_type_ids" or self._takes_segments}
+
+    def _logits(self, batch: Mapping[str, Any]) -> Tensor:
+        """Of the network itself, which makes no loss of them without labels."""
+        return self.network(**{name: value for name, value in self._inputs(batch).items() if name != "labels"}).logits
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,7 @@ class LanguageModelling(_OfTransformers):
 
     def evaluate(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """(see Task); (B, S, V) logits and (B, S) the token that each position predicts."""
-        return self.network(**_taken(self.network, _without_labels(batch))).logits, _next_tokens(batch)
+        return self._logits(batch), _next_tokens(batch)
 
     def metrics(self) -> list[Metric]:
         """(see Task)."""
@@ -160,7 +175,7 @@ class TextClassification(_OfTransformers):
 
     def evaluate(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """(see Task); (B, classes) logits and (B,) classes, or (B,) predicted and true scores."""
-        logits = self.network(**_taken(self.network, _without_labels(batch))).logits
+        logits = self._logits(batch)
         return logits if self.classes else logits.squeeze(1).float(), batch["labels"]
 
     def metrics(self) -> list[Metric]:
@@ -172,20 +187,6 @@ class TextClassification(_OfTransformers):
 
 def _accuracy(classes: int) -> Metric:
     return MulticlassAccuracy(num_classes=classes, average="micro")
-
-
-def _taken(network: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The batch as a model takes it: some have no segments, of which their tokenizers tell all the same."""
-    if "token_type_ids" not in batch:
-        return batch
-    base = network.get_base_model() if hasattr(network, "get_base_model") else network
-    if "token_type_ids" in signature(base.forward).parameters:
-        return batch
-    return {name: value for name, value in batch.items() if name != "token_type_ids"}
-
-
-def _without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if name != "labels"}
 
 
 def _next_tokens(batch: Mapping[str, Any]) -> Tensor:

@@ -362,11 +362,10 @@ def test_two_ranks_in_sixteen_bits(
 ) -> None:
     """Weights in bfloat16, and adapters beside them in float32: on two ranks about what one makes of them."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    command = ROOT / "ted_stream" / "cli" / "__main__.py"
     more = ["model.dtype=bfloat16", "save_interval=3ep", "pruning.progress=epochs"]
     train(load_settings(ALPACA, alpaca("one", "trainer=loop", *more)))
     for trainer in ("composer", "loop"):
-        launch(command, "train", ALPACA, *alpaca(trainer, f"trainer={trainer}", *more), ranks=2, timeout=900)
+        launch(COMMAND, "train", ALPACA, *alpaca(trainer, f"trainer={trainer}", *more), ranks=2, timeout=900)
     one = outcome(tmp_path / "one")
     for trainer in ("composer", "loop"):
         found = outcome(tmp_path / trainer)

@@ -28,7 +28,7 @@ from ted_stream import PrunedStreamingDataset, SkipList
 from ted_stream.reading import shard_files
 from ted_stream.reading.tar_index import index_tars
 
-pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors by /proc")
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="macOS has no /proc to tell what is open")
 
 NUM_SAMPLES, PER_SHARD = 120, 10
 _others: set[tuple[str, str]] = set()

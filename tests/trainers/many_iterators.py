@@ -1,4 +1,4 @@
-"""Short pruned runs whose every epoch starts DataLoader workers anew, beside gloo's threads: run by test_workers.py."""
+"""Short pruned runs whose every epoch starts workers anew, beside gloo's threads: run by test_worker_starts.py."""
 
 import sys
 from pathlib import Path

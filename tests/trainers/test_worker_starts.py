@@ -12,7 +12,9 @@ import pytest
 from ted_stream.engine import forks
 
 SCRIPT = Path(__file__).with_name("worker_starts.py")
-before_python_3_12 = pytest.mark.skipif(sys.version_info >= (3, 12), reason="forks wait for no such lock")
+before_python_3_12 = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="a child's lock is new, and no fork is watched"
+)
 
 
 @before_python_3_12
