@@ -99,10 +99,13 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
 @pytest.mark.long
 @each_trainer
 def test_a_refused_resumption_leaves_the_config(trainer: str, run: Run, tmp_path: Path) -> None:
+    """By what only the checkpoint tells: it is that of a run of another seed, elsewhere."""
     run(f"trainer={trainer}")
+    run(f"trainer={trainer}", f"folder={tmp_path / 'other'}", "seed=9")
+    (checkpoint,) = (tmp_path / "other" / "checkpoints").glob("ep3-ba*")
     config = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(ValueError, match="The checkpoint was made by TED"):
-        run(f"trainer={trainer}", "autoresume=true", "max_duration=4ep", "pruning.prune_ratio=0.5")
+        run(f"trainer={trainer}", f"load_path={checkpoint}", "max_duration=4ep")
     assert (tmp_path / "run" / "config.yaml").read_bytes() == config
 
 

@@ -46,9 +46,9 @@ def without_bos(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
-def given_task(options: Model, description: Description) -> Task:
+def given_task(options: Model, description: Description, *, is_trained: bool = True) -> Task:
     """Of a model to which it matters what comes before a token, as it does not yet where weights are small."""
-    task = build_task(options, description)
+    task = build_task(options, description, is_trained=is_trained)
     for parameter in task.network.parameters():
         parameter.data *= 8
     return task
