@@ -31,9 +31,10 @@ def compare(
 
     settings = load_settings(config, overrides or ())
 
-    from ted_stream.cli.show import LABELS, console, quiet, show_arms, show_places
+    from ted_stream.cli.show import LABELS, console, let_one_speak, quiet, show_arms, show_places
 
     quiet()
+    let_one_speak()
     from ted_stream.pipelines.training.compare import compare as run
     from ted_stream.pipelines.training.compare import headline
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LABELS",
     "console",
+    "let_one_speak",
     "progress_bar",
     "quiet",
     "show_arms",
@@ -30,7 +31,7 @@ __all__ = [
     "shown_metric",
 ]
 
-console = Console(quiet=os.environ.get("RANK", "0") not in ("", "0"))  # of several ranks one speaks
+console = Console()
 
 
 def progress_bar() -> Progress:
@@ -53,6 +54,11 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", module="ted_stream")
     warnings.filterwarnings("default", category=SelectionWarning)  # which points at the line that trains
+
+
+def let_one_speak() -> None:
+    """Of the ranks that train together let the first alone show what they all know."""
+    console.quiet = int(os.environ.get("WORLD_SIZE", 1)) > 1 and os.environ.get("RANK") != "0"
 
 
 @contextmanager

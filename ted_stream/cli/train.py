@@ -27,9 +27,10 @@ def train(
 
     from contextlib import nullcontext
 
-    from ted_stream.cli.show import quiet, show_epochs, show_result
+    from ted_stream.cli.show import let_one_speak, quiet, show_epochs, show_result
 
     quiet()
+    let_one_speak()
     from ted_stream.pipelines.training.train import train as run
 
     with show_epochs() if settings.progress_bar else nullcontext():

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ted_stream.cli.commands import app
-from ted_stream.cli.show import show_arms, show_epochs
+from ted_stream.cli.show import console, let_one_speak, show_arms, show_epochs
 from ted_stream.pipelines.training.compare import Arm
 from ted_stream.pipelines.training.results import Result
 
@@ -25,6 +25,29 @@ def test_help(command):
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.output
+
+
+@pytest.mark.parametrize(
+    ("world", "speaks"),
+    [
+        ({}, True),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, True),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, False),
+        ({"RANK": "1"}, True),  # some clusters number all that they start
+        ({"WORLD_SIZE": "1", "RANK": "0"}, True),
+    ],
+)
+def test_of_several_ranks_one_speaks(
+    world: dict[str, str], speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in world.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(console, "quiet", False)  # restored at the end
+    let_one_speak()
+    console.print("what all ranks know")
+    assert ("what all ranks know" in capsys.readouterr().out) == speaks
 
 
 def test_help_needs_no_heavy_import():
