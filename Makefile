@@ -20,27 +20,24 @@ unexport PYTHONDONTWRITEBYTECODE
 
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --no-annotate --no-header --quiet
 
-.PHONY: quickstart test test-types test-quick test-long test-lean test-foundry test-latest setup clean-setup pins
+.PHONY: quickstart test test-types test-long test-lean test-foundry test-latest setup clean-setup pins
 
 quickstart: $(READY)
 	$(BIN)/ted-stream prepare digits --out data/digits --overwrite
 	$(BIN)/ted-stream compare configs/quickstart.yaml --methods none,shorter,random,importance_sampling,ted --seeds 3
 
-# The types beside the tests, since they are checked by one process.
+# One thread, since the tests' tensors are small: on few cores torch's threads wait for each other.
 test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	@$(MAKE) --no-print-directory -j 2 test-types test-quick
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_PARALLEL) -m "not long"
 
 test-types: $(READY)
 	$(BIN)/pyright
 
-# One thread, since the tests' tensors are small: on few cores torch's threads wait for each other.
-test-quick: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_PARALLEL) -m "not long"
-
+# All of them take an hour on two cores: PART=2/6 runs the second of six parts.
 test-long: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_PARALLEL) -m long
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_PARALLEL) -m long $(if $(PART),--part $(PART))
 
 # Without Composer, and so with a newer torch: the default install and [transformers].
 test-lean:

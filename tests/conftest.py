@@ -1,5 +1,6 @@
 """Small datasets and processes that many tests share."""
 
+import argparse
 import contextlib
 import gc
 import os
@@ -36,6 +37,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out what needs more than the default install and [transformers]; without this it fails there",
     )
+    parser.addoption(
+        "--part",
+        type=_part,
+        metavar="N/PARTS",
+        help="of the files that hold long trials the Nth, and every PARTS-th after it",
+    )
+
+
+def _part(text: str) -> slice:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 2/6.")
+    return slice(int(number) - 1, None, int(parts))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -64,8 +78,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
         if quick and item.callspec.id not in quick.args:
             item.add_marker("long")
     if config.getoption("lean"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("composer")])
-        items[:] = [item for item in items if not item.get_closest_marker("composer")]
+        _select(config, items, lambda item: not item.get_closest_marker("composer"))
+    if part := config.getoption("part"):
+        files = sorted({item.path for item in items if item.get_closest_marker("long")})[part]
+        _select(config, items, lambda item: item.path in files)
+
+
+def _select(config: pytest.Config, items: list[pytest.Function], taken: Callable[[pytest.Function], bool]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if not taken(item)])
+    items[:] = [item for item in items if taken(item)]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,9 +1,9 @@
 """Runs the README's first example on the ranks it is launched on: run by test_readme_example.py.
 
-The example's text runs as it stands, but for these words of it: the local folder, the duration ("90ep"), and for tar
-shards the remote folder. ``s3://bucket`` is on the server that S3_ENDPOINT_URL names. The names that the example
-leaves free are given here: model, cosine, sgd. In place of Composer's Trainer stands one with other values for what
-the example leaves at its defaults: the device, the seed, checkpoints.
+The example's text runs as it stands, but for these words of it: the local folder, the duration ("90ep"), for tar shards
+the remote folder, and the number of workers where they are spawned. ``s3://bucket`` is on the server that
+S3_ENDPOINT_URL names. The names that the example leaves free are given here: model, cosine, sgd. In place of Composer's
+Trainer stands one with other values for what the example leaves at its defaults: the device, the seed, checkpoints.
 """
 
 import json
@@ -49,7 +49,9 @@ def main() -> None:
         """Run the example, and write down what it came to."""
         multiprocessing.set_start_method(start, force=True)
         code = EXAMPLE
-        for old, new in {"/nvme/imagenet": local, REMOTE: remote, "90ep": f"{epochs}ep"}.items():
+        workers = "num_workers=8" if start == "fork" else "num_workers=2"
+        replaced = {"/nvme/imagenet": local, REMOTE: remote, "90ep": f"{epochs}ep", "num_workers=8": workers}
+        for old, new in replaced.items():
             assert code.count(old) == 1, old
             code = code.replace(old, new)
         settings: dict[str, Any] = {"run_name": name, "save_folder": f"{name}-checkpoints", "save_interval": "1ba"}

@@ -55,20 +55,21 @@ def compare(
     methods: Sequence[str],
     seeds: Sequence[int],
     *,
+    begins: Callable[[str, int], None] = lambda method, seed: None,
     finished: Callable[[Result], None] = lambda _: None,
 ) -> list[Arm]:
     """Train every method with every seed; only method and seed differ.
 
     ``shorter`` is full data for as many steps as random subsets under the settings' schedule take: what a method must
     beat to be worth more than a shorter run. Settings that one of the methods does not have are left to those that do.
-    Seeds are the outer loop, so that a
-    change of the machine's speed meets all methods alike. Each run has its folder ``<folder>/<method>-seed<seed>``;
-    all results are written to ``<folder>/compare.json``.
+    Seeds are the outer loop, so that a change of the machine's speed meets all methods alike. Each run has its folder
+    ``<folder>/<method>-seed<seed>``; all results are written to ``<folder>/compare.json``.
 
     Args:
         settings: of every run.
         methods: values of ``pruning.method``, or ``shorter``.
         seeds: values of ``seed``.
+        begins: told of the method and the seed of every run before it trains.
         finished: told of every result as it comes.
 
     Returns:
@@ -100,7 +101,8 @@ def compare(
     for run in runs.values():
         check_method(run)  # refused before the first one has trained
     results: dict[str, list[Result]] = {method: [] for method in methods}
-    for (method, _), run in runs.items():
+    for (method, seed), run in runs.items():
+        begins(method, seed)
         result = train(run)
         if method == SHORTER:
             result = _beside_longer(result, settings)

@@ -1,5 +1,6 @@
 """``ted-stream compare``."""
 
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,12 @@ def compare(
     from ted_stream.pipelines.training.compare import compare as run
     from ted_stream.pipelines.training.compare import headline
 
+    names = [method.strip() for method in methods.split(",")]
+    begun = count(1)
+
+    def begins(method: str, seed: int) -> None:
+        console.print(f"Run {next(begun)} of {len(names) * seeds}: {method}, seed {seed}", highlight=False)
+
     def finished(result: "Result") -> None:
         metric = headline(list(result.metrics))
         console.print(
@@ -46,12 +53,7 @@ def compare(
             highlight=False,
         )
 
-    arms = run(
-        settings,
-        [method.strip() for method in methods.split(",")],
-        range(settings.seed, settings.seed + seeds),
-        finished=finished,
-    )
+    arms = run(settings, names, range(settings.seed, settings.seed + seeds), begins=begins, finished=finished)
     show_arms(f"{settings.run_name}: {settings.max_duration}, {seeds} seeds", arms)
     if {"shorter", "random"} <= {arm.method for arm in arms}:
         console.print(

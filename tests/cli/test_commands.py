@@ -130,6 +130,8 @@ def test_compare_shows_a_saving_that_is_decided_as_it_goes(tmp_path):
     assert result.exit_code == 0, result.output
     rows = [line for line in result.output.splitlines() if line.startswith("│ ")]
     assert [row.split("│")[4].strip() for row in rows if "%" in row] == ["0.0000", "as it goes"]
+    begun = [line for line in result.output.splitlines() if line.startswith("Run ")]
+    assert begun == ["Run 1 of 2: none, seed 0", "Run 2 of 2: infobatch, seed 0"]
 
 
 def test_compare_refuses_progress_that_one_method_cannot_foretell_before_it_trains(tmp_path):

@@ -146,6 +146,7 @@ def test_a_fault_is_found(words: str) -> None:
         check_method(FAULTY[words])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("check", METHOD_CHECKS, ids=lambda check: check.__name__)
 def test_what_the_faulty_ones_are_made_of_is_sound(check: Callable[[Method], None]) -> None:
     check(Sound(0.5))

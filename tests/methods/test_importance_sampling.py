@@ -85,6 +85,7 @@ def test_samples_are_kept_as_often_as_their_probability_says(name: str) -> None:
     assert len({row.tobytes() for row in kept}) > 0.99 * DRAWS, "every epoch draws anew"
 
 
+@pytest.mark.quick("some certain")
 @each_population
 def test_the_weighted_sum_is_that_of_all_samples(name: str) -> None:
     """The mean of Σ x / π over the kept is Σ x of all: the expected gradient is full data's."""

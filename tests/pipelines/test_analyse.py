@@ -187,6 +187,7 @@ def test_the_first_weights_are_made_again(trainer: str, trained: Train) -> None:
             torch.testing.assert_close(value, first[name], rtol=0, atol=1e-25, msg=name)
 
 
+@pytest.mark.long
 def test_all_kept_has_a_cosine_of_one(trained: Train) -> None:
     evaluation = Evaluation(read_run(trained()))
     ones = np.ones(N)

@@ -83,7 +83,7 @@ def test_a_finished_run_says_so(
     assert contents(tmp_path / "run") == before
 
 
-@pytest.mark.quick("optimizer.lr=0.01-composer", "pruning.prune_ratio=0.5-loop")
+@pytest.mark.long
 @each_trainer
 @pytest.mark.parametrize("override", ["optimizer.lr=0.01", "pruning.prune_ratio=0.5", "max_duration=2ep"])
 def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
@@ -245,7 +245,7 @@ def test_a_run_that_died_after_its_last_checkpoint_has_all(trainer: str, run: Ru
     assert json.loads((folder / "run.json").read_text())["finished"]
 
 
-@pytest.mark.quick("loop")
+@pytest.mark.long
 @each_trainer
 def test_a_half_written_checkpoint_is_no_obstacle(trainer: str, run: Run, tmp_path: Path) -> None:
     expected = run(f"trainer={trainer}")

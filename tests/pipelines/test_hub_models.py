@@ -109,7 +109,7 @@ def test_composer_and_the_loop_make_the_same_to_the_bit(more: list[str], alpaca:
     assert outcome(tmp_path / "loop") == outcome(tmp_path / "composer")
 
 
-@pytest.mark.quick("loop")
+@pytest.mark.long
 @pytest.mark.parametrize("trainer", ["composer", "loop"])
 def test_the_rate_comes_on_by_tokens(trainer: str, alpaca: Overrides, hub: Path, tmp_path: Path) -> None:
     """Which every epoch's record counts; with another rate the run is another."""

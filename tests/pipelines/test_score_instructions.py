@@ -86,6 +86,7 @@ def test_the_token_that_begins_a_sequence(text: Path, without_bos: Path) -> None
     assert bos_id_of(without_bos) is None
 
 
+@pytest.mark.quick("text")
 @pytest.mark.parametrize("which", ["text", "without_bos"])
 def test_the_highest_below_one_are_kept(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     data, run = request.getfixturevalue(which), tmp_path / "run"
@@ -107,6 +108,7 @@ def test_the_highest_below_one_are_kept(which: str, request: pytest.FixtureReque
     assert "none trained" in told
 
 
+@pytest.mark.long
 def test_more_than_there_are_is_refused(text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     refused = score_text(text, run, "method=ifd", "train=false", "prune_ratio=0", "save_interval=1ep")

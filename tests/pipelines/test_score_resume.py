@@ -100,6 +100,7 @@ def test_a_killed_run_goes_on_to_the_bit(case: str, overrides: Overrides, tmp_pa
     assert outcome(part) == outcome(tmp_path / "lived")
 
 
+@pytest.mark.long
 def test_goes_on_from_a_checkpoint_before_passes_that_are_over(overrides: Overrides, tmp_path: Path) -> None:
     common = ["keep_vectors=true"]
     score(load_scoring(QUICKSTART, overrides("run", "tdds", *common)))

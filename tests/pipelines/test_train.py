@@ -31,9 +31,15 @@ COMPARED = ("none", "shorter", "importance_sampling", "infobatch", "random", "rc
 def test_compare_runs_every_method_with_every_seed(settings, tmp_path):
     told = []
     # Settings that one of the methods lacks are left to the others.
-    arms = compare(settings("pruning.site=output"), COMPARED, [0], finished=told.append)
+    arms = compare(
+        settings("pruning.site=output"),
+        COMPARED,
+        [0],
+        begins=lambda method, seed: told.append((method, seed)),
+        finished=lambda result: told.append(result.method),
+    )
     assert [arm.method for arm in arms] == list(COMPARED)
-    assert len(told) == len(COMPARED)
+    assert told == [entry for method in COMPARED for entry in ((method, 0), method)]
     results = {arm.method: arm.results[0] for arm in arms}
     full = results["none"]
     assert (full.forwarded, full.save_ratio, full.planned_save_ratio) == (3 * 1437, 0.0, 0.0)

@@ -432,6 +432,7 @@ def test_a_compiled_model_whose_layer_cannot_be_told():
     assert probe.layer == "head"  # as without the compiler
 
 
+@pytest.mark.long
 def test_a_compiled_block_beside_a_plain_head():
     torch.compiler.reset()
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ def steps_per_epoch() -> list[int]:
 def trials() -> list[dict[str, Any]]:
     rng = np.random.default_rng(20)
     found = []
-    for number in range(20):
+    for number in range(4 * len(WORKERS)):
         parallelism = ("ddp", "full", "ddp", "sharded")[number % 4]
         epoch = int(rng.integers(EPOCHS))
         event = EVENTS[rng.integers(len(EVENTS))]

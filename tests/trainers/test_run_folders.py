@@ -99,6 +99,7 @@ def test_going_on_removes_what_comes_again(tmp_path: Path) -> None:
     assert {"manifest.parquet", "skip_lists/ep0004.parquet"} <= contents(tmp_path).keys()
 
 
+@pytest.mark.long
 def test_going_on_keeps_the_scores_of_the_checkpoint(tmp_path: Path) -> None:
     saved: dict[int, Any] = {}
 
