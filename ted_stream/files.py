@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -53,7 +54,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         IsADirectoryError: ``path`` names a folder.
         OSError: A local file cannot be written; what was there before is unchanged.
-        ValueError: ``path`` is empty, or streaming has no uploader for it. An object store raises its own errors.
+        FileNotFoundError: A URI's bucket does not exist.
+        PermissionError: An object store refuses access, or there are no credentials. Its other errors are its own.
+        ValueError: ``path`` is empty, or streaming has no uploader for it.
     """
     with writing(path) as file:
         file.write(data)
@@ -75,11 +78,14 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     _check_scheme(text, UPLOADERS, "upload to, so nothing was written")
     folder, _, name = text.rpartition("/")
+    no_bucket = f"{text!r} cannot be written, since there is no such bucket; check the URI, or make the bucket."
     with tempfile.TemporaryDirectory() as scratch:
-        uploader = CloudUploader.get((scratch, folder))  # wants the folder empty
+        with _saying_what_is_refused(text, "written", missing=no_bucket):
+            uploader = CloudUploader.get((scratch, folder))  # wants the folder empty
         with (Path(scratch) / name).open("xb") as file:
             yield file
-        uploader.upload_file(name)
+        with _saying_what_is_refused(text, "written", missing=no_bucket):
+            uploader.upload_file(name)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -88,7 +94,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises:
         FileNotFoundError: There is no such file.
         IsADirectoryError: ``path`` names a folder.
-        ValueError: ``path`` is empty, or streaming has no downloader for it. An object store raises its own errors.
+        PermissionError: An object store refuses access, or there are no credentials. Its other errors are its own.
+        ValueError: ``path`` is empty, or streaming has no downloader for it.
     """
     with reading(path) as file:
         return file.read()
@@ -111,20 +118,14 @@ def reading(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         return
     from streaming.base.storage.download import DOWNLOADER_MAPPINGS
 
-    from ted_stream.stores.downloads import CloudDownloader, naming_credentials
+    from ted_stream.stores.downloads import CloudDownloader
 
     _check_scheme(text, DOWNLOADER_MAPPINGS, "download from")
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, "file")
-        try:
-            with naming_credentials():
-                CloudDownloader.direct_download(text, local)
-        except Exception as error:
-            if _is_missing(error):
-                raise FileNotFoundError(
-                    f"There is no file {text!r}; check the URI, or that the run wrote it."
-                ) from error
-            raise
+        no_file = f"There is no file {text!r}; check the URI, or that the run wrote it."
+        with _saying_what_is_refused(text, "read", missing=no_file):
+            CloudDownloader.direct_download(text, local)
         with open(local, "rb") as file:
             yield file
 
@@ -153,13 +154,43 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return True
 
 
-def _is_missing(error: Exception) -> bool:
-    """Whether a store's error says that there is no such object; each store's own says it in another way."""
-    response: Any = getattr(error, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # boto's
-    told = [getattr(error, name, None) for name in ("code", "status_code", "status")]
-    told += metadata.get("HTTPStatusCode"), getattr(response, "status_code", None)
-    return isinstance(error, FileNotFoundError) or 404 in told
+@contextlib.contextmanager
+def _saying_what_is_refused(text: str, to_be: str, *, missing: str) -> Iterator[None]:
+    """Put an error that says what to do in place of a store's own, where it refuses a URI to be "read" or "written"."""
+    from ted_stream.stores.downloads import naming_credentials
+
+    handled = sys.exc_info()[1]
+    try:
+        with naming_credentials():
+            yield
+    except Exception as error:
+        told = _statuses(error, handled)
+        if isinstance(error, FileNotFoundError) or 404 in told:
+            raise FileNotFoundError(missing) from error
+        if refused := told & {401, 403}:
+            raise PermissionError(
+                f"{text!r} may not be {to_be}: the store answers {min(refused)}. Check the credentials, and what the "
+                "bucket lets them do."
+            ) from error
+        raise
+
+
+def _statuses(error: BaseException | None, handled: BaseException | None) -> set[Any]:
+    """Of HTTP, what a store's error and those that it came of tell; each store's own does so in another way.
+
+    Args:
+        error: the store's.
+        handled: at whose handling the store was asked; it is none of those.
+    """
+    told: set[Any] = set()
+    while error is not None and error is not handled:
+        response: Any = getattr(error, "response", None)
+        metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # boto's
+        found = [getattr(error, name, None) for name in ("code", "status_code", "status")]
+        told.update(status for status in (*found, metadata.get("HTTPStatusCode")) if isinstance(status, int))
+        told.add(getattr(response, "status_code", None))
+        error = error.__cause__ or error.__context__
+    return told
 
 
 def _text(path: str | os.PathLike[str], to_be: str | None = None) -> str:

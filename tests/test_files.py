@@ -1,6 +1,9 @@
 import os
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -45,10 +48,46 @@ def test_missing_credentials_are_named(tmp_path: Path, s3: Any, monkeypatch: pyt
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(PermissionError, match=r"no credentials for S3\. Set AWS_ACCESS_KEY_ID"):
-        read_bytes("s3://training/x")
+    for call in (read_bytes, lambda path: write_bytes(path, b"")):
+        with pytest.raises(PermissionError, match=r"no credentials for S3\. Set AWS_ACCESS_KEY_ID"):
+            call("s3://training/x")
     with pytest.raises(PermissionError, match=r"no credentials for S3\. Set AWS_ACCESS_KEY_ID"):
         PrunedStreamingDataset(remote="s3://training/x", local=str(tmp_path / "x"), batch_size=1, download_retry=1)
+
+
+def _refuse_from_now_on(refuses: bool) -> None:
+    """Whether the S3 server lets nobody in, whatever the keys."""
+    allowed = b"0" if refuses else b"inf"  # requests that need none
+    url, header = f"{os.environ['S3_ENDPOINT_URL']}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+    with urlopen(Request(url, allowed, header, method="POST")):
+        pass
+
+
+def test_what_a_store_refuses_is_named(s3: Any) -> None:
+    write_bytes("s3://training/x", b"one")
+    with pytest.raises(FileNotFoundError, match=r"'s3://gone/run/x' cannot be written, since there is no such bucket"):
+        write_bytes("s3://gone/run/x", b"")
+    _refuse_from_now_on(True)
+    try:
+        with pytest.raises(PermissionError, match=r"'s3://training/x' may not be read: the store answers 403"):
+            read_bytes("s3://training/x")
+        with pytest.raises(PermissionError, match=r"'s3://training/y' may not be written: the store answers 403"):
+            write_bytes("s3://training/y", b"")
+    finally:
+        _refuse_from_now_on(False)
+    assert read_bytes("s3://training/x") == b"one"
+
+
+def test_what_was_handled_before_is_not_what_a_store_says(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise RuntimeError("busy")
+
+    monkeypatch.setattr("ted_stream.stores.downloads.CloudDownloader.direct_download", busy)
+    try:
+        raise HTTPError("http://elsewhere", 404, "Not Found", Message(), None)
+    except HTTPError:
+        with pytest.raises(RuntimeError, match="busy"):
+            read_bytes("s3://training/x")
 
 
 def test_whether_there_is_a_file(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:

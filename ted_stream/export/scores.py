@@ -143,7 +143,7 @@ def read_scores(path: str | os.PathLike[str], layout: DatasetLayout | None = Non
             made without the content of shards are matched by names, sizes and sample counts, with a warning.
 
     Raises:
-        FileNotFoundError: if there is no such local file; an object store raises its own error.
+        FileNotFoundError: if there is no such file.
         ScoresError: if the file is damaged, of another kind or version, or its scores are of another dataset.
     """
     data, source = read_bytes(path), os.fspath(path)

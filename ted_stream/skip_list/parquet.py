@@ -84,7 +84,7 @@ def read_skip_list(
     """Read the skip-list at ``path``, local or a URI; see `from_bytes` for the checks.
 
     Raises:
-        FileNotFoundError: There is no such local file; an object store raises its own error.
+        FileNotFoundError: There is no such file.
         IsADirectoryError: The path is that of a folder.
         ValueError: The path is empty.
         TypeError: The path is neither text nor a path object.
