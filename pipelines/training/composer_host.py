@@ -32,6 +32,7 @@ from .metrics_record import MetricsRecord
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
 from .settings import ConfigError, Settings, epochs, steps
+from .sharding import let_composer_shard_layers
 from .tasks import Classification, LanguageModelling, Task
 from .text_batches import count_tokens, progress_of
 
@@ -120,6 +121,8 @@ class Host:
         self.settings, self.loaders = settings, loaders
         self.same_frozen = SameFrozen(task.network)
         self.model = composer_model(task)
+        if settings.fsdp:
+            let_composer_shard_layers(task.network)
         self.optimizer = build_optimizer(settings.optimizer, self.model)
         length = len(loaders.train)
         self.scheduler = build_scheduler(

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 
 from ted_stream import Pruner
@@ -40,6 +40,7 @@ from .metrics_record import MetricsRecord
 from .optimizers import build_optimizer, build_scheduler
 from .results import Trained
 from .settings import INTERVAL_UNITS, Settings, epochs, steps
+from .sharding import shard
 from .tasks import Task
 from .text_batches import count_tokens, progress_of
 from .whole_epochs import WholeEpochs
@@ -114,7 +115,7 @@ class Host:
         if self.settings.fsdp:
             # Gloo sums 32-bit gradients where it is asked for their mean (torch 2.7).
             policy = MixedPrecisionPolicy(reduce_dtype=torch.float64 if self.device.type == "cpu" else None)
-            fully_shard(model, mp_policy=policy)  # in place
+            shard(model, policy)
         elif self.ranks.world_size > 1:
             model = DistributedDataParallel(model)
         self._replicas = model if isinstance(model, DistributedDataParallel) else None

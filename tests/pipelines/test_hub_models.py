@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 from hub_folders import write_bert, write_instructions, write_llama, write_texts
 from outcomes import outcome, weights_of
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, LoraConfig
@@ -21,6 +22,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import matthews_corrcoef
 from streaming import LocalDataset
 from tokenizers.normalizers import Lowercase
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DistilBertConfig, DistilBertForMaskedLM
 from transformers import AutoModelForSequenceClassification as AutoModel
 
@@ -28,10 +30,12 @@ from ted_stream import read_skip_list
 from ted_stream.export.run_files import SCORES
 from ted_stream.pipelines.corpora.prepared import read_description
 from ted_stream.pipelines.training.checkpoints import Frozen
+from ted_stream.pipelines.training.networks import IMAGE_MODELS
 from ted_stream.pipelines.training.score import score
 from ted_stream.pipelines.training.score_results import SCORES_FILE
 from ted_stream.pipelines.training.score_settings import load_scoring
 from ted_stream.pipelines.training.settings import ConfigError, Model, load_settings
+from ted_stream.pipelines.training.sharding import let_composer_shard_layers, repeated_layers, shard
 from ted_stream.pipelines.training.tasks import build_task
 from ted_stream.pipelines.training.train import train
 
@@ -375,6 +379,59 @@ def test_two_ranks_in_sixteen_bits(
         assert found["planned_save_ratio"] == one["planned_save_ratio"]
         loss = one["metrics"]["LanguageCrossEntropy"]
         assert found["metrics"]["LanguageCrossEntropy"] == pytest.approx(loss, rel=1e-2)
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_layers_are_sharded_by_themselves(alpaca: Overrides, hub: Path, one_rank: None) -> None:
+    """So that no more than one of them is whole at a time; embeddings, head and adapters of other places at the end."""
+    task = build_task(load_settings(ALPACA, alpaca("run")).model, read_description(str(hub / "instructions")))
+    layers = repeated_layers(task.network)
+    assert [type(layer).__name__ for layer in layers] == ["LlamaDecoderLayer"] * 2
+    shard(task.network, MixedPrecisionPolicy())
+    assert [module for module in task.network.modules() if isinstance(module, FSDPModule)] == [task.network, *layers]
+    others = AutoModel.from_pretrained(hub / "bert")
+    assert {type(layer).__name__ for layer in repeated_layers(others)} == {"BertLayer"}
+    assert repeated_layers(IMAGE_MODELS["convnet"](classes=2, in_channels=1)) == []
+
+
+@pytest.mark.composer
+def test_composer_shards_the_same_layers(alpaca: Overrides, hub: Path) -> None:
+    from composer.distributed.fsdp2_utils import generate_composer_model_policy
+
+    from ted_stream.pipelines.training.composer_host import composer_model
+
+    task = build_task(load_settings(ALPACA, alpaca("run")).model, read_description(str(hub / "instructions")))
+    let_composer_shard_layers(task.network)
+    model = composer_model(task)
+    is_sharded = generate_composer_model_policy(model)._lambda_fn
+    layers = repeated_layers(task.network)
+    assert [module for module in model.modules() if is_sharded(module)] == [task.network, *layers]
+
+
+@pytest.mark.long
+def test_sharded_over_two_ranks(alpaca: Overrides, launch: Callable[..., None], tmp_path: Path) -> None:
+    """As replicated, but for rounding: of adapters beside frozen weights, in layers that are recomputed."""
+    common = ["save_interval=3ep", "pruning.progress=epochs", "model.gradient_checkpointing=true"]
+    for name, *more in (
+        ("whole", "trainer=loop"),
+        ("loop", "trainer=loop", "fsdp=true"),
+        ("composer", "trainer=composer", "fsdp=true"),
+    ):
+        launch(COMMAND, "train", ALPACA, *alpaca(name, *common, *more), ranks=2, timeout=900)
+    expected, weights = outcome(tmp_path / "whole"), weights_of(tmp_path / "whole")
+    for name in ("loop", "composer"):
+        found, sharded = outcome(tmp_path / name), weights_of(tmp_path / name)
+        assert found["digests"] == expected["digests"]
+        assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
+        for adapter, value in weights.items():
+            # AdamW takes as large a step by a gradient that is almost nothing but rounding.
+            assert (sharded[adapter] - value).norm() < 0.01 * value.norm(), f"{adapter} in {name}"
 
 
 # Refused
