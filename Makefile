@@ -35,7 +35,7 @@ test: $(READY)
 test-types: $(READY)
 	$(BIN)/pyright
 
-# All of them take an hour on two cores: PART=2/6 runs the second of six parts.
+# All of them take an hour on two cores: PART=2/8 runs the second of eight parts.
 test-long: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_PARALLEL) -m long $(if $(PART),--part $(PART))
 

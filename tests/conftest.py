@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _part(text: str) -> slice:
     number, _, parts = text.partition("/")
     if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 2/6.")
+        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 2/8.")
     return slice(int(number) - 1, None, int(parts))
 
 
