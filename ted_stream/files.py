@@ -164,33 +164,47 @@ def _saying_what_is_refused(text: str, to_be: str, *, missing: str) -> Iterator[
         with naming_credentials():
             yield
     except Exception as error:
-        told = _statuses(error, handled)
-        if isinstance(error, FileNotFoundError) or 404 in told:
-            raise FileNotFoundError(missing) from error
-        if refused := told & {401, 403}:
+        chain = list(_came_of(error, handled))
+        by_status = {status: cause for cause in chain for status in _statuses(cause)}
+        # Some of streaming's clients say that a file is missing where they were refused, or reached nobody.
+        if refused := by_status.get(401) or by_status.get(403):
             raise PermissionError(
-                f"{text!r} may not be {to_be}: the store answers {min(refused)}. Check the credentials, and what the "
-                "bucket lets them do."
+                f"{text!r} may not be {to_be}: {_said(refused)}. Check the credentials, and what the bucket lets them "
+                "do."
             ) from error
+        if 404 in by_status:
+            raise FileNotFoundError(missing) from error
+        if isinstance(error, FileNotFoundError):
+            unreached = [
+                cause for cause in chain if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+            ]
+            if unreached:
+                raise ConnectionError(f"{text!r} could not be {to_be}: {unreached[-1]}.") from error
+            raise FileNotFoundError(missing) from error
         raise
 
 
-def _statuses(error: BaseException | None, handled: BaseException | None) -> set[Any]:
-    """Of HTTP, what a store's error and those that it came of tell; each store's own does so in another way.
-
-    Args:
-        error: the store's.
-        handled: at whose handling the store was asked; it is none of those.
-    """
-    told: set[Any] = set()
+def _came_of(error: BaseException | None, handled: BaseException | None) -> Iterator[BaseException]:
+    """A store's error and those that it came of, but not what was handled when the store was asked."""
     while error is not None and error is not handled:
-        response: Any = getattr(error, "response", None)
-        metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # boto's
-        found = [getattr(error, name, None) for name in ("code", "status_code", "status")]
-        told.update(status for status in (*found, metadata.get("HTTPStatusCode")) if isinstance(status, int))
-        told.add(getattr(response, "status_code", None))
+        yield error
         error = error.__cause__ or error.__context__
-    return told
+
+
+def _said(error: BaseException) -> str:
+    """In the store's own words, which streaming replaces in boto's errors."""
+    response: Any = getattr(error, "response", None)
+    told = response.get("Error", {}) if isinstance(response, dict) else {}
+    return f"{told['Code']} {told['Message']}" if {"Code", "Message"} <= told.keys() else str(error)
+
+
+def _statuses(error: BaseException) -> set[Any]:
+    """Of HTTP, what a store's error tells; each store's own does so in another way."""
+    response: Any = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # boto's
+    told = [getattr(error, name, None) for name in ("code", "status_code", "status")]
+    told += metadata.get("HTTPStatusCode"), getattr(response, "status_code", None)
+    return {status for status in told if isinstance(status, int)}
 
 
 def _text(path: str | os.PathLike[str], to_be: str | None = None) -> str:

@@ -1,8 +1,7 @@
 import os
-from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -69,23 +68,54 @@ def test_what_a_store_refuses_is_named(s3: Any) -> None:
         write_bytes("s3://gone/run/x", b"")
     _refuse_from_now_on(True)
     try:
-        with pytest.raises(PermissionError, match=r"'s3://training/x' may not be read: the store answers 403"):
+        with pytest.raises(PermissionError, match=r"'s3://training/x' may not be read: 403 Forbidden\. Check the cred"):
             read_bytes("s3://training/x")
-        with pytest.raises(PermissionError, match=r"'s3://training/y' may not be written: the store answers 403"):
+        with pytest.raises(
+            PermissionError, match=r"'s3://training/y' may not be written: 403 Forbidden\. Check the cred"
+        ):
             write_bytes("s3://training/y", b"")
     finally:
         _refuse_from_now_on(False)
     assert read_bytes("s3://training/x") == b"one"
 
 
-def test_what_was_handled_before_is_not_what_a_store_says(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+class _ToldByResponse(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.response = SimpleNamespace(status_code=status)
+
+
+@pytest.mark.parametrize(
+    ("cause", "error", "words"),
+    [
+        (None, FileNotFoundError, "There is no file 's3://training/x'"),
+        (_ToldByResponse(404), FileNotFoundError, "There is no file 's3://training/x'"),
+        (_ToldByResponse(403), PermissionError, "'s3://training/x' may not be read: status 403"),
+        (ConnectionResetError("no network"), ConnectionError, "'s3://training/x' could not be read: no network"),
+    ],
+    ids=repr,
+)
+def test_a_client_that_calls_all_of_it_missing(
+    cause: Exception | None, error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As streaming's clients of several stores do."""
+
+    def download(*_: object) -> None:
+        raise FileNotFoundError("Object not found") from cause
+
+    monkeypatch.setattr("ted_stream.stores.downloads.CloudDownloader.direct_download", download)
+    with pytest.raises(error, match=words):
+        read_bytes("s3://training/x")
+
+
+def test_what_was_handled_before_is_not_what_a_store_says(monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(*_: object) -> None:
         raise RuntimeError("busy")
 
     monkeypatch.setattr("ted_stream.stores.downloads.CloudDownloader.direct_download", busy)
     try:
-        raise HTTPError("http://elsewhere", 404, "Not Found", Message(), None)
-    except HTTPError:
+        raise _ToldByResponse(404)
+    except _ToldByResponse:
         with pytest.raises(RuntimeError, match="busy"):
             read_bytes("s3://training/x")
 

@@ -10,14 +10,13 @@ from functools import partial
 from multiprocessing.forkserver import ensure_running
 from typing import Any
 
+import numpy as np
 import torch
-from streaming import StreamingDataset
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from ted_stream import PrunedSampler, PrunedStreamingDataset
 from ted_stream.engine import PrunableData, Ranks, deciding_data
 from ted_stream.files import is_remote, join
-from ted_stream.reading import Prunable
 
 from ..corpora.prepared import Description
 from .image_batches import DecodeJpeg, ImageTransform
@@ -30,7 +29,7 @@ __all__ = ["JpegShards", "Loaders", "build_loaders"]
 CROP_PADDING = 8  # of an image's side, one part in so many: 4 of 32
 
 
-class ImageShards(StreamingDataset):
+class ImageShards(PrunedStreamingDataset):
     """Prepared images as (image, label)."""
 
     def __getitem__(self, at: Any) -> Any:
@@ -39,15 +38,11 @@ class ImageShards(StreamingDataset):
         return torch.from_numpy(sample["image"].copy()), sample["label"]
 
 
-class PrunedImageShards(Prunable, ImageShards):
-    """Prepared images as (image, label), of which pruned ones are left out."""
-
-
-class JpegShards(StreamingDataset):
+class JpegShards(PrunedStreamingDataset):
     """Prepared JPEGs as (image, label)."""
 
     def __init__(self, *args: Any, decode: DecodeJpeg, **kwargs: Any) -> None:
-        """Take the arguments of StreamingDataset and what makes pixels of a file's bytes."""
+        """Take the arguments of PrunedStreamingDataset and what makes pixels of a file's bytes."""
         super().__init__(*args, **kwargs)
         self.decode = decode
 
@@ -65,17 +60,13 @@ class JpegShards(StreamingDataset):
             raise ValueError(f"sample {at} of {where} cannot be decoded ({error}); its file is damaged.") from error
 
 
-class PrunedJpegShards(Prunable, JpegShards):
-    """Prepared JPEGs as (image, label), of which pruned ones are left out."""
-
-
-# By kind of prepared dataset: what is trained on, and what is tested on.
-DATASETS: dict[str, tuple[type[Prunable], type[StreamingDataset]]] = {
-    "images": (PrunedImageShards, ImageShards),
-    "jpeg": (PrunedJpegShards, JpegShards),
-    "instructions": (PrunedStreamingDataset, StreamingDataset),
-    "texts": (PrunedStreamingDataset, StreamingDataset),
+DATASETS: dict[str, type[PrunedStreamingDataset]] = {
+    "images": ImageShards,
+    "jpeg": JpegShards,
+    "instructions": PrunedStreamingDataset,
+    "texts": PrunedStreamingDataset,
 }
+"""By kind of prepared dataset. Of the test set too, which is read by id: others may still be fetching its shards."""
 
 
 def unchanged(batch: Any) -> Any:
@@ -126,7 +117,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
     remote = data.path if is_remote(data.path) else None
     local = data.path if remote is None else data.cache
     assert local is not None, "checked before"
-    train_class, test_class = DATASETS[description.kind]
+    kind = DATASETS[description.kind]
     train_decodes, test_decodes = {}, {}
     if description.kind == "jpeg":
         assert data.image_size is not None, "checked before"
@@ -134,7 +125,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
             data.image_size, augment=data.augment == "random_resized_crop", color_jitter=data.color_jitter
         )
         test_decodes["decode"] = DecodeJpeg(data.image_size, augment=False)
-    train_set = train_class(
+    train_set = kind(
         remote=remote and join(remote, "train"),
         local=join(local, "train"),
         batch_size=data.batch_size // ranks,
@@ -146,7 +137,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
         seed_samples=data.augment == "random_resized_crop",  # drawn where samples are read
         **train_decodes,
     )
-    test_set = test_class(
+    test_set = kind(
         remote=remote and join(remote, "test"),
         local=join(local, "test"),
         batch_size=data.eval_batch_size // ranks,
@@ -169,7 +160,7 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
             **more,
         )
 
-    by_id = Subset(test_set, range(test_set.num_samples))
+    by_id = Subset(test_set, _by_rank(test_set.num_samples, ranks))
     augmented, plain = (unchanged, unchanged) if is_text else _transforms(settings, description)
     return Loaders(
         loader(train_set, data.batch_size),
@@ -178,6 +169,14 @@ def build_loaders(settings: Settings, description: Description, *, ranks: int) -
         plain,
         plain,
     )
+
+
+def _by_rank(num_samples: int, ranks: int) -> list[int]:
+    """The ids in an order that a sampler deals out in turn, so that each rank reads samples that follow each other."""
+    order = np.empty(num_samples, np.int64)
+    for rank, part in enumerate(np.array_split(np.arange(num_samples), ranks)):
+        order[rank::ranks] = part
+    return order.tolist()
 
 
 def _to_test(dataset: Dataset, ranks: int) -> dict[str, Any]:

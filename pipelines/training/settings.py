@@ -535,6 +535,8 @@ def _check_trainer(settings: Settings) -> None:
         raise ConfigError(
             "fsdp: the loop does not scale gradients that are sharded; set precision=amp_bf16, or trainer=composer."
         )
+    if settings.fsdp and settings.compile and settings.trainer == "loop":
+        raise ConfigError("fsdp: the loop compiles whole models, and not sharded ones; set compile=false.")
     if settings.autoresume and settings.save_interval is None:
         raise ConfigError("autoresume goes on from checkpoints: set save_interval, for example to 1ep.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch import nn
@@ -11,14 +12,26 @@ __all__ = ["let_composer_shard_layers", "repeated_layers", "shard"]
 
 
 def repeated_layers(network: nn.Module) -> list[nn.Module]:
-    """The layers of a transformer, in its order: those of its lists that transformers names as not to be split.
+    """The layers of a transformer, in its order, but for those that share weights with others.
 
-    None of other networks, which are small beside their activations.
+    They are those of its lists that transformers names as not to be split, or else those of its longest list. None of
+    networks without such lists, which are small beside their activations.
     """
-    # Some models have them of themselves, some of a model within.
+    # Some models have the names of themselves, some of a model within.
     names = {name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    lists = (module for module in network.modules() if isinstance(module, nn.ModuleList))
-    return [layer for layers in lists for layer in layers if type(layer).__name__ in names]
+    lists = [[*module] for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    named = [layer for layers in lists for layer in layers if type(layer).__name__ in names]
+    used = _uses(network)
+
+    def owns_its_weights(layer: nn.Module) -> bool:
+        return all(used[parameter] == count for parameter, count in _uses(layer).items())
+
+    return [*filter(owns_its_weights, named or max(lists, key=len, default=[]))]
+
+
+def _uses(module: nn.Module) -> Counter[nn.Parameter]:
+    """How often each of its parameters occurs in it."""
+    return Counter(parameter for _, parameter in module.named_parameters(remove_duplicate=False))
 
 
 def shard(network: nn.Module, policy: MixedPrecisionPolicy) -> None:

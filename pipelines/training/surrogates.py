@@ -101,7 +101,8 @@ class Surrogate:
         self.method, self.passes = scoring.method, None
         reference = scoring.reference
         given = settings.load_path if reference is None else reference.checkpoint
-        task = build_task(settings.model, description, is_trained=self.is_trained or given is not None)
+        is_asked_untrained = self._is_asked and not self.is_trained and given is None
+        task = build_task(settings.model, description, is_trained=not is_asked_untrained)
         loaders = build_loaders(settings, description, ranks=ranks.world_size)
         data = loaders.prunable
         self.layout: DatasetLayout = data.layout
@@ -176,10 +177,15 @@ class Surrogate:
     @property
     def is_trained(self) -> bool:
         """Whether there is anything to train: not for a method that looks at no surrogate, nor for a given model."""
-        reference, method = self.scoring.reference, self.method
+        reference = self.scoring.reference
         if not self.scoring.choice.train or (reference is not None and reference.checkpoint is not None):
             return False
-        return not isinstance(method, StaticMethod) or method.needs_surrogate
+        return self._is_asked
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether the scores are those of a model."""
+        return not isinstance(self.method, StaticMethod) or self.method.needs_surrogate
 
     def _of_training(self, engine: PruningEngine) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64] | None]:
         """The columns and the classes of all samples, on rank 0; collective."""

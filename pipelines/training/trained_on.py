@@ -16,10 +16,15 @@ def trained_on(run: str) -> str | None:
 
     Args:
         run: its folder, a local path or a URI.
+
+    Raises:
+        PermissionError: an object store refuses to tell.
     """
     try:
         folder = stream_folder(read_config(run).get("data") or "")
         found = DatasetLayout(streams=(layout_of_index(read_index(folder)),))
+    except PermissionError:
+        raise
     except (OSError, ValueError):
         return None
     return folder if found.fingerprint == read_run(run).get("dataset") else None

@@ -302,6 +302,11 @@ def test_a_model_without_segments(glue: Callable[[str], Overrides], hub: Path, t
         assert np.isfinite(result.metrics["CrossEntropy"])
 
 
+def test_a_method_that_asks_no_model_needs_no_weights(glue: Callable[[str], Overrides], tmp_path: Path) -> None:
+    score(load_scoring(GLUE, glue("sst2")("scored", "method=uniform", "prune_ratio=0.5")))
+    assert read_skip_list(tmp_path / "scored" / "skip_list.parquet").num_kept > 0
+
+
 def test_what_is_asked_as_it_is_has_all_its_weights(
     glue: Callable[[str], Overrides], hub: Path, tmp_path: Path
 ) -> None:
@@ -392,14 +397,23 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 
 
 def test_layers_are_sharded_by_themselves(alpaca: Overrides, hub: Path, one_rank: None) -> None:
-    """So that no more than one of them is whole at a time; embeddings, head and adapters of other places at the end."""
+    """So that they are gathered one by one; embeddings, head and adapters of other places are the last unit."""
     task = build_task(load_settings(ALPACA, alpaca("run")).model, read_description(str(hub / "instructions")))
     layers = repeated_layers(task.network)
     assert [type(layer).__name__ for layer in layers] == ["LlamaDecoderLayer"] * 2
     shard(task.network, MixedPrecisionPolicy())
     assert [module for module in task.network.modules() if isinstance(module, FSDPModule)] == [task.network, *layers]
-    others = AutoModel.from_pretrained(hub / "bert")
-    assert {type(layer).__name__ for layer in repeated_layers(others)} == {"BertLayer"}
+
+
+def test_which_layers_are_sharded(hub: Path) -> None:
+    bert = AutoModel.from_pretrained(hub / "bert")
+    assert repeated_layers(bert) == [*bert.bert.encoder.layer]
+    # Transformers names no layers of this one.
+    unnamed = DistilBertForMaskedLM(DistilBertConfig(vocab_size=9, dim=8, n_heads=2, n_layers=3, hidden_dim=8))
+    assert repeated_layers(unnamed) == [*unnamed.distilbert.transformer.layer]
+    # One whose weights are another's, too, would train beside them.
+    bert.bert.encoder.layer[1].output.dense.weight = bert.bert.pooler.dense.weight
+    assert repeated_layers(bert) == [bert.bert.encoder.layer[0], *bert.bert.encoder.layer[2:]]
     assert repeated_layers(IMAGE_MODELS["convnet"](classes=2, in_channels=1)) == []
 
 

@@ -189,6 +189,9 @@ def test_what_one_trainer_cannot_do_is_refused_by_name():
         with pytest.raises(ConfigError, match=rf"{name}: '1000sp' is no time here; .*ep \(epochs\), ba \(batches\)\."):
             load_settings(QUICKSTART, [f"{name}=1000sp", "trainer=loop"])
     load_settings(QUICKSTART, ["fsdp=true", "precision=amp_fp16"])
+    load_settings(QUICKSTART, ["fsdp=true", "compile=true"])
+    with pytest.raises(ConfigError, match=r"fsdp: the loop compiles whole models.* set compile=false"):
+        load_settings(QUICKSTART, ["fsdp=true", "compile=true", "trainer=loop"])
     with pytest.raises(ConfigError, match=r"does not scale gradients that are sharded; set precision=amp_bf16, or tr"):
         load_settings(QUICKSTART, ["fsdp=true", "precision=amp_fp16", "trainer=loop"])
     for trainer in TRAINERS:
