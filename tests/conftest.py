@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from imports import needed_of_extras
 from s3_servers import s3_server
 from streaming import MDSWriter
@@ -166,6 +167,17 @@ def launch() -> Callable[..., None]:
         run_to_the_end(command, environment, timeout)
 
     return run
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    if dist.is_initialized():  # by Composer, in a test before
+        yield
+        return
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture

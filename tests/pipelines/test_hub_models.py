@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
 from hub_folders import write_bert, write_instructions, write_llama, write_texts
 from outcomes import outcome, weights_of
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, LoraConfig
@@ -386,17 +385,8 @@ def test_two_ranks_in_sixteen_bits(
         assert found["metrics"]["LanguageCrossEntropy"] == pytest.approx(loss, rel=1e-2)
 
 
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    if dist.is_initialized():  # by Composer, which leaves its group there
-        yield
-        return
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def test_layers_are_sharded_by_themselves(alpaca: Overrides, hub: Path, one_rank: None) -> None:
+@pytest.mark.usefixtures("one_rank")
+def test_layers_are_sharded_by_themselves(alpaca: Overrides, hub: Path) -> None:
     """So that they are gathered one by one; embeddings, head and adapters of other places are the last unit."""
     task = build_task(load_settings(ALPACA, alpaca("run")).model, read_description(str(hub / "instructions")))
     layers = repeated_layers(task.network)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -175,18 +174,7 @@ def test_outputs_of_other_rows_beside_a_mask_at_the_input():
 # Sharded and replicated
 
 
-@pytest.fixture(scope="module")
-def _one_rank(tmp_path_factory):
-    if dist.is_initialized():  # by Composer, in a test before
-        yield
-        return
-    store = tmp_path_factory.mktemp("ranks") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("_one_rank")
+@pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("measure", [MaskGradient(), MaskGradient("output", 1), make_measure("last_layer_gradient")])
 @each_kind
