@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import gc
+import itertools
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +32,9 @@ LAUNCHERS = {
     "composer": ["composer.cli.launcher", "-n"],
     "torch": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
 }
+# Composer's launcher lets go of the port that it chose until its ranks listen, and another launcher may take it. These
+# are not given to who asks for any, and each worker of pytest begins elsewhere.
+PORTS = itertools.cycle(range(20_000 + os.getpid() * 97 % 12_000, 32_768))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -164,9 +169,16 @@ def launch() -> Callable[..., None]:
         # Libraries leave the place of a single process' group there, which a launcher would take for its ranks'.
         inherited = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
         environment = {**inherited, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(variables or {})}
+        if ranks > 1 and launcher == "composer":
+            environment["MASTER_PORT"] = str(next(filter(_is_free, PORTS)))
         run_to_the_end(command, environment, timeout)
 
     return run
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.fixture
