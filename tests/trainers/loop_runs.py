@@ -27,6 +27,7 @@ from ted_stream import TED, ImportanceSampling, InfoBatch, PrunedSampler, Pruner
 from ted_stream.methods import Method
 
 NUM_SAMPLES, EPOCHS, GLOBAL_BATCH_SIZE = 101, 5, 8
+SIZES = np.random.default_rng(0).integers(1, 500, NUM_SAMPLES)
 METHODS: dict[str, Method] = {
     "ted": TED(0.6),
     "random": RandomPruning(0.5),
@@ -166,6 +167,16 @@ def main(out: str, data: str) -> None:
     run = "ddp-streaming"
     loader = make_loader(data, ranks)
     found[run] = train(METHODS["ted"], f"{out}/{run}", loader=loader, wrap=DistributedDataParallel, dropout=0.0)
+    run, positions = "ddp-sizes", []
+    found[run] = train(
+        METHODS["ted"],
+        f"{out}/{run}",
+        loader=make_loader(ranks=ranks),
+        wrap=DistributedDataParallel,
+        pruner_options={"progress": SIZES},
+        after_batch=lambda batch, state: positions.append(state()["scheduler"]["last_epoch"]),
+    )
+    found[run]["positions"] = positions
     Path(f"{out}/rank{rank}.json").write_text(json.dumps(found))
     leave()
 

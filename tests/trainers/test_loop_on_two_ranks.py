@@ -5,8 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from loop_runs import METHODS, NUM_SAMPLES, assert_kept_as_by_one_process, make_loader, train
+from loop_runs import (
+    EPOCHS,
+    GLOBAL_BATCH_SIZE,
+    METHODS,
+    NUM_SAMPLES,
+    SIZES,
+    assert_kept_as_by_one_process,
+    make_loader,
+    starts_by_sizes,
+    train,
+)
+
+from ted_stream import read_skip_list
 
 pytestmark = pytest.mark.long
 
@@ -54,6 +67,19 @@ def test_streaming(out: Path, make_mds: Callable[..., str], tmp_path: Path) -> N
     ]
     one = train(METHODS["ted"], str(tmp_path), loader=make_loader(make_mds(NUM_SAMPLES)), dropout=0.0)
     assert found["digests"][0] == one["digests"][0]
+
+
+def test_a_schedule_by_sizes(out: Path) -> None:
+    found = results(out)[0]["ddp-sizes"]
+    lists = [read_skip_list(path) for path in sorted((out / "ddp-sizes" / "skip_lists").iterdir())]
+    known = [int(SIZES[skip_list.kept_ids()].sum()) for skip_list in lists]
+    full = -(-NUM_SAMPLES // GLOBAL_BATCH_SIZE)
+    starts = starts_by_sizes(known, [count * float(SIZES.mean()) for count in found["kept"]], EPOCHS * full)
+    expected: list[float] = []
+    for epoch, forwarded in enumerate(found["forwarded"]):
+        batches = -(-forwarded // GLOBAL_BATCH_SIZE)
+        expected += np.linspace(starts[epoch], starts[epoch + 1], batches + 1)[1:].tolist()
+    assert found["positions"] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.fixture(scope="module")

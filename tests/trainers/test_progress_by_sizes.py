@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from hf_runs import train as hf_train
-from loop_runs import EPOCHS, METHODS, NUM_SAMPLES, make_loader, make_net, train
+from loop_runs import EPOCHS, METHODS, NUM_SAMPLES, SIZES, make_loader, make_net, train
 
 from ted_stream import TED, Pruner, read_skip_list
 from ted_stream.engine import EpochRecord, Progress, checked_progress
 from ted_stream.engine.plan import RunPlan
 
 RECORD: dict[str, Any] = {"keep_ratio": 0.5, "returning": 0, "unmeasured": 0, "skip_list": "", "digest": ""}
-SIZES = np.random.default_rng(0).integers(1, 500, NUM_SAMPLES)
 
 
 def _progress(plan: RunPlan) -> Progress:
