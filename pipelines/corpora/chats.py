@@ -22,10 +22,15 @@ Span = tuple[int, int]
 
 
 class ChatTokens(NamedTuple):
-    """A chat as token ids, and the spans of its answers, from and up to which token."""
+    """A chat as token ids, and the spans of its answers, from and up to which token.
+
+    Attributes:
+        controlled: whether a text without a template holds what the tokenizer takes for one of its special tokens.
+    """
 
     ids: list[int]
     answers: list[Span]
+    controlled: bool = False
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

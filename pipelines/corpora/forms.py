@@ -10,7 +10,7 @@ from .records import BadRecordError
 
 __all__ = ["Chat", "Forms", "Pair"]
 
-# The prompts of Stanford Alpaca (Taori et al. 2023), with and without an input.
+# The prompts of Stanford Alpaca (Taori et al. 2023), with and without an input; the last newline is alpaca-lora's.
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -33,6 +33,8 @@ ROLES = {
 }
 # Of a turn or a record: what belongs into the text, but which only some templates know how to put there.
 UNKNOWN = ("tools", "functions", "tool_calls", "function_call", "reasoning_content", "thinking")
+# What an answer may hang on, where the form does not put it into the text.
+ASKED = ("context", "history", "input", "instruction", "passage", "question", "system", "system_prompt")
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,18 @@ class Forms:
     Args:
         prompt: the field of the prompt in records that have neither chats nor Alpaca's form.
         response: the field of the response there.
+        ignored: fields that are known to enter no text, though an answer may hang on them.
     """
 
     prompt: str = "prompt"
     response: str = "response"
+    ignored: tuple[str, ...] = ()
+
+    def unused(self, record: Mapping[str, Any]) -> list[str]:
+        """The fields of a record with a form that hold something, but enter no text."""
+        form = self.of(record)
+        used = {"alpaca": ("instruction", "input", "output"), "pair": (self.prompt, self.response)}
+        return [name for name in record if record[name] and name not in used.get(form, (form, "system"))]
 
     def of(self, record: object) -> str:
         """The form of a record: ``messages``, ``conversations``, ``alpaca`` or ``pair``.
@@ -99,18 +109,26 @@ class Forms:
         """The text of a record.
 
         Raises:
-            BadRecordError: it has no form, or what this form needs is missing, empty or of another type.
+            BadRecordError: it has no form, what this form needs is missing, empty or of another type, or it has a field
+                that an answer may hang on, but that this form leaves out.
         """
         form = self.of(record)
         assert isinstance(record, dict), "it has a form"
-        for name in UNKNOWN:
-            if form in TURNS and record.get(name):
+        for name in self.unused(record):
+            if name in UNKNOWN:
                 raise BadRecordError("tools", f"field {name!r} cannot be put into the text; leave such records out.")
+            if name in ASKED and name not in self.ignored:
+                raise BadRecordError(
+                    "field left over",
+                    f"field {name!r} would not enter the text, and the answer may hang on it. Join it to the "
+                    f"{'first turn' if form in TURNS else 'prompt'} in the file, or leave it out: --ignore-field "
+                    f"{name}.",
+                )
         if form in TURNS:
             return Chat(_messages(record, form))
         if form == "alpaca":
             fields = {name: _text(record, name, record.get(name)) for name in ("instruction",)}
-            fields["input"] = _text(record, "input", record.get("input") or "")
+            fields["input"] = "" if record.get("input") is None else _text(record, "input", record["input"])
             if not "".join(fields.values()).strip():
                 raise BadRecordError("empty", "fields 'instruction' and 'input' are empty, so nothing is asked.")
             prompt = (ALPACA_WITH_INPUT if fields["input"] else ALPACA).format(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -95,23 +96,26 @@ class _Encoder:
                 f"what comes before its first answer fills {self.max_length} tokens, so no token of an answer is "
                 "left; raise --max-length.",
             )
-        return Encoded({"input_ids": ids, "labels": labels}, len(found.ids) > self.max_length)
+        columns = {"input_ids": ids, "labels": labels}
+        return Encoded(columns, len(found.ids) > self.max_length, found.controlled)
 
 
 def _encode_pairs(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> list[ChatTokens]:
     """Tokenize pairs as [bos] prompt response eos; the response and its eos are the answer.
 
-    Prompt and response are tokenized apart, so that no token spans both.
+    Prompt and response are tokenized apart, so that no token spans both. A prompt that begins with bos, and a response
+    that ends with eos, get no second one.
     """
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos, eos, special = tokenizer.bos_token_id, tokenizer.eos_token_id, set(tokenizer.all_special_ids)
     whole: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
     prompts: Any = tokenizer([pair.prompt for pair in pairs], **whole)["input_ids"]
     responses: Any = tokenizer([pair.response for pair in pairs], **whole)["input_ids"]
     found = []
     for prompt, response in zip(prompts, responses, strict=True):
-        head = [*start, *prompt]
-        ids = [*head, *response, tokenizer.eos_token_id]
-        found.append(ChatTokens(ids, [(len(head), len(ids))]))
+        head = prompt if bos is None or prompt[:1] == [bos] else [bos, *prompt]
+        tail = response if response[-1:] == [eos] else [*response, eos]
+        text = [*head[0 if bos is None else 1 :], *tail[:-1]]
+        found.append(ChatTokens(head + tail, [(len(head), len(head) + len(tail))], not special.isdisjoint(text)))
     return found
 
 
@@ -126,6 +130,7 @@ def prepare_instructions(
     test_fraction: float = 0.05,
     prompt_field: str = "prompt",
     response_field: str = "response",
+    ignored_fields: Sequence[str] = (),
     tokenizer: str | None = None,
     train_tokenizer_size: int | None = None,
     chat_template: str | Path | None = None,
@@ -147,8 +152,9 @@ def prepare_instructions(
     eos. Of a sample the answers are targets: in chats every turn of the assistant.
 
     A record that cannot be used is refused, with its file and line: no JSON, another form than those before it, a
-    field missing, of a wrong type or empty, turns in another order, or so long before its first answer that no token
-    of an answer is left. With ``skip_bad`` all of these are left out, counted, and listed in ``skipped.jsonl``.
+    field missing, of a wrong type, empty or there twice, turns in another order, a field such as ``system`` or
+    ``context`` that its form leaves out, or so long before its first answer that no token of an answer is left. With
+    ``skip_bad`` all of these are left out, counted, and listed in ``skipped.jsonl``.
 
     Memory holds a few chunks of samples; of JSON lines it holds no text, JSON arrays are held as they are.
 
@@ -162,6 +168,7 @@ def prepare_instructions(
         test_fraction: share of the records that becomes the test split where there is none.
         prompt_field: the field of the prompt.
         response_field: the field of the response.
+        ignored_fields: fields that are left out, though an answer may hang on them; others that are, are told.
         tokenizer: a folder or a name on the hub; else:
         train_tokenizer_size: size of a byte-level BPE tokenizer trained on the training split.
         chat_template: a file with a Jinja template, which takes the place of the tokenizer's.
@@ -190,14 +197,15 @@ def prepare_instructions(
     has_test = (test if hub is None else test_split) is not None
     if not has_test and not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction is {test_fraction}, expected a number between 0 and 1.")
-    forms, refusals = Forms(prompt_field, response_field), Refusals(skip=skip_bad)
+    forms, refusals = Forms(prompt_field, response_field, tuple(ignored_fields)), Refusals(skip=skip_bad)
+    unused: Counter[str] = Counter()
 
     def read(files: Files | None, of_hub: str | None) -> _Source:
         if hub is not None and of_hub is not None:
             records = hub_records(*hub_name(hub), of_hub)
         else:
             records = json_records(_paths(files))
-        return _checked(records, forms, refusals, lambda count: progress("read", count, None))
+        return _checked(records, forms, refusals, unused, lambda count: progress("read", count, None))
 
     with new_dataset(out, overwrite=overwrite) as folder:
         first = read(train, split)
@@ -212,6 +220,9 @@ def prepare_instructions(
                     f"{first.records.source} has {len(order)} records, too few to set {cut} aside for testing."
                 )
             splits = {"train": (first, order[cut:]), "test": (first, order[:cut])}
+        if unused:
+            named = ", ".join(f"{name!r} of {count}" for name, count in unused.most_common())
+            report(f"Fields that enter no text, and the records that have them: {named}.")
         chosen = chosen_tokenizer(tokenizer, train_tokenizer_size, lambda: first.texts(forms, splits["train"][1]))
         name = tokenizer or "trained"
         _prepare_tokenizer(chosen, name, chat_template, {source.form for source, _ in splits.values()})
@@ -260,16 +271,19 @@ def _paths(files: Files | None) -> Sequence[str | Path]:
     return [files] if isinstance(files, (str, Path)) else files
 
 
-def _checked(records: Records, forms: Forms, refusals: Refusals, progress: Callable[[int], None]) -> _Source:
-    """Records of one form, that of the first good one."""
+def _checked(
+    records: Records, forms: Forms, refusals: Refusals, unused: Counter[str], progress: Callable[[int], None]
+) -> _Source:
+    """Records of one form, that of the first good one; fields of theirs that enter no text are counted."""
     first: list[str] = []
 
-    def look(at: int, record: object) -> None:
+    def look(at: int, record: Any) -> None:
         forms.text(record)
         form = forms.of(record)
         first[:] = first or [form, records.where(at)]
         if form != first[0]:
             raise BadRecordError("other form", f"it has the form {form!r}, but {first[1]}, {first[0]!r}; keep one.")
+        unused.update(forms.unused(record))
 
     good = good_records(records, look, refusals, progress)
     return _Source(records, first[0], good)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ __all__ = [
     "HASHES",
     "Description",
     "check_free",
+    "content_digest",
     "new_dataset",
     "read_description",
     "resumable_dataset",
@@ -117,6 +119,21 @@ def read_description(path: str | os.PathLike[str]) -> Description:
             f"no prepared dataset in {path} ({DESCRIPTION_FILE} is missing); make one with `ted-stream prepare`."
         )
     return Description.from_json(file.read_text(), str(file))
+
+
+def content_digest(path: str | os.PathLike[str]) -> str:
+    """Hex sha256 of the indices of a prepared dataset's splits, which hold the hashes of its shards.
+
+    Args:
+        path: the dataset's folder, local or a URI.
+
+    Raises:
+        FileNotFoundError: there is no finished dataset, or no index of a split.
+    """
+    digest = hashlib.sha256()
+    for split in sorted(read_description(path).samples):
+        digest.update(split.encode() + read_bytes(join(join(path, split), "index.json")))
+    return digest.hexdigest()
 
 
 def check_free(out: str | Path, *, overwrite: bool = False) -> None:

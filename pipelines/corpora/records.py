@@ -167,7 +167,9 @@ class _Items(_Files):
         for number, path in enumerate(paths):
             try:
                 text = path.read_text(encoding="utf-8-sig")
-                items = json.loads(text)
+                items = json.loads(text, object_pairs_hook=_once_each)
+            except BadRecordError as error:
+                raise ValueError(f"{path}: {error.why}") from error
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
             except UnicodeDecodeError as error:
@@ -219,9 +221,19 @@ def _encodable(record: object) -> object:
     return record
 
 
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these fields, each of which has one value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for name in found if sum(name == other for other, _ in pairs) > 1)
+        raise BadRecordError("field twice", f"an object in it has the field {name!r} twice; keep one.")
+    return found
+
+
 def _parsed(line: str) -> object:
     try:
-        return _encodable(json.loads(line)) if "\\u" in line else json.loads(line)
+        record = json.loads(line, object_pairs_hook=_once_each)
+        return _encodable(record) if "\\u" in line else record
     except json.JSONDecodeError as error:
         raise BadRecordError("not JSON", f"not JSON ({error.msg}, at character {error.pos + 1}).") from error
 

@@ -49,10 +49,17 @@ WORTH = 16  # chunks of which a worker is worth its start
 
 
 class Encoded(NamedTuple):
-    """A sample: the values of its columns, ``input_ids`` among them, and whether it lost its end."""
+    """A sample.
+
+    Attributes:
+        columns: the values of its columns, ``input_ids`` among them.
+        truncated: whether it lost its end.
+        controlled: whether its text holds what the tokenizer takes for one of its special tokens.
+    """
 
     columns: dict[str, Any]
     truncated: bool
+    controlled: bool = False
 
 
 Item = tuple[int, Any]  # the number of a record, and what of it is tokenized
@@ -102,11 +109,11 @@ def write_tokens(
         max_length: of a sample, for messages.
         workers: processes that tokenize, at most; few records are tokenized in this one.
         size_limit: bytes per shard.
-        report: told, in a sentence, how many samples lost their end.
+        report: told, in a sentence each, how many samples lost their end, and how many hold special tokens.
         progress: told of items done, and how many there are.
 
     Returns:
-        By split ``written``, ``tokens`` and ``truncated``.
+        By split ``written``, ``tokens``, ``truncated`` and ``controlled``.
 
     Raises:
         ValueError: a record is refused, or nothing is left of a split.
@@ -119,7 +126,7 @@ def write_tokens(
     encoded = in_order(partial(_of_split, encode), chunks, min(workers, most // WORTH))
     counts = {}
     for name, of_split in groupby(encoded, key=lambda done: done[0][0]):
-        split, written, lengths, truncated = splits[name], array("q"), array("i"), 0
+        split, written, lengths, truncated, controlled = splits[name], array("q"), array("i"), 0, 0
         with MDSWriter(out=str(folder / name), columns=dict(columns), size_limit=size_limit, hashes=HASHES) as writer:
             for (_, chunk), samples in of_split:
                 for (at, _), sample in zip(chunk, samples, strict=True):
@@ -130,6 +137,7 @@ def write_tokens(
                     written.append(at)
                     lengths.append(len(sample.columns["input_ids"]))
                     truncated += sample.truncated
+                    controlled += sample.controlled
                 progress(len(chunk), total)
         if not written:
             raise ValueError(f"no sample of {name} is left; see what is wrong with the first without --skip-bad.")
@@ -141,7 +149,17 @@ def write_tokens(
                 f"{name}: {truncated} of {len(written)} samples were longer than {max_length} tokens and lost their "
                 "end."
             )
-        counts[name] = {"written": len(written), "tokens": sum(lengths), "truncated": truncated}
+        if controlled:
+            report(
+                f"{name}: {controlled} of {len(written)} texts hold special tokens of the tokenizer, which stand in "
+                "the samples as such. If they are meant as text, as '<s>' in a page is, take them out."
+            )
+        counts[name] = {
+            "written": len(written),
+            "tokens": sum(lengths),
+            "truncated": truncated,
+            "controlled": controlled,
+        }
     return counts
 
 

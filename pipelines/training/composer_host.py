@@ -34,7 +34,7 @@ from .results import Trained
 from .settings import ConfigError, Settings, epochs, steps
 from .sharding import let_composer_shard_layers
 from .tasks import Classification, LanguageModelling, Task
-from .text_batches import count_tokens, progress_of
+from .text_batches import count_targets, count_tokens, progress_of
 
 __all__ = ["Host", "composer_model", "join_ranks"]
 
@@ -119,6 +119,7 @@ class Host:
 
     def __init__(self, settings: Settings, task: Task, loaders: Loaders) -> None:
         self.settings, self.loaders = settings, loaders
+        self.counts_targets = isinstance(task, LanguageModelling)
         self.same_frozen = SameFrozen(task.network)
         self.model = composer_model(task)
         if settings.fsdp:
@@ -148,6 +149,11 @@ class Host:
             return self.pruning.engine.summary()
         return Ranks().on_rank_zero(lambda: finish_run(self.settings.folder))
 
+    def _count(self, batch: Any) -> dict[str, int]:
+        """Of a batch, as Composer asks for them."""
+        targets = int(count_targets(batch).sum()) if self.counts_targets else 0
+        return {"total": count_tokens(batch), "loss_generating": targets}
+
     def _refuse_damaged(self) -> None:
         """Look at the checkpoint that Composer will go on from, where it is on this machine."""
         newest = join(self.settings.folder, "checkpoints/latest-rank0.pt")
@@ -169,7 +175,7 @@ class Host:
         trainer = Trainer(
             model=self.model,
             train_dataloader=DataSpec(
-                loaders.train, microbatch_transforms=loaders.train_transform, get_num_tokens_in_batch=count_tokens
+                loaders.train, microbatch_transforms=loaders.train_transform, get_num_tokens_in_batch=self._count
             ),
             eval_dataloader=Evaluator(label="test", dataloader=test_data),
             eval_interval=settings.eval_interval,
@@ -184,6 +190,7 @@ class Host:
             precision=settings.precision,
             parallelism_config={"fsdp": FSDP} if settings.fsdp else None,
             device_train_microbatch_size=settings.device_train_microbatch_size,
+            accumulate_train_batch_on_tokens=self.counts_targets,
             compile_config={} if settings.compile else None,
             progress_bar=settings.progress_bar,
             save_folder=checkpoints if settings.save_interval else None,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import nn
@@ -23,7 +26,6 @@ __all__ = ["MODEL_FOLDER", "bert", "gpt", "pretrained", "refuse_other_tokenizer"
 
 MODEL_FOLDER = "model"
 _PROBE = "A fine Film, isn't it?\n  It cost 1,234.50 € at the Café."  # capitals, accents, spaces, numbers
-_OFFSET = ("camembert", "longformer", "roberta", "xlm-roberta")  # whose positions begin behind the pad token's id
 
 
 def gpt(description: Description, *, n_layer: int = 4, n_head: int = 4, n_embd: int = 128, dropout: float = 0.0) -> Any:
@@ -114,7 +116,7 @@ def pretrained(options: Model, description: Description, *, is_trained: bool = T
             weights that nothing trains.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     is_causal, name = options.name == "causal_lm", options.pretrained
@@ -124,6 +126,7 @@ def pretrained(options: Model, description: Description, *, is_trained: bool = T
     head = {} if is_causal else {**_head(description), "ignore_mismatched_sizes": True}
     dtype = getattr(torch, options.dtype or "float32")
     try:
+        own_labels = None if is_causal else AutoConfig.from_pretrained(name).id2label
         model, told = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **head)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ConfigError(f"model.pretrained: no model could be loaded from {name!r}: {error}") from error
@@ -142,6 +145,8 @@ def pretrained(options: Model, description: Description, *, is_trained: bool = T
             "on the scores; train first (train=true), name a model that was trained on such data, or the checkpoint of "
             "one (load_path=)."
         )
+    if own_labels is not None and not new:
+        _look_at_labels(own_labels, name, description, is_trained)
     _refuse_other_sizes(model, name, description)
     model.config.use_cache = False  # of texts that are generated
     if not is_causal:
@@ -152,6 +157,32 @@ def pretrained(options: Model, description: Description, *, is_trained: bool = T
         return model
     whole = sorted({key.rpartition(".")[0] for key in new})  # what was not loaded is trained, and saved
     return _with_lora(model, options.lora_r, whole, options, is_causal=is_causal)
+
+
+def _look_at_labels(own: Mapping[int, str], name: str, description: Description, is_trained: bool) -> None:
+    """Refuse a head that is kept though its outputs are other classes; warn where it is trained, or tells no names.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    found, classes = [own[at] for at in sorted(own)], description.classes
+    if classes and [label.lower() for label in found] == [label.lower() for label in classes]:
+        return
+    told = f"the outputs of {name} are {', '.join(found)}"
+    wanted = f"and the dataset's classes {', '.join(classes)}" if classes else "and the dataset has scores"
+    if not classes or all(re.fullmatch(r"LABEL_\d+", label) for label in found):
+        if not is_trained:
+            warn(f"model.pretrained: {told}, {wanted}: they are taken to mean the same, in this order.", stacklevel=3)
+    elif is_trained:
+        warn(
+            f"model.pretrained: {told}, {wanted}: training begins with what the head knew of those, in this order.",
+            stacklevel=3,
+        )
+    else:
+        raise ConfigError(
+            f"model.pretrained: {told}, {wanted}, so scores would be of other classes; name a model of these classes "
+            "in this order, or train first (train=true)."
+        )
 
 
 def _refuse_other_sizes(model: Any, name: str, description: Description) -> None:
@@ -167,8 +198,9 @@ def _refuse_other_sizes(model: Any, name: str, description: Description) -> None
             f"{description.vocab_size}; prepare the dataset with the model's tokenizer: --tokenizer {name}."
         )
     positions = getattr(model.config, "max_position_embeddings", None) or 0
-    if model.config.model_type in _OFFSET:
-        positions -= model.config.pad_token_id + 1
+    for module_name, module in model.named_modules():
+        if module_name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1  # they begin behind that of padding, as RoBERTa's do
     if 0 < positions < description.max_length:
         raise ConfigError(
             f"model.pretrained: {name} takes {positions} tokens, and the dataset's samples may have "
@@ -205,10 +237,18 @@ def _with_lora(model: Any, rank: int, whole: list[str], options: Model, *, is_ca
     """The model with adapters that are trained in its place, and the layers that are trained whole beside them.
 
     Raises:
-        ConfigError: peft finds no layers to adapt.
+        ConfigError: peft finds no layers to adapt, or none of one of the names.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
+    names = [name for name, _ in model.named_modules()]
+    for target in options.lora_targets or []:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            linear = {name.rpartition(".")[2] for name, of in model.named_modules() if isinstance(of, nn.Linear)}
+            raise ConfigError(
+                f"model.lora_targets is {options.lora_targets}, but no layer's name ends in {target}; those of linear "
+                f"layers end in {', '.join(sorted(linear))}."
+            )
     config = LoraConfig(
         r=rank,
         lora_alpha=options.lora_alpha or 2 * rank,

@@ -12,6 +12,7 @@ from ted_stream.engine import PruningEngine
 from ted_stream.export.run_files import LISTS, MANIFEST, pruned_epochs
 from ted_stream.files import join
 
+from ..corpora.prepared import content_digest
 from .hub_models import MODEL_FOLDER
 from .settings import Settings, counts_batches
 
@@ -63,6 +64,7 @@ class Result:
         manifest: Parquet of kept samples with scores, if it pruned.
         asked: digest of the settings.
         model: folder of the trained model, for other tools, if it began as one of theirs.
+        data: digest of the dataset's content.
     """
 
     run_name: str
@@ -84,6 +86,7 @@ class Result:
     tokens: int | None = None
     token_save_ratio: float | None = None
     model: str | None = None
+    data: str | None = None
 
 
 def digest_of(settings: Settings) -> str:
@@ -127,4 +130,5 @@ def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch:
         tokens=trained.tokens or None,
         token_save_ratio=1 - trained.tokens / whole if has_all else None,
         model=join(folder, MODEL_FOLDER) if settings.model.pretrained and settings.save_model else None,
+        data=content_digest(settings.data.path),
     )

@@ -9,9 +9,11 @@ from omegaconf import OmegaConf
 
 from ted_stream.files import is_remote, join, read_bytes
 
-__all__ = ["CONFIG_FILE", "read_config"]
+__all__ = ["CONFIG_FILE", "DATA_FILE", "read_config"]
 
 CONFIG_FILE = "config.yaml"
+DATA_FILE = "data.json"
+"""Says by a digest on which data the run was begun."""
 _NAMES = {
     "run_name": "run_name",
     "data": "data.path",

@@ -18,13 +18,14 @@ from ted_stream.methods.static import StaticMethod
 from ted_stream.skip_list import DatasetLayout
 
 from ..corpora.prepared import Description, read_description
+from .claiming import LEFTOVERS, claim_folder
 from .loop_host import join_ranks
 from .results import FREE_SETTINGS
 from .score_results import SCORE_FILE, SCORES_FILE, SKIP_LIST_FILE, ScoreResult, seeds_of, write_results
 from .score_settings import Scoring
 from .settings import ConfigError
 from .surrogates import SCORING, SURROGATES, Surrogate, Told, num_surrogates
-from .train import LEFTOVERS, check_data, claim_folder
+from .train import check_data
 
 __all__ = ["ScoreResult", "score"]
 

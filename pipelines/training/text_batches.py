@@ -16,7 +16,7 @@ from ..corpora.instructions import IGNORED
 from ..corpora.tokens import read_lengths
 from .settings import Settings
 
-__all__ = ["PaddingCollator", "count_tokens", "progress_of"]
+__all__ = ["PaddingCollator", "count_targets", "count_tokens", "progress_of"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,19 @@ class PaddingCollator:
     Attributes:
         pad_id: the token that fills ``input_ids``; ``labels`` of tokens are filled with -100, ``token_type_ids`` and
             ``attention_mask`` with 0.
+
+    Raises:
+        TypeError: ``pad_id`` is no number, as it is of a tokenizer that has no token for padding.
     """
 
     pad_id: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pad_id, int) or isinstance(self.pad_id, bool):
+            raise TypeError(
+                f"pad_id is {self.pad_id!r}, but must be the number of a token. Where the tokenizer has none for "
+                "padding take eos_token_id, or pad_id of the prepared dataset: read_description(path).pad_id."
+            )
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch.
@@ -72,6 +82,11 @@ def count_tokens(batch: Any) -> int:
     """The tokens of a batch, padding apart; 0 of what has none."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return 0 if mask is None else int(mask.sum())
+
+
+def count_targets(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(rows,) int64: of each row of a language model's batch the targets that its loss is a mean over."""
+    return batch["labels"][:, 1:].ne(IGNORED).sum(1)  # nothing predicts the first token
 
 
 def progress_of(settings: Settings) -> ProgressLike | None:

@@ -4,58 +4,28 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
-from pathlib import Path
-from typing import cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from ted_stream.engine import Ranks, full_epoch_forwards
 from ted_stream.engine.generators import seed_generators
 from ted_stream.engine.plan import RunPlan
 from ted_stream.engine.run_folder import RunLock
-from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES
-from ted_stream.files import exists, is_remote, join, read_bytes, write_bytes
+from ted_stream.files import is_remote, join, write_bytes
 from ted_stream.trainers.requirements import check_settings
 
 from ..corpora.prepared import Description, read_description
 from ..corpora.tokens import read_lengths
-from .checkpoints import CHECKPOINTS, NEWEST
+from .claiming import claim_folder, config_before, finished_result, put_back
 from .datasets import build_loaders
-from .durations import parse_duration
-from .hub_models import MODEL_FOLDER, refuse_other_tokenizer, save_model
-from .metrics_record import METRICS_FILE
-from .results import RESULT_FILE, Result, digest_of, result_of
-from .run_config import CONFIG_FILE
-from .settings import AUGMENTATIONS, MODELS_OF, ConfigError, Settings, counts_batches, epochs, steps
+from .hub_models import refuse_other_tokenizer, save_model
+from .results import RESULT_FILE, Result, result_of
+from .settings import AUGMENTATIONS, MODELS_OF, ConfigError, Settings
 from .tasks import build_task
 
-__all__ = ["LEFTOVERS", "RESULT_FILE", "Result", "check_data", "check_method", "claim_folder", "train"]
-
-# What a run keeps from its first start to its end; how long it goes on, and where, may change.
-_KEPT = ("seed", "data", "model", "optimizer", "scheduler", "pruning")
-# But of them: where data are, and how fast they come.
-_FREE = ("path", "cache", "in_memory", "eval_batch_size", "num_workers")
-# What a run leaves in its folder; only this is removed when a run is replaced.
-LEFTOVERS = (
-    LISTS,
-    "scores",
-    CHECKPOINTS,
-    RUN_FILE,
-    SCORES,
-    CONFIG_FILE,
-    MANIFEST,
-    RESULT_FILE,
-    METRICS_FILE,
-    MODEL_FOLDER,
-)
-# What names the newest checkpoint: the loop's, Composer's, and Composer's in an object store.
-_NEWEST = (NEWEST, "latest-rank0.pt", "latest-rank0.pt.symlink")
+__all__ = ["RESULT_FILE", "Result", "check_data", "check_method", "train"]
 
 
 def train(settings: Settings) -> Result:
@@ -84,14 +54,14 @@ def train(settings: Settings) -> Result:
     description = read_description(settings.data.path)
     ranks.on_every_rank(lambda: check_data(settings, description, ranks.world_size))
     check_method(settings)
-    if settings.autoresume and (finished := ranks.on_rank_zero(lambda: _finished(settings))) is not None:
+    if settings.autoresume and (finished := ranks.on_rank_zero(lambda: finished_result(settings))) is not None:
         return finished
     seed_generators(settings.seed)
     task = ranks.on_every_rank(lambda: build_task(settings.model, description))
     loaders = build_loaders(settings, description, ranks=ranks.world_size)
     run = host.Host(settings, task, loaders)
     lock = None if is_remote(settings.folder) else RunLock(settings.folder, what="ted-stream train", lends=True)
-    config = ranks.on_rank_zero(lambda: _config_before(settings))
+    config = ranks.on_rank_zero(lambda: config_before(settings))
     try:
         if lock is not None:
             ranks.on_rank_zero(lock.acquire)
@@ -107,59 +77,12 @@ def train(settings: Settings) -> Result:
             write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
     except (ValueError, FileExistsError):  # refused after all: the folder is still the former run's, or nobody's
         if ranks.rank == 0:
-            _put_back(settings, config)
+            put_back(settings, config)
         raise
     finally:
         if lock is not None:
             lock.release()
     return result
-
-
-def _config_before(settings: Settings) -> bytes | None:
-    """The settings of the run that is gone on with, if one is."""
-    return _config_in(settings.folder) if settings.autoresume or settings.load_path else None
-
-
-def _put_back(settings: Settings, config: bytes | None) -> None:
-    """Leave the settings of the run that was not gone on with; none where none were, and no run has begun."""
-    folder = settings.folder
-    if config is not None:
-        write_bytes(join(folder, CONFIG_FILE), config)
-    elif not is_remote(folder) and (settings.autoresume or settings.load_path is not None):
-        begun = (name for name in LEFTOVERS if name not in (CONFIG_FILE, METRICS_FILE))
-        if not any(map(exists, (join(folder, name) for name in begun))):
-            Path(folder, CONFIG_FILE).unlink(missing_ok=True)
-
-
-def _config_in(folder: str) -> bytes | None:
-    try:
-        return read_bytes(join(folder, CONFIG_FILE))
-    except FileNotFoundError:
-        return None
-
-
-def _finished(settings: Settings) -> Result | None:
-    """The result of the very run that the settings ask for, if its folder holds it.
-
-    Raises:
-        ConfigError: it holds one of another trainer.
-        FileExistsError: it holds one of other settings that is as long, or longer.
-    """
-    try:
-        result = json.loads(read_bytes(join(settings.folder, RESULT_FILE)))
-    except FileNotFoundError:
-        return None
-    if result.get("asked") != digest_of(settings):
-        _refuse_other_trainer(settings)
-        if "asked" in result and not counts_batches(settings) and result["epochs"] >= epochs(settings):
-            raise FileExistsError(
-                f"{settings.folder} holds a run of other settings that has finished its {result['epochs']} epochs; see "
-                f"its {CONFIG_FILE}. Only a longer max_duration goes on with it: set overwrite=true and "
-                "autoresume=false to replace it, or run_name= or folder= to another place."
-            )
-        return None
-    print(f"The run in {settings.folder} has finished; this is what it did.", file=sys.stderr)
-    return Result(**result)
 
 
 def check_method(settings: Settings) -> None:
@@ -278,120 +201,3 @@ def _check_in_memory(settings: Settings, description: Description) -> None:
         raise ConfigError(
             f"data.num_workers is {data.num_workers}, but with data.in_memory nothing is read; set data.num_workers=0."
         )
-
-
-def claim_folder(
-    settings: Settings,
-    leftovers: Sequence[str] = LEFTOVERS,
-    *,
-    length: int | None = None,
-    goes_on: bool | None = None,
-) -> None:
-    """Make the run folder this run's own, and keep its settings there; called on rank 0 for all.
-
-    Args:
-        settings: of the run.
-        leftovers: names of what a run of this kind leaves in its folder.
-        length: batches of an epoch on full data, of a run that may go on for longer than it was begun for.
-        goes_on: whether with what the folder holds; by default with ``autoresume`` or ``load_path``.
-
-    Raises:
-        ConfigError: the settings go on with a run of another trainer, of other settings, or for less than it.
-        FileExistsError: the folder holds another run, which is not to be replaced.
-    """
-    folder = settings.folder
-    if goes_on is None:
-        goes_on = settings.autoresume or settings.load_path is not None
-    if is_remote(folder) and not goes_on and not settings.overwrite and exists(join(folder, CONFIG_FILE)):
-        raise FileExistsError(
-            f"{folder} holds an earlier run; set overwrite=true to write over it, autoresume=true to go on with it, or "
-            "folder= to another place."
-        )
-    if goes_on:
-        _refuse_other_trainer(settings)
-        _refuse_other_settings(settings, length)
-        _refuse_without_checkpoint(settings)
-    if not is_remote(folder) and not goes_on:
-        found = [name for name in leftovers if (Path(folder) / name).exists()]
-        if found and not settings.overwrite:
-            raise FileExistsError(
-                f"{folder} holds an earlier run ({', '.join(found)}); set overwrite=true to replace it, "
-                "autoresume=true to go on with it, or folder= to another place."
-            )
-        for name in found:
-            path = Path(folder) / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if not is_remote(folder):
-        # By a job that was killed, checkpoints too; by the names that `write_bytes` gives.
-        for half_written in Path(folder).rglob(f".*.{'[0-9a-f]' * 16}.tmp"):
-            half_written.unlink()
-    write_bytes(join(folder, CONFIG_FILE), OmegaConf.to_yaml(OmegaConf.structured(settings)).encode())
-
-
-def _refuse_without_checkpoint(settings: Settings) -> None:
-    """Refuse to begin a run again that has ended, and left nothing to go on from."""
-    if exists(join(settings.folder, RESULT_FILE)) and not _has_checkpoint(settings):
-        raise FileExistsError(
-            f"{settings.folder} holds a run that has finished, and no checkpoints to go on from; set autoresume=false "
-            "and overwrite=true to replace it, or folder= to another place."
-        )
-
-
-def _has_checkpoint(settings: Settings) -> bool:
-    """Whether there is a checkpoint to go on from: the one that is named, or the newest, as a trainer names it."""
-    folder = join(settings.folder, CHECKPOINTS)
-    if settings.load_path is not None or any(exists(join(folder, name)) for name in _NEWEST):
-        return True
-    # Composer's link is gone for a moment, and made anew after a kill in it.
-    return not is_remote(folder) and any(Path(folder).glob("ep*-ba*-rank0.pt"))
-
-
-def _refuse_other_trainer(settings: Settings) -> None:
-    """Refuse to go on with a run of another trainer, whose checkpoints are of another kind."""
-    if not (begun := _begun_with(settings)):
-        return
-    before = begun.get("trainer", "composer")
-    if before != settings.trainer:
-        raise ConfigError(
-            f"trainer is {settings.trainer}, but the run in {settings.folder} was begun with {before}, and neither "
-            f"reads the other's checkpoints; set trainer={before} to go on with it, or folder= to another place."
-        )
-
-
-def _refuse_other_settings(settings: Settings, length: int | None) -> None:
-    """Refuse to go on with other settings than a run was begun with: its checkpoints hold some, and not others."""
-    if not _has_checkpoint(settings):
-        return  # it begins again
-    before, now = _begun_with(settings), OmegaConf.structured(settings)
-    if length is not None:
-        _refuse_shorter(settings, before, length)
-    for section in _KEPT:
-        whole = OmegaConf.is_config(now[section])
-        for name in [f"{section}.{key}" for key in now[section] if key not in _FREE] if whole else [section]:
-            was = OmegaConf.select(before, name, default=(value := OmegaConf.select(now, name)))
-            if was != value:
-                raise ConfigError(
-                    f"{name} is {_shown(value)}, but the run in {settings.folder} was begun with {_shown(was)}; set "
-                    f"{name}={_shown(was)} to go on with it, or autoresume=false with overwrite=true to begin again, "
-                    "or with folder= to another place."
-                )
-
-
-def _refuse_shorter(settings: Settings, before: DictConfig, length: int) -> None:
-    """Refuse to go on for less than a run was begun for: what it keeps, and its learning rate, went by that."""
-    was = before.get("max_duration", settings.max_duration)
-    if steps(settings, length) < parse_duration(was, ("ep", "ba")).in_batches(length=length, steps=0):
-        raise ConfigError(
-            f"max_duration is {settings.max_duration}, but the run in {settings.folder} was begun with {was}, and only "
-            f"as long a one, or a longer one, goes on with it; set max_duration={was}, or autoresume=false with "
-            "overwrite=true to begin again, or with folder= to another place."
-        )
-
-
-def _shown(value: object) -> object:
-    return "null" if value is None else value
-
-
-def _begun_with(settings: Settings) -> DictConfig:
-    """The settings that the folder's run was begun with; empty where there is none."""
-    return cast(DictConfig, OmegaConf.create((_config_in(settings.folder) or b"").decode()))

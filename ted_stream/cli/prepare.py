@@ -193,6 +193,13 @@ def instructions(
     ] = 0.05,
     prompt_field: Annotated[str, typer.Option(help="Field of the prompt.")] = "prompt",
     response_field: Annotated[str, typer.Option(help="Field of the response.")] = "response",
+    ignore_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out a field that is otherwise refused, such as context; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     tokenizer: Tokenizer = None,
     train_tokenizer: TrainTokenizer = None,
     chat_template: Annotated[
@@ -223,6 +230,7 @@ def instructions(
             test_fraction=test_fraction,
             prompt_field=prompt_field,
             response_field=response_field,
+            ignored_fields=ignore_field or (),
             tokenizer=tokenizer,
             train_tokenizer_size=train_tokenizer,
             chat_template=chat_template,

@@ -137,7 +137,7 @@ def _(code: str, given: Given) -> None:
     for name in ("full data", "shorter", "random", "ted"):
         assert name in output
     programs = [line.split()[0] for line in told["test"]]
-    assert programs[-4:] == ["ruff", "ruff", "pyright", "pytest"]
+    assert programs[-3:] == ["ruff", "ruff", "pytest"]
 
 
 @of("README.md", "pip install", long=True)

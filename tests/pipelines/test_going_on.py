@@ -12,6 +12,7 @@ import pytest
 import torch
 from outcomes import outcome
 
+from ted_stream.pipelines.corpora.digits import prepare_digits
 from ted_stream.pipelines.training.settings import ConfigError, load_settings
 from ted_stream.pipelines.training.train import train
 
@@ -94,6 +95,26 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
     with pytest.raises(FileExistsError, match="holds a run of other settings that has finished its 3 epochs"):
         run(override, "autoresume=true")
     assert contents(folder) == before
+
+
+@pytest.mark.quick("none-loop")
+@each_trainer
+@pytest.mark.parametrize("method", ["none", "ted"])
+def test_other_data_do_not_go_on_with_a_run(trainer: str, method: str, run: Run, tmp_path: Path) -> None:
+    """Of the same names, sizes and counts, at the same place; the same data may lie elsewhere."""
+    data = tmp_path / "data"
+    prepare_digits(data)
+    common = [f"trainer={trainer}", f"pruning.method={method}", "autoresume=true"]
+    result = run(*common, f"data.path={data}")
+    data.rename(tmp_path / "moved")
+    prepare_digits(data, seed=5)
+    before = contents(tmp_path / "run")
+    for duration in ("3ep", "4ep"):
+        with pytest.raises(ConfigError, match=r"data.path: .*data holds other data than the run in"):
+            run(*common, f"data.path={data}", f"max_duration={duration}")
+        assert contents(tmp_path / "run") == before
+    longer = run(*common, f"data.path={tmp_path / 'moved'}", "max_duration=4ep")
+    assert (longer.epochs, longer.data) == (4, result.data)
 
 
 @pytest.mark.long

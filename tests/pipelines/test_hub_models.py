@@ -22,13 +22,22 @@ from sklearn.metrics import matthews_corrcoef
 from streaming import LocalDataset
 from tokenizers.normalizers import Lowercase
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DistilBertConfig, DistilBertForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    MPNetConfig,
+    RobertaConfig,
+)
 from transformers import AutoModelForSequenceClassification as AutoModel
 
 from ted_stream import read_skip_list
 from ted_stream.export.run_files import SCORES
 from ted_stream.pipelines.corpora.prepared import read_description
 from ted_stream.pipelines.training.checkpoints import Frozen
+from ted_stream.pipelines.training.hub_models import pretrained
 from ted_stream.pipelines.training.networks import IMAGE_MODELS
 from ted_stream.pipelines.training.score import score
 from ted_stream.pipelines.training.score_results import SCORES_FILE
@@ -313,7 +322,7 @@ def test_what_is_asked_as_it_is_has_all_its_weights(
     asked = glue("sst2")("scored", "method=el2n", "train=false", "prune_ratio=0.5")
     with pytest.raises(ConfigError, match=r"bert has no weights of bert.pooler.dense.bias for this dataset, and new"):
         score(load_scoring(GLUE, asked))
-    trained = AutoModel.from_pretrained(hub / "bert")
+    trained = AutoModel.from_pretrained(hub / "bert", id2label={0: "NEGATIVE", 1: "POSITIVE"})
     trained.save_pretrained(tmp_path / "trained")
     AutoTokenizer.from_pretrained(hub / "bert").save_pretrained(tmp_path / "trained")
     score(load_scoring(GLUE, [*asked, f"model.pretrained={tmp_path / 'trained'}"]))
@@ -324,6 +333,69 @@ def test_what_is_asked_as_it_is_has_all_its_weights(
     distance = (chances - torch.nn.functional.one_hot(torch.tensor(samples[3]["labels"]), 2)).norm().item()
     scores = pq.read_table(tmp_path / "scored" / SCORES_FILE).to_pydict()
     assert dict(zip(scores["sample_id"], scores["score"], strict=True))[3] == pytest.approx(distance, rel=1e-5)
+
+
+def test_a_head_of_other_classes_is_told_of(hub: Path, tmp_path: Path) -> None:
+    """By its outputs' names, or that they have none; one of another size gives way to a new one."""
+
+    def loaded(data: str, *labels: str, is_trained: bool) -> None:
+        names = dict(enumerate(labels))
+        AutoModel.from_pretrained(hub / "bert", id2label=names).save_pretrained(tmp_path / "other")
+        options = Model(name="sequence_classifier", pretrained=str(tmp_path / "other"))
+        pretrained(options, read_description(str(hub / data)), is_trained=is_trained)
+
+    for is_trained in (True, False):
+        loaded("sst2", "Negative", "POSITIVE", is_trained=is_trained)
+    loaded("sst2", "a", "b", "c", is_trained=True)
+    with pytest.raises(ConfigError, match="are POSITIVE, NEGATIVE, and the dataset's classes negative, positive, so"):
+        loaded("sst2", "POSITIVE", "NEGATIVE", is_trained=False)
+    with pytest.warns(UserWarning, match="training begins with what the head knew of those, in this order"):
+        loaded("sst2", "POSITIVE", "NEGATIVE", is_trained=True)
+    loaded("sst2", "LABEL_0", "LABEL_1", is_trained=True)
+    for data, labels in (("sst2", ["LABEL_0", "LABEL_1"]), ("stsb", ["similarity"])):
+        with pytest.warns(UserWarning, match="they are taken to mean the same, in this order"):
+            loaded(data, *labels, is_trained=False)
+
+
+def test_positions_that_begin_behind_that_of_padding_are_left_out(hub: Path, tmp_path: Path) -> None:
+    """As RoBERTa and MPNet count them."""
+    description = read_description(str(hub / "sst2"))
+    sizes: Any = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    for config in (RobertaConfig, MPNetConfig):
+        limit = description.max_length + 2
+        made = AutoModel.from_config(config(vocab_size=300, max_position_embeddings=limit, pad_token_id=1, **sizes))
+        made.save_pretrained(tmp_path / "model")
+        options = Model(name="sequence_classifier", pretrained=str(tmp_path / "model"))
+        pretrained(options, description)
+        with pytest.raises(ConfigError, match=f"takes {limit - 2} tokens"):
+            pretrained(options, replace(description, max_length=limit - 1))
+
+
+@pytest.mark.quick("loop")
+@pytest.mark.parametrize("trainer", ["composer", "loop"])
+def test_every_target_of_a_batch_counts_alike(trainer: str, alpaca: Overrides, tmp_path: Path) -> None:
+    """However the batch is split; by the shares of samples the weights would be a twentieth off."""
+    more = [f"trainer={trainer}", "optimizer.name=sgd", "optimizer.lr=1", "save_interval=3ep", "pruning.method=random"]
+    for name, size in (("whole", "null"), ("parts", "1")):
+        train(load_settings(ALPACA, alpaca(name, *more, f"device_train_microbatch_size={size}")))
+    expected, found = (weights_of(tmp_path / name) for name in ("whole", "parts"))
+    for adapter, value in expected.items():
+        assert (found[adapter] - value).norm() < 1e-5 * value.norm(), adapter
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("trainer", ["composer", "loop"])
+def test_every_target_of_two_ranks_counts_alike(
+    trainer: str, alpaca: Overrides, tmp_path: Path, launch: Callable[..., None]
+) -> None:
+    """In an epoch of whole batches, which the ranks share as one process has them."""
+    more = [f"trainer={trainer}", "optimizer.name=sgd", "optimizer.lr=1", "save_interval=1ep", "max_duration=1ep"]
+    more += ["pruning.method=none", "data.batch_size=4"]
+    train(load_settings(ALPACA, alpaca("one", *more)))
+    launch(COMMAND, "train", ALPACA, *alpaca("two", *more, "device_train_microbatch_size=1"), ranks=2)
+    expected, found = (weights_of(tmp_path / name) for name in ("one", "two"))
+    for adapter, value in expected.items():
+        assert (found[adapter] - value).norm() < 1e-4 * value.norm(), adapter
 
 
 @pytest.mark.long
@@ -474,7 +546,9 @@ def test_what_does_not_fit_is_refused(alpaca: Overrides, hub: Path, tmp_path: Pa
     assert "model.lora_alpha is of adapters, and model.lora_r is null" in refusal(
         "model.lora_r=null", "model.lora_alpha=8"
     )
-    assert refusal("model.lora_targets=[nothing]").startswith("model.lora_targets is ['nothing'], by")
+    assert "is ['q_proj', 'v_porj'], but no layer's name ends in v_porj; those of linear layers end in down_proj" in (
+        refusal("model.lora_targets=[q_proj, v_porj]")
+    )
     short = write_llama(tmp_path / "short", max_length=4)
     assert f"{short} takes 4 tokens, and the dataset's samples may have" in refusal(f"model.pretrained={short}")
     for name in ("tokenizer.json", "tokenizer_config.json"):

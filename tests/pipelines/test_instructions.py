@@ -12,8 +12,10 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ted_stream.pipelines.corpora import tokens
+from ted_stream.pipelines.corpora.forms import Forms
 from ted_stream.pipelines.corpora.instructions import IGNORED, prepare_instructions
 from ted_stream.pipelines.corpora.prepared import read_description
+from ted_stream.pipelines.corpora.records import BadRecordError
 from ted_stream.pipelines.corpora.tokens import embeddings_of, read_lengths, token_encoding, train_tokenizer
 from ted_stream.pipelines.training.text_batches import PaddingCollator
 
@@ -85,7 +87,7 @@ def test_long_samples_are_cut_and_told_and_long_prompts_refused(tmp_path):
         prepare_instructions(tmp_path / "out", train, **given)
     description = prepare_instructions(tmp_path / "out", train, skip_bad=True, **given)
     assert description.samples["train"] == 3
-    assert description.notes["counts"]["train"] == {"written": 3, "tokens": 30, "truncated": 1}
+    assert description.notes["counts"]["train"] == {"written": 3, "tokens": 30, "truncated": 1, "controlled": 0}
     assert description.notes["skipped"] == {"too long": 1}
     assert told[-2:] == [
         "train: 1 of 3 samples were longer than 20 tokens and lost their end.",
@@ -126,9 +128,77 @@ def test_alpaca_is_recognised_in_arrays_and_lines(tmp_path):
 
 def test_fields_that_are_named_are_not_taken_for_alpaca(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", ALPACA)
-    fields: dict[str, Any] = {"prompt_field": "instruction", "response_field": "output"}
-    description = prepare_instructions(tmp_path / "out", path, test_fraction=0.5, train_tokenizer_size=300, **fields)
+    fields: dict[str, Any] = {"prompt_field": "instruction", "response_field": "output", "test_fraction": 0.5}
+    with pytest.raises(ValueError, match=r"line 1: field 'input' would not enter the text.*--ignore-field input"):
+        prepare_instructions(tmp_path / "out", path, train_tokenizer_size=300, **fields)
+    description = prepare_instructions(
+        tmp_path / "out", path, train_tokenizer_size=300, ignored_fields=["input"], **fields
+    )
     assert description.notes["form"] == "pair"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "a", "output": "b", "system": "Be brief."},
+        {"instruction": "a", "output": "b", "history": [["c", "d"]]},
+        {"prompt": "a", "response": "b", "context": "It was so."},
+        {"prompt": "a", "response": "b", "system_prompt": "Be brief."},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "context": "It was."},
+    ],
+    ids=lambda record: "-".join(record),
+)
+def test_what_an_answer_hangs_on_is_not_left_out(record):
+    *_, name = record
+    with pytest.raises(BadRecordError, match=f"field {name!r} would not enter the text"):
+        Forms().text(record)
+    Forms(ignored=(name,)).text(record)
+    Forms().text({**record, name: None})
+
+
+def test_other_fields_that_are_left_out_are_told(tmp_path):
+    records = [{"prompt": f"p{at}", "response": "r", "id": at, "source": None} for at in range(4)]
+    told: list[str] = []
+    path = write_lines(tmp_path / "a.jsonl", records)
+    prepare_instructions(tmp_path / "out", path, train_tokenizer_size=300, report=told.append)
+    assert told == ["Fields that enter no text, and the records that have them: 'id' of 3."]
+
+
+@pytest.mark.parametrize("wrong", [0, False, [], 3])
+def test_an_input_that_is_no_text_is_named(wrong):
+    with pytest.raises(BadRecordError, match=f"field 'input' is {type(wrong).__name__}, expected text"):
+        Forms().text({"instruction": "Is it even?", "input": wrong, "output": "yes"})
+
+
+def test_a_field_that_is_there_twice_is_named(tmp_path):
+    twice = '{"prompt": "p", "response": "a", "response": "b"}'
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"prompt": "p", "response": "r"}}\n{twice}\n')
+    with pytest.raises(ValueError, match=r"line 2: an object in it has the field 'response' twice"):
+        prepare_instructions(tmp_path / "out", path, train_tokenizer_size=300)
+    path.write_text(f"[{twice}]")
+    with pytest.raises(ValueError, match=r"a\.jsonl: an object in it has the field 'response' twice"):
+        prepare_instructions(tmp_path / "out", path, train_tokenizer_size=300)
+
+
+def test_special_tokens_of_a_text_are_not_doubled_and_those_within_are_told(tmp_path):
+    plain = [{"prompt": f"p{at}", "response": f"r{at}"} for at in range(4)]
+    marked = [{"prompt": f"<bos>p{at}", "response": f"r{at}<eos>"} for at in range(4)]
+    within = [*plain[:3], {"prompt": "say <eos>", "response": "r3"}]
+    write_lines(tmp_path / "plain.jsonl", plain)
+    prepare_instructions(tmp_path / "plain", tmp_path / "plain.jsonl", train_tokenizer_size=300)
+    given: dict[str, Any] = {"tokenizer": str(tmp_path / "plain" / "tokenizer")}
+    told: list[str] = []
+    path = write_lines(tmp_path / "marked.jsonl", marked)
+    prepare_instructions(tmp_path / "marked", path, report=told.append, **given)
+    assert told == []
+    for one, two in zip(*(read_split(tmp_path / name / "train") for name in ("plain", "marked")), strict=True):
+        assert one["input_ids"].tolist() == two["input_ids"].tolist()
+        assert one["labels"].tolist() == two["labels"].tolist()
+    path = write_lines(tmp_path / "within.jsonl", within)
+    prepare_instructions(tmp_path / "within", path, test=path, report=told.append, **given)
+    for split, sentence in zip(("train", "test"), told, strict=True):
+        assert sentence.startswith(f"{split}: 1 of 4 texts hold special tokens of the tokenizer")
 
 
 BAD = {
@@ -319,6 +389,12 @@ def test_the_collator_pads_and_passes_other_entries():
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["sample_id"].tolist() == [11, 42]
     assert {value.dtype for value in batch.values()} == {torch.int64}
+
+
+def test_the_collator_needs_a_token_to_pad_with():
+    nothing: Any = None
+    with pytest.raises(TypeError, match=r"pad_id is None, .* take eos_token_id"):
+        PaddingCollator(nothing)
 
 
 @pytest.mark.parametrize(

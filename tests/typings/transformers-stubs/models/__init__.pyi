@@ -14,3 +14,5 @@ from .llama import LlamaConfig as LlamaConfig
 from .llama import LlamaForCausalLM as LlamaForCausalLM
 from .mixtral import MixtralConfig as MixtralConfig
 from .mixtral import MixtralForCausalLM as MixtralForCausalLM
+from .mpnet import MPNetConfig as MPNetConfig
+from .roberta import RobertaConfig as RobertaConfig
