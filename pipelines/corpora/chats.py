@@ -25,12 +25,13 @@ class ChatTokens(NamedTuple):
     """A chat as token ids, and the spans of its answers, from and up to which token.
 
     Attributes:
-        controlled: whether a text without a template holds what the tokenizer takes for one of its special tokens.
+        controlled: whether a text without a template holds what the tokenizer takes for one of its special tokens;
+            ``None`` of others, whose template holds them.
     """
 
     ids: list[int]
     answers: list[Span]
-    controlled: bool = False
+    controlled: bool | None = None
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -33,8 +33,9 @@ ROLES = {
 }
 # Of a turn or a record: what belongs into the text, but which only some templates know how to put there.
 UNKNOWN = ("tools", "functions", "tool_calls", "function_call", "reasoning_content", "thinking")
-# What an answer may hang on, where the form does not put it into the text.
-ASKED = ("context", "history", "input", "instruction", "passage", "question", "system", "system_prompt")
+# What an answer may hang on beside the form's own fields; of a chat these hold what its turns do.
+ASKED = ("context", "history", "passage", "system", "system_prompt")
+ASKED_OF_PAIRS = ("input", "instruction", "question")
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,17 @@ class Forms:
         """
         form = self.of(record)
         assert isinstance(record, dict), "it has a form"
+        asked = ASKED if form in TURNS else ASKED + ASKED_OF_PAIRS
         for name in self.unused(record):
+            if name in self.ignored:
+                continue
             if name in UNKNOWN:
-                raise BadRecordError("tools", f"field {name!r} cannot be put into the text; leave such records out.")
-            if name in ASKED and name not in self.ignored:
+                raise BadRecordError(
+                    "tools",
+                    f"field {name!r} cannot be put into the text; leave such records out, or the field: --ignore-field "
+                    f"{name}.",
+                )
+            if name in asked:
                 raise BadRecordError(
                     "field left over",
                     f"field {name!r} would not enter the text, and the answer may hang on it. Join it to the "

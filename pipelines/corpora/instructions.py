@@ -106,7 +106,10 @@ def _encode_pairs(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> 
     Prompt and response are tokenized apart, so that no token spans both. A prompt that begins with bos, and a response
     that ends with eos, get no second one.
     """
-    bos, eos, special = tokenizer.bos_token_id, tokenizer.eos_token_id, set(tokenizer.all_special_ids)
+    bos: Any = tokenizer.bos_token_id
+    eos: Any = tokenizer.eos_token_id
+    unknown: Any = tokenizer.unk_token_id  # which is what has no token, but in GPT-2's
+    special = {bos, eos, *tokenizer.all_special_ids} - ({unknown} - {bos, eos})
     whole: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
     prompts: Any = tokenizer([pair.prompt for pair in pairs], **whole)["input_ids"]
     responses: Any = tokenizer([pair.response for pair in pairs], **whole)["input_ids"]

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -54,12 +55,12 @@ class Encoded(NamedTuple):
     Attributes:
         columns: the values of its columns, ``input_ids`` among them.
         truncated: whether it lost its end.
-        controlled: whether its text holds what the tokenizer takes for one of its special tokens.
+        controlled: whether its text holds what the tokenizer takes for one of its special tokens; ``None``: not looked.
     """
 
     columns: dict[str, Any]
     truncated: bool
-    controlled: bool = False
+    controlled: bool | None = None
 
 
 Item = tuple[int, Any]  # the number of a record, and what of it is tokenized
@@ -113,7 +114,7 @@ def write_tokens(
         progress: told of items done, and how many there are.
 
     Returns:
-        By split ``written``, ``tokens``, ``truncated`` and ``controlled``.
+        By split ``written``, ``tokens``, ``truncated`` and, where encode looks, ``controlled``.
 
     Raises:
         ValueError: a record is refused, or nothing is left of a split.
@@ -126,7 +127,8 @@ def write_tokens(
     encoded = in_order(partial(_of_split, encode), chunks, min(workers, most // WORTH))
     counts = {}
     for name, of_split in groupby(encoded, key=lambda done: done[0][0]):
-        split, written, lengths, truncated, controlled = splits[name], array("q"), array("i"), 0, 0
+        split, written, lengths = splits[name], array("q"), array("i")
+        seen: Counter[str] = Counter(truncated=0)
         with MDSWriter(out=str(folder / name), columns=dict(columns), size_limit=size_limit, hashes=HASHES) as writer:
             for (_, chunk), samples in of_split:
                 for (at, _), sample in zip(chunk, samples, strict=True):
@@ -136,30 +138,26 @@ def write_tokens(
                     writer.write(sample.columns)
                     written.append(at)
                     lengths.append(len(sample.columns["input_ids"]))
-                    truncated += sample.truncated
-                    controlled += sample.controlled
+                    seen["truncated"] += sample.truncated
+                    if sample.controlled is not None:
+                        seen["controlled"] += sample.controlled
                 progress(len(chunk), total)
         if not written:
             raise ValueError(f"no sample of {name} is left; see what is wrong with the first without --skip-bad.")
         np.save(folder / name / LENGTHS_FILE, np.array(lengths, np.int32))
         origins = ((*split.records.origin(at), split.label(at)) for at in written)
         write_origins(folder / name, origins, key=split.records.key, source=split.records.source)
-        if truncated:
+        if seen["truncated"]:
             report(
-                f"{name}: {truncated} of {len(written)} samples were longer than {max_length} tokens and lost their "
-                "end."
+                f"{name}: {seen['truncated']} of {len(written)} samples were longer than {max_length} tokens and lost "
+                "their end."
             )
-        if controlled:
+        if seen.get("controlled"):
             report(
-                f"{name}: {controlled} of {len(written)} texts hold special tokens of the tokenizer, which stand in "
-                "the samples as such. If they are meant as text, as '<s>' in a page is, take them out."
+                f"{name}: {seen['controlled']} of {len(written)} texts hold special tokens of the tokenizer, which "
+                "stand in the samples as such. If they are meant as text, as '<s>' in a page is, take them out."
             )
-        counts[name] = {
-            "written": len(written),
-            "tokens": sum(lengths),
-            "truncated": truncated,
-            "controlled": controlled,
-        }
+        counts[name] = {"written": len(written), "tokens": sum(lengths), **seen}
     return counts
 
 

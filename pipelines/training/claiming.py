@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from ted_stream.export.run_files import LISTS, MANIFEST, RUN_FILE, SCORES
 from ted_stream.files import exists, is_remote, join, read_bytes, write_bytes
 
-from ..corpora.prepared import content_digest
 from .checkpoints import CHECKPOINTS, NEWEST
 from .durations import parse_duration
 from .hub_models import MODEL_FOLDER
@@ -23,7 +22,7 @@ from .results import RESULT_FILE, Result, digest_of
 from .run_config import CONFIG_FILE, DATA_FILE
 from .settings import ConfigError, Settings, counts_batches, epochs, steps
 
-__all__ = ["LEFTOVERS", "claim_folder", "config_before", "finished_result", "put_back"]
+__all__ = ["LEFTOVERS", "claim_folder", "finished_result", "kept_before", "put_back"]
 
 # What a run keeps from its first start to its end; how long it goes on, and where, may change.
 _KEPT = ("seed", "data", "model", "optimizer", "scheduler", "pruning")
@@ -47,32 +46,40 @@ LEFTOVERS = (
 _NEWEST = (NEWEST, "latest-rank0.pt", "latest-rank0.pt.symlink")
 
 
-def config_before(settings: Settings) -> bytes | None:
-    """The settings of the run that is gone on with, if one is."""
-    return _config_in(settings.folder) if settings.autoresume or settings.load_path else None
+def kept_before(settings: Settings) -> dict[str, bytes | None]:
+    """What the folder says of the run that is gone on with, if one is: its settings and data."""
+    goes_on = settings.autoresume or settings.load_path is not None
+    return {name: _bytes_of(settings.folder, name) if goes_on else None for name in (CONFIG_FILE, DATA_FILE)}
 
 
-def put_back(settings: Settings, config: bytes | None) -> None:
-    """Leave the settings of the run that was not gone on with; none where none were, and no run has begun."""
+def put_back(settings: Settings, before: dict[str, bytes | None]) -> None:
+    """Leave what the folder said of the run that was not gone on with; nothing where none had begun."""
     folder = settings.folder
-    if config is not None:
-        write_bytes(join(folder, CONFIG_FILE), config)
-    elif not is_remote(folder) and (settings.autoresume or settings.load_path is not None):
-        begun = (name for name in LEFTOVERS if name not in (CONFIG_FILE, DATA_FILE, METRICS_FILE))
-        if not any(map(exists, (join(folder, name) for name in begun))):
-            for name in (CONFIG_FILE, DATA_FILE):
-                Path(folder, name).unlink(missing_ok=True)
+    if before[CONFIG_FILE] is None:
+        begun = (name for name in LEFTOVERS if name not in (*before, METRICS_FILE))
+        goes_on = settings.autoresume or settings.load_path is not None
+        if is_remote(folder) or not goes_on or any(exists(join(folder, name)) for name in begun):
+            return
+    for name, content in before.items():
+        if content is not None:
+            write_bytes(join(folder, name), content)
+        elif not is_remote(folder):
+            Path(folder, name).unlink(missing_ok=True)
 
 
-def _config_in(folder: str) -> bytes | None:
+def _bytes_of(folder: str, name: str) -> bytes | None:
     try:
-        return read_bytes(join(folder, CONFIG_FILE))
+        return read_bytes(join(folder, name))
     except FileNotFoundError:
         return None
 
 
-def finished_result(settings: Settings) -> Result | None:
+def finished_result(settings: Settings, data: str) -> Result | None:
     """The result of the very run that the settings ask for, if its folder holds it.
+
+    Args:
+        settings: that ask.
+        data: digest of the dataset's content.
 
     Raises:
         ConfigError: it holds one of another trainer, or on other data.
@@ -91,7 +98,7 @@ def finished_result(settings: Settings) -> Result | None:
                 "autoresume=false to replace it, or run_name= or folder= to another place."
             )
         return None
-    _refuse_other_data(settings, result.get("data"))
+    _refuse_other_data(settings, result.get("data"), data)
     print(f"The run in {settings.folder} has finished; this is what it did.", file=sys.stderr)
     return Result(**result)
 
@@ -101,6 +108,7 @@ def claim_folder(
     leftovers: Sequence[str] = LEFTOVERS,
     *,
     length: int | None = None,
+    data: str | None = None,
     goes_on: bool | None = None,
 ) -> None:
     """Make the run folder this run's own, and keep its settings there; called on rank 0 for all.
@@ -109,6 +117,7 @@ def claim_folder(
         settings: of the run.
         leftovers: names of what a run of this kind leaves in its folder.
         length: batches of an epoch on full data, of a run that may go on for longer than it was begun for.
+        data: digest of the dataset's content, to be kept there; ``None`` of a run that keeps it elsewhere.
         goes_on: whether with what the folder holds; by default with ``autoresume`` or ``load_path``.
 
     Raises:
@@ -127,8 +136,8 @@ def claim_folder(
     if goes_on:
         _refuse_other_trainer(settings)
         _refuse_other_settings(settings, length)
-        if _has_checkpoint(settings):
-            _refuse_other_data(settings, _data_before(folder))
+        if data is not None and _has_own_checkpoint(folder) and (known := _bytes_of(folder, DATA_FILE)) is not None:
+            _refuse_other_data(settings, json.loads(known)["data"], data)
         _refuse_without_checkpoint(settings)
     if not is_remote(folder) and not goes_on:
         found = [name for name in leftovers if (Path(folder) / name).exists()]
@@ -145,19 +154,13 @@ def claim_folder(
         for half_written in Path(folder).rglob(f".*.{'[0-9a-f]' * 16}.tmp"):
             half_written.unlink()
     write_bytes(join(folder, CONFIG_FILE), OmegaConf.to_yaml(OmegaConf.structured(settings)).encode())
-    write_bytes(join(folder, DATA_FILE), json.dumps({"data": content_digest(settings.data.path)}).encode())
+    if data is not None:
+        write_bytes(join(folder, DATA_FILE), json.dumps({"data": data}).encode())
 
 
-def _data_before(folder: str) -> str | None:
-    try:
-        return json.loads(read_bytes(join(folder, DATA_FILE)))["data"]
-    except FileNotFoundError:
-        return None  # of a run that was begun before there were such files
-
-
-def _refuse_other_data(settings: Settings, before: str | None) -> None:
+def _refuse_other_data(settings: Settings, before: str | None, data: str) -> None:
     """Refuse to go on with a run, or to tell of one, on data that are no longer those it was trained on."""
-    if before not in (None, content_digest(settings.data.path)):
+    if before not in (None, data):  # None where results did not tell yet
         raise ConfigError(
             f"data.path: {settings.data.path} holds other data than the run in {settings.folder} was begun on; prepare "
             "those again, or set autoresume=false with overwrite=true to begin again, or with folder= to another place."
@@ -174,12 +177,17 @@ def _refuse_without_checkpoint(settings: Settings) -> None:
 
 
 def _has_checkpoint(settings: Settings) -> bool:
-    """Whether there is a checkpoint to go on from: the one that is named, or the newest, as a trainer names it."""
-    folder = join(settings.folder, CHECKPOINTS)
-    if settings.load_path is not None or any(exists(join(folder, name)) for name in _NEWEST):
+    """Whether there is a checkpoint to go on from: the one that is named, or the folder's own."""
+    return settings.load_path is not None or _has_own_checkpoint(settings.folder)
+
+
+def _has_own_checkpoint(folder: str) -> bool:
+    """Whether it holds the newest, as a trainer names it."""
+    checkpoints = join(folder, CHECKPOINTS)
+    if any(exists(join(checkpoints, name)) for name in _NEWEST):
         return True
     # Composer's link is gone for a moment, and made anew after a kill in it.
-    return not is_remote(folder) and any(Path(folder).glob("ep*-ba*-rank0.pt"))
+    return not is_remote(checkpoints) and any(Path(checkpoints).glob("ep*-ba*-rank0.pt"))
 
 
 def _refuse_other_trainer(settings: Settings) -> None:
@@ -230,4 +238,4 @@ def _shown(value: object) -> object:
 
 def _begun_with(settings: Settings) -> DictConfig:
     """The settings that the folder's run was begun with; empty where there is none."""
-    return cast(DictConfig, OmegaConf.create((_config_in(settings.folder) or b"").decode()))
+    return cast(DictConfig, OmegaConf.create((_bytes_of(settings.folder, CONFIG_FILE) or b"").decode()))

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from composer import DataSpec, Trainer
 from composer.core import Callback, Evaluator, State
 from composer.loggers import Logger
@@ -149,10 +150,12 @@ class Host:
             return self.pruning.engine.summary()
         return Ranks().on_rank_zero(lambda: finish_run(self.settings.folder))
 
-    def _count(self, batch: Any) -> dict[str, int]:
-        """Of a batch, as Composer asks for them."""
-        targets = int(count_targets(batch).sum()) if self.counts_targets else 0
-        return {"total": count_tokens(batch), "loss_generating": targets}
+    def _count(self, batch: Any) -> int | dict[str, int]:
+        """The tokens of a batch, and those that are targets, as Composer asks for them; one wait for the device."""
+        if not self.counts_targets:
+            return count_tokens(batch)
+        total, targets = torch.stack([batch["attention_mask"].sum(), count_targets(batch).sum()]).tolist()
+        return {"total": total, "loss_generating": targets}
 
     def _refuse_damaged(self) -> None:
         """Look at the checkpoint that Composer will go on from, where it is on this machine."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -116,7 +115,7 @@ def pretrained(options: Model, description: Description, *, is_trained: bool = T
             weights that nothing trains.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     is_causal, name = options.name == "causal_lm", options.pretrained
@@ -126,7 +125,6 @@ def pretrained(options: Model, description: Description, *, is_trained: bool = T
     head = {} if is_causal else {**_head(description), "ignore_mismatched_sizes": True}
     dtype = getattr(torch, options.dtype or "float32")
     try:
-        own_labels = None if is_causal else AutoConfig.from_pretrained(name).id2label
         model, told = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **head)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ConfigError(f"model.pretrained: no model could be loaded from {name!r}: {error}") from error
@@ -145,8 +143,8 @@ def pretrained(options: Model, description: Description, *, is_trained: bool = T
             "on the scores; train first (train=true), name a model that was trained on such data, or the checkpoint of "
             "one (load_path=)."
         )
-    if own_labels is not None and not new:
-        _look_at_labels(own_labels, name, description, is_trained)
+    if not is_causal and not new:
+        _look_at_labels(name, description, is_trained)
     _refuse_other_sizes(model, name, description)
     model.config.use_cache = False  # of texts that are generated
     if not is_causal:
@@ -159,30 +157,30 @@ def pretrained(options: Model, description: Description, *, is_trained: bool = T
     return _with_lora(model, options.lora_r, whole, options, is_causal=is_causal)
 
 
-def _look_at_labels(own: Mapping[int, str], name: str, description: Description, is_trained: bool) -> None:
-    """Refuse a head that is kept though its outputs are other classes; warn where it is trained, or tells no names.
+def _look_at_labels(name: str, description: Description, is_trained: bool) -> None:
+    """Of a head that is kept: refuse classes in another order where nothing trains them, warn of other or no names.
 
     Raises:
         ConfigError: naming both.
     """
-    found, classes = [own[at] for at in sorted(own)], description.classes
-    if classes and [label.lower() for label in found] == [label.lower() for label in classes]:
+    from transformers import AutoConfig
+
+    names: Any = AutoConfig.from_pretrained(name).id2label
+    classes = description.classes
+    found = [str(names[at]) for at in sorted(names)]
+    lower, wanted = [label.lower() for label in found], [label.lower() for label in classes]
+    if classes and lower == wanted:
         return
-    told = f"the outputs of {name} are {', '.join(found)}"
-    wanted = f"and the dataset's classes {', '.join(classes)}" if classes else "and the dataset has scores"
-    if not classes or all(re.fullmatch(r"LABEL_\d+", label) for label in found):
-        if not is_trained:
-            warn(f"model.pretrained: {told}, {wanted}: they are taken to mean the same, in this order.", stacklevel=3)
-    elif is_trained:
-        warn(
-            f"model.pretrained: {told}, {wanted}: training begins with what the head knew of those, in this order.",
-            stacklevel=3,
-        )
-    else:
+    told = f"the outputs of {name} are {', '.join(found)}, "
+    told += f"and the dataset's classes {', '.join(classes)}" if classes else "and the dataset has scores"
+    if not is_trained and sorted(lower) == sorted(wanted):
         raise ConfigError(
-            f"model.pretrained: {told}, {wanted}, so scores would be of other classes; name a model of these classes "
-            "in this order, or train first (train=true)."
+            f"model.pretrained: {told}, so scores would be of other classes; name a model of this order, or train "
+            "first (train=true)."
         )
+    tells_names = classes and not all(re.fullmatch(r"label_\d+", label) for label in lower)
+    if tells_names or not is_trained:
+        warn(f"model.pretrained: {told}: they are taken to mean the same, in this order.", stacklevel=3)
 
 
 def _refuse_other_sizes(model: Any, name: str, description: Description) -> None:
@@ -244,10 +242,11 @@ def _with_lora(model: Any, rank: int, whole: list[str], options: Model, *, is_ca
     names = [name for name, _ in model.named_modules()]
     for target in options.lora_targets or []:
         if not any(f".{name}".endswith(f".{target}") for name in names):
-            linear = {name.rpartition(".")[2] for name, of in model.named_modules() if isinstance(of, nn.Linear)}
+            matrices = (name for name, of in model.named_parameters() if of.ndim == 2 and name.endswith(".weight"))
+            ends = sorted({name.split(".")[-2] for name in matrices})
             raise ConfigError(
-                f"model.lora_targets is {options.lora_targets}, but no layer's name ends in {target}; those of linear "
-                f"layers end in {', '.join(sorted(linear))}."
+                f"model.lora_targets is {options.lora_targets}, but no layer's name ends in {target}; those of layers "
+                f"with a matrix end in {', '.join(ends)}."
             )
     config = LoraConfig(
         r=rank,

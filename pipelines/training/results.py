@@ -12,7 +12,6 @@ from ted_stream.engine import PruningEngine
 from ted_stream.export.run_files import LISTS, MANIFEST, pruned_epochs
 from ted_stream.files import join
 
-from ..corpora.prepared import content_digest
 from .hub_models import MODEL_FOLDER
 from .settings import Settings, counts_batches
 
@@ -95,12 +94,15 @@ def digest_of(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
-def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch: int, all_tokens: int | None) -> Result:
+def result_of(
+    settings: Settings, trained: Trained, *, data: str, samples: int, full_epoch: int, all_tokens: int | None
+) -> Result:
     """The result of a run.
 
     Args:
         settings: of the run.
         trained: what its trainer tells.
+        data: digest of the dataset's content.
         samples: in the training split.
         full_epoch: samples that an epoch of full data forwards.
         all_tokens: of the training split, where they are known.
@@ -130,5 +132,5 @@ def result_of(settings: Settings, trained: Trained, *, samples: int, full_epoch:
         tokens=trained.tokens or None,
         token_save_ratio=1 - trained.tokens / whole if has_all else None,
         model=join(folder, MODEL_FOLDER) if settings.model.pretrained and settings.save_model else None,
-        data=content_digest(settings.data.path),
+        data=data,
     )

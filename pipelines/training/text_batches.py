@@ -34,7 +34,7 @@ class PaddingCollator:
     pad_id: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pad_id, int) or isinstance(self.pad_id, bool):
+        if not isinstance(self.pad_id, (int, np.integer)) or isinstance(self.pad_id, bool):
             raise TypeError(
                 f"pad_id is {self.pad_id!r}, but must be the number of a token. Where the tokenizer has none for "
                 "padding take eos_token_id, or pad_id of the prepared dataset: read_description(path).pad_id."

@@ -16,9 +16,9 @@ from ted_stream.engine.run_folder import RunLock
 from ted_stream.files import is_remote, join, write_bytes
 from ted_stream.trainers.requirements import check_settings
 
-from ..corpora.prepared import Description, read_description
+from ..corpora.prepared import Description, content_digest, read_description
 from ..corpora.tokens import read_lengths
-from .claiming import claim_folder, config_before, finished_result, put_back
+from .claiming import claim_folder, finished_result, kept_before, put_back
 from .datasets import build_loaders
 from .hub_models import refuse_other_tokenizer, save_model
 from .results import RESULT_FILE, Result, result_of
@@ -54,30 +54,35 @@ def train(settings: Settings) -> Result:
     description = read_description(settings.data.path)
     ranks.on_every_rank(lambda: check_data(settings, description, ranks.world_size))
     check_method(settings)
-    if settings.autoresume and (finished := ranks.on_rank_zero(lambda: finished_result(settings))) is not None:
+    data = ranks.on_rank_zero(lambda: content_digest(settings.data.path))
+    if settings.autoresume and (finished := ranks.on_rank_zero(lambda: finished_result(settings, data))) is not None:
         return finished
     seed_generators(settings.seed)
     task = ranks.on_every_rank(lambda: build_task(settings.model, description))
     loaders = build_loaders(settings, description, ranks=ranks.world_size)
     run = host.Host(settings, task, loaders)
     lock = None if is_remote(settings.folder) else RunLock(settings.folder, what="ted-stream train", lends=True)
-    config = ranks.on_rank_zero(lambda: config_before(settings))
+    before = ranks.on_rank_zero(lambda: kept_before(settings))
     try:
         if lock is not None:
             ranks.on_rank_zero(lock.acquire)
         # When hardly anything can be refused any more.
-        ranks.on_rank_zero(lambda: claim_folder(settings, length=len(loaders.train)))
-        data = loaders.prunable
-        full_epoch = full_epoch_forwards(data, loaders.train, world_size=ranks.world_size)
-        sizes = {"samples": data.full_epoch_size, "full_epoch": full_epoch, "all_tokens": description.tokens("train")}
-        result = result_of(settings, run.fit(), **sizes)
+        ranks.on_rank_zero(lambda: claim_folder(settings, length=len(loaders.train), data=data))
+        prunable = loaders.prunable
+        full_epoch = full_epoch_forwards(prunable, loaders.train, world_size=ranks.world_size)
+        sizes = {
+            "samples": prunable.full_epoch_size,
+            "full_epoch": full_epoch,
+            "all_tokens": description.tokens("train"),
+        }
+        result = result_of(settings, run.fit(), data=data, **sizes)
         if result.model is not None:
             save_model(task.network, settings.folder, settings.data.path)
         if ranks.rank == 0:
             write_bytes(join(settings.folder, RESULT_FILE), (json.dumps(asdict(result), indent=2) + "\n").encode())
     except (ValueError, FileExistsError):  # refused after all: the folder is still the former run's, or nobody's
         if ranks.rank == 0:
-            put_back(settings, config)
+            put_back(settings, before)
         raise
     finally:
         if lock is not None:

@@ -119,15 +119,19 @@ def test_other_data_do_not_go_on_with_a_run(trainer: str, method: str, run: Run,
 
 @pytest.mark.long
 @each_trainer
-def test_a_refused_resumption_leaves_the_config(trainer: str, run: Run, tmp_path: Path) -> None:
+def test_a_refused_resumption_leaves_what_the_folder_said(trainer: str, run: Run, tmp_path: Path) -> None:
     """By what only the checkpoint tells: it is that of a run of another seed, elsewhere."""
     run(f"trainer={trainer}")
     run(f"trainer={trainer}", f"folder={tmp_path / 'other'}", "seed=9")
     (checkpoint,) = (tmp_path / "other" / "checkpoints").glob("ep3-ba*")
-    config = (tmp_path / "run" / "config.yaml").read_bytes()
-    with pytest.raises(ValueError, match="The checkpoint was made by TED"):
-        run(f"trainer={trainer}", f"load_path={checkpoint}", "max_duration=4ep")
-    assert (tmp_path / "run" / "config.yaml").read_bytes() == config
+    said = [tmp_path / "run" / name for name in ("config.yaml", "data.json")]
+    for has_data in (True, False):  # as runs had none before
+        before = [path.read_bytes() for path in said if path.exists()]
+        with pytest.raises(ValueError, match="The checkpoint was made by TED"):
+            run(f"trainer={trainer}", f"load_path={checkpoint}", "max_duration=4ep")
+        assert [path.read_bytes() for path in said if path.exists()] == before
+        assert len(before) == 1 + has_data
+        said[1].unlink(missing_ok=True)
 
 
 @pytest.mark.quick("loop")

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -338,23 +339,30 @@ def test_what_is_asked_as_it_is_has_all_its_weights(
 def test_a_head_of_other_classes_is_told_of(hub: Path, tmp_path: Path) -> None:
     """By its outputs' names, or that they have none; one of another size gives way to a new one."""
 
-    def loaded(data: str, *labels: str, is_trained: bool) -> None:
+    def loaded(data: str, *labels: Any, is_trained: bool) -> None:
         names = dict(enumerate(labels))
         AutoModel.from_pretrained(hub / "bert", id2label=names).save_pretrained(tmp_path / "other")
         options = Model(name="sequence_classifier", pretrained=str(tmp_path / "other"))
         pretrained(options, read_description(str(hub / data)), is_trained=is_trained)
 
-    for is_trained in (True, False):
-        loaded("sst2", "Negative", "POSITIVE", is_trained=is_trained)
-    loaded("sst2", "a", "b", "c", is_trained=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for is_trained in (True, False):
+            loaded("sst2", "Negative", "POSITIVE", is_trained=is_trained)
+        loaded("sst2", "a", "b", "c", is_trained=True)
+        loaded("sst2", "LABEL_0", "LABEL_1", is_trained=True)
+        loaded("stsb", "LABEL_0", is_trained=True)
     with pytest.raises(ConfigError, match="are POSITIVE, NEGATIVE, and the dataset's classes negative, positive, so"):
         loaded("sst2", "POSITIVE", "NEGATIVE", is_trained=False)
-    with pytest.warns(UserWarning, match="training begins with what the head knew of those, in this order"):
-        loaded("sst2", "POSITIVE", "NEGATIVE", is_trained=True)
-    loaded("sst2", "LABEL_0", "LABEL_1", is_trained=True)
-    for data, labels in (("sst2", ["LABEL_0", "LABEL_1"]), ("stsb", ["similarity"])):
+    for data, labels, is_trained in (
+        ("sst2", ["POSITIVE", "NEGATIVE"], True),
+        ("sst2", ["neg", "pos"], False),
+        ("sst2", [0, 1], False),
+        ("sst2", ["LABEL_0", "LABEL_1"], False),
+        ("stsb", ["similarity"], False),
+    ):
         with pytest.warns(UserWarning, match="they are taken to mean the same, in this order"):
-            loaded(data, *labels, is_trained=False)
+            loaded(data, *labels, is_trained=is_trained)
 
 
 def test_positions_that_begin_behind_that_of_padding_are_left_out(hub: Path, tmp_path: Path) -> None:
@@ -543,12 +551,17 @@ def test_what_does_not_fit_is_refused(alpaca: Overrides, hub: Path, tmp_path: Pa
     base.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
     base.save_pretrained(adapters)
     assert "holds adapters alone" in refusal(f"model.pretrained={adapters}")
+    classifier = AutoModel.from_pretrained(hub / "bert")
+    classifier.add_adapter(LoraConfig(r=2, target_modules=["query"]))
+    classifier.save_pretrained(adapters)
+    (adapters / "config.json").unlink(missing_ok=True)
+    given = [f"model.pretrained={adapters}", "model.name=sequence_classifier", f"data.path={hub / 'sst2'}"]
+    assert "holds adapters alone" in refusal(*given)
     assert "model.lora_alpha is of adapters, and model.lora_r is null" in refusal(
         "model.lora_r=null", "model.lora_alpha=8"
     )
-    assert "is ['q_proj', 'v_porj'], but no layer's name ends in v_porj; those of linear layers end in down_proj" in (
-        refusal("model.lora_targets=[q_proj, v_porj]")
-    )
+    told = refusal("model.lora_targets=[q_proj, v_porj]")
+    assert "but no layer's name ends in v_porj; those of layers with a matrix end in down_proj" in told
     short = write_llama(tmp_path / "short", max_length=4)
     assert f"{short} takes 4 tokens, and the dataset's samples may have" in refusal(f"model.pretrained={short}")
     for name in ("tokenizer.json", "tokenizer_config.json"):

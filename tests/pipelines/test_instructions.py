@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ted_stream.pipelines.corpora import tokens
-from ted_stream.pipelines.corpora.forms import Forms
+from ted_stream.pipelines.corpora.forms import Forms, Pair
 from ted_stream.pipelines.corpora.instructions import IGNORED, prepare_instructions
 from ted_stream.pipelines.corpora.prepared import read_description
 from ted_stream.pipelines.corpora.records import BadRecordError
@@ -145,6 +145,7 @@ def test_fields_that_are_named_are_not_taken_for_alpaca(tmp_path):
         {"prompt": "a", "response": "b", "context": "It was so."},
         {"prompt": "a", "response": "b", "system_prompt": "Be brief."},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "context": "It was."},
+        {"prompt": "a", "response": "b", "question": "c"},
     ],
     ids=lambda record: "-".join(record),
 )
@@ -154,6 +155,18 @@ def test_what_an_answer_hangs_on_is_not_left_out(record):
         Forms().text(record)
     Forms(ignored=(name,)).text(record)
     Forms().text({**record, name: None})
+
+
+def test_a_field_that_repeats_a_turn_is_none_that_is_left_out():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    Forms().text({"messages": turns, "instruction": "a", "question": "a", "response": "b"})
+
+
+def test_thoughts_are_left_out_when_asked():
+    record = {"prompt": "a", "response": "b", "thinking": "c"}
+    with pytest.raises(BadRecordError, match=r"field 'thinking' cannot be put .* --ignore-field thinking"):
+        Forms().text(record)
+    assert Forms(ignored=("thinking",)).text(record) == Pair("a\n", "b")
 
 
 def test_other_fields_that_are_left_out_are_told(tmp_path):
