@@ -80,14 +80,14 @@ def pruned_finetuning(*, dataset: dict[str, Any], **arguments: Any) -> DataSpec:
         arguments: all others of ``build_finetuning_dataloader``.
 
     Raises:
-        ValueError: if several samples would be packed into a row, or ranks would share the samples of a dataset that is
+        ValueError: if samples would be packed across batches, or ranks would share the samples of a dataset that is
             not streamed.
     """
     if dataset.get("packing_ratio") not in (None, 1):
         raise ValueError(
-            f"train_loader.dataset.packing_ratio is {dataset['packing_ratio']!r}, so a row would hold several samples, "
-            "and what is measured of a row is the score of none. Leave packing_ratio out, or take the pruning out of "
-            "algorithms."
+            f"train_loader.dataset.packing_ratio is {dataset['packing_ratio']!r}, so samples that fit no row of their "
+            "batch would be kept back for later ones, or dropped, and no epoch would train on what its list keeps. "
+            "Leave packing_ratio out, or take the pruning out of algorithms."
         )
     streamed = dataset.get("remote") is not None or dataset.get("streams") is not None
     if streamed:
