@@ -42,7 +42,7 @@ from .results import Trained
 from .settings import INTERVAL_UNITS, Settings, epochs, steps
 from .sharding import shard
 from .tasks import LanguageModelling, Task
-from .text_batches import count_targets, count_tokens, progress_of
+from .text_batches import count_tokens, progress_of, token_factors
 from .whole_epochs import WholeEpochs
 
 __all__ = ["Host", "join_ranks"]
@@ -178,7 +178,7 @@ class Host:
     def _train(self, batch: Any) -> None:
         self.network.train()
         self.optimizer.zero_grad()
-        factor_of = self._token_factors(batch)
+        factor_of = token_factors(batch, self.ranks) if isinstance(self.task, LanguageModelling) else lambda _: 1.0
         batch, total, done = self.on_device(batch), batch_size(batch), 0
         for part in self.run.microbatches(batch, self.settings.device_train_microbatch_size or total):
             rows = slice(done, done := done + batch_size(part))
@@ -191,19 +191,6 @@ class Host:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.stretched.step()
-
-    def _token_factors(self, batch: Any) -> Callable[[slice], float]:
-        """By what the loss of some rows of the batch counts, beside their share of it, so that all targets count alike.
-
-        Of all ranks; 1 where the loss is no mean over targets.
-        """
-        if not isinstance(self.task, LanguageModelling):
-            return lambda rows: 1.0
-        counts = count_targets(batch)
-        (targets,) = self.ranks.communicator.all_reduce_sum(np.array([int(counts.sum())])).tolist()
-        rows_of_ranks = len(counts) * self.ranks.world_size
-        # One division, so that all rows of a single rank count by exactly 1.
-        return lambda rows: int(counts[rows].sum()) * rows_of_ranks / (max(1, targets) * (rows.stop - rows.start))
 
     def on_device(self, batch: Any) -> Any:
         """A batch on the network's device."""

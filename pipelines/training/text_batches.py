@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from ted_stream.engine import ProgressLike
+from ted_stream.engine import ProgressLike, Ranks
 
 from ..corpora.instructions import IGNORED
 from ..corpora.tokens import read_lengths
 from .settings import Settings
 
-__all__ = ["PaddingCollator", "count_targets", "count_tokens", "progress_of"]
+__all__ = ["PaddingCollator", "count_targets", "count_tokens", "progress_of", "token_factors"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,22 @@ def count_tokens(batch: Any) -> int:
 def count_targets(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """(rows,) int64: of each row of a language model's batch the targets that its loss is a mean over."""
     return batch["labels"][:, 1:].ne(IGNORED).sum(1)  # nothing predicts the first token
+
+
+def token_factors(batch: Mapping[str, torch.Tensor], ranks: Ranks) -> Callable[[slice], float]:
+    """By what the mean over some rows' targets counts, beside the rows' share of the batch: all targets count alike.
+
+    Of the batches of all ranks, over which gradients are averaged; collective.
+
+    Args:
+        batch: this rank's, of a language model.
+        ranks: that share the step.
+    """
+    counts = count_targets(batch)
+    (targets,) = ranks.communicator.all_reduce_sum(np.array([int(counts.sum())])).tolist()
+    rows_of_ranks = len(counts) * ranks.world_size
+    # One division, so that all rows of a single rank count by exactly 1.
+    return lambda rows: int(counts[rows].sum()) * rows_of_ranks / (max(1, targets) * (rows.stop - rows.start))
 
 
 def progress_of(settings: Settings) -> ProgressLike | None:
