@@ -67,9 +67,8 @@ class Forms:
     response: str = "response"
     ignored: tuple[str, ...] = ()
 
-    def unused(self, record: Mapping[str, Any]) -> list[str]:
-        """The fields of a record with a form that hold something, but enter no text."""
-        form = self.of(record)
+    def unused(self, record: Mapping[str, Any], form: str) -> list[str]:
+        """The fields of a record of this form that hold something, but enter no text."""
         used = {"alpaca": ("instruction", "input", "output"), "pair": (self.prompt, self.response)}
         return [name for name in record if record[name] and name not in used.get(form, (form, "system"))]
 
@@ -116,7 +115,7 @@ class Forms:
         form = self.of(record)
         assert isinstance(record, dict), "it has a form"
         asked = ASKED if form in TURNS else ASKED + ASKED_OF_PAIRS
-        for name in self.unused(record):
+        for name in self.unused(record, form):
             if name in self.ignored:
                 continue
             if name in UNKNOWN:

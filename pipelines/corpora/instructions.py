@@ -286,7 +286,7 @@ def _checked(
         first[:] = first or [form, records.where(at)]
         if form != first[0]:
             raise BadRecordError("other form", f"it has the form {form!r}, but {first[1]}, {first[0]!r}; keep one.")
-        unused.update(forms.unused(record))
+        unused.update(forms.unused(record, form))
 
     good = good_records(records, look, refusals, progress)
     return _Source(records, first[0], good)

@@ -245,7 +245,7 @@ def test_pretraining_reads_what_is_kept_and_weighs_it(here: Path, monkeypatch: p
     [
         (
             {"train_loader": {"dataset": {"packing_ratio": 2.0}}},
-            r"dataset.packing_ratio is 2.0, so samples",
+            r"train_loader.dataset.packing_ratio is 2.0, so samples",
         ),
         ({"train_loader": {"dataset": {"packing_ratio": "auto"}}}, r"packing_ratio is 'auto'.*Leave packing_ratio out"),
         ({"train_loader": {"dataset": {"hf_name": "json", "replication": 2}}}, r"replication is 2, .* not streamed"),
